@@ -1,0 +1,1 @@
+"""Which request owns which KV block."""

@@ -1,0 +1,1 @@
+"""Executor, worker and model runner: from a scheduled batch to tokens."""

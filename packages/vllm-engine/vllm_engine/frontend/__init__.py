@@ -1,0 +1,1 @@
+"""Text to requests, and tokens back to text. Imports no torch."""

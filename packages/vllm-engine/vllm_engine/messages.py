@@ -1,0 +1,138 @@
+"""The typed messages between the frontend and the engine core. They cross a process boundary as msgpack."""
+
+from typing import Any
+
+import msgspec
+
+from vllm_engine.outputs import FinishReason
+from vllm_engine.params import SamplingParams
+
+
+class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
+    """One completion to compute: validated, tokenised, all defaults filled in. ``n`` is 1 here: the frontend fans out.
+
+    ``request_id`` is made by the frontend, unique for the life of the engine, and never a client's text.
+    ``stop_token_ids`` holds the stop tokens and, unless ignored, the end-of-sequence tokens; ``eos_token_ids`` tells
+    which of them end without a stop reason. ``seed`` is set for every request: drawn at random where none was asked.
+    ``bad_words_token_ids`` holds each forbidden word in each of its spellings as token ids.
+    ``max_tokens`` is at least 1 and such that prompt and output fit the model.
+    Lower ``priority`` runs first (policy ``priority`` only). ``arrival_time`` is ``time.monotonic()`` in seconds.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    seed: int
+    stop_token_ids: list[int]
+    eos_token_ids: list[int]
+    bad_words_token_ids: list[list[int]]
+    priority: int = 0
+    cache_salt: str | None = None
+    arrival_time: float = 0.0
+
+
+class PositionLogprobs(msgspec.Struct, array_like=True):
+    """Log-probabilities at one position. Entry 0 is the token that stands there, the rest the most likely ones in order.
+
+    ``rank`` is the 1-based rank of entry 0 in the whole vocabulary.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class RequestUpdate(msgspec.Struct, array_like=True):
+    """What one step brought for one request.
+
+    ``prompt_logprobs`` comes once, with the first new token, and has ``num_prompt_tokens - 1`` entries, for the
+    second prompt token on. ``stop_reason`` is the stop token id, None for an end-of-sequence token.
+    ``error`` tells what went wrong when ``finish_reason`` is ``error``.
+    """
+
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    logprobs: list[PositionLogprobs] | None = None
+    prompt_logprobs: list[PositionLogprobs] | None = None
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    scheduled_ts: float = 0.0
+    error: str | None = None
+
+
+class SchedulerStats(msgspec.Struct, array_like=True):
+    """State of the scheduler and the cache after a step. Counters count since start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    prefix_cache_queries: int = 0
+    """Tokens looked up in the prefix cache."""
+    prefix_cache_hits: int = 0
+    """Tokens found there."""
+    num_preemptions: int = 0
+    num_steps: int = 0
+
+
+class EngineOutputs(msgspec.Struct, array_like=True, tag="outputs"):
+    """All that one step brought. ``timestamp`` is ``time.monotonic()`` in seconds, the same clock in all processes."""
+
+    updates: list[RequestUpdate]
+    timestamp: float
+    stats: SchedulerStats
+
+
+class EngineReady(msgspec.Struct, array_like=True, tag="ready"):
+    """The engine core has loaded its model. ``phases`` holds the seconds of each start-up phase."""
+
+    max_model_len: int
+    vocab_size: int
+    num_kv_blocks: int
+    block_size: int
+    phases: dict[str, float]
+
+
+class EngineFailed(msgspec.Struct, array_like=True, tag="failed"):
+    """The engine core ends: ``message`` for the user; ``config_field`` when a setting is at fault."""
+
+    message: str
+    config_field: str | None = None
+
+
+class RpcResult(msgspec.Struct, array_like=True, tag="result"):
+    """Answer to an ``RpcCall``: ``value`` or ``error``."""
+
+    call_id: int
+    value: Any = None
+    error: str | None = None
+
+
+class AddRequests(msgspec.Struct, array_like=True, tag="add"):
+    """New requests for the scheduler."""
+
+    requests: list[EngineRequest]
+
+
+class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
+    """Requests whose results nobody wants any more; unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+class RpcCall(msgspec.Struct, array_like=True, tag="call"):
+    """A control call by name, answered by an ``RpcResult`` with the same ``call_id``."""
+
+    call_id: int
+    method: str
+    args: list[Any] = []
+
+
+class Shutdown(msgspec.Struct, array_like=True, tag="shutdown"):
+    """End the engine core now."""
+
+
+ToCore = AddRequests | AbortRequests | RpcCall | Shutdown
+FromCore = EngineOutputs | EngineReady | EngineFailed | RpcResult
