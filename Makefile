@@ -1,0 +1,79 @@
+# Needs Python 3.11 or later, pip, make and a C compiler; everything else goes into $(VENV).
+#   make serve MODEL=demo PORT=8000 ARGS="--max-model-len 256"
+#   make test ARGS="tests/cli -x"
+#   make install TORCH="torch==2.11.0" PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+MODEL ?= demo
+PORT ?= 8000
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
+# One stamp per torch requirement, so that another TORCH=... installs again.
+STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test soak lint format types contracts check demo-model clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP) ## the five wheels and the developer tools in .venv (again only after a change)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11; name another one: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python pyproject.toml $(WHEELS:%=%/pyproject.toml) Makefile
+	@rm -f $(VENV)/.installed-*
+	@echo "installing the developer tools"
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --group dev
+	@echo "installing $(TORCH) and the five wheels; the first time this takes a minute or two"
+	@$(PIP) install '$(TORCH)'
+	@# One command with all five folders: a sibling is never looked for on an index.
+	@$(PIP) install --no-build-isolation --check-build-dependencies '$(TORCH)' $(WHEELS:%=--editable ./%)
+	@touch $@
+
+serve: install ## start the server on port 8000 with the demo model
+	@echo "When the server is ready, ask it something from another terminal:"
+	@echo
+	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
+	@echo "    -d '{\"model\": \"$(MODEL)\", \"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]}'"
+	@echo
+	@exec $(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
+
+test: install ## every quick test
+	@$(BIN)/python -m pytest $(ARGS)
+
+soak: install ## one minute of load on a real server
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+lint: install ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: install ## ruff: mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: install ## mypy, strict, over the five wheels
+	@$(BIN)/mypy
+
+contracts: install ## import-linter: who may import whom
+	@$(BIN)/lint-imports
+
+check: lint types contracts ## all three
+
+demo-model: install ## train the demo model again (some minutes)
+	@$(BIN)/python tools/train_demo_model.py $(ARGS)
+
+clean: ## remove what was built, and the caches
+	@rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find packages tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
