@@ -1,0 +1,126 @@
+"""The engine core: one loop of schedule, execute, update. No text, no HTTP, no user input that was not validated."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vllm_engine import envs
+from vllm_engine.config import EngineConfig
+from vllm_engine.core.limits import EngineLimits, resolve_limits
+from vllm_engine.core.scheduler import Scheduler
+from vllm_engine.errors import EngineDead
+from vllm_engine.execution.executor import UniExecutor
+from vllm_engine.logging import get_logger, startup_phase
+from vllm_engine.messages import EngineOutputs, EngineReady, EngineRequest, RequestUpdate
+
+logger = get_logger(__name__)
+
+MAX_CONSECUTIVE_FAILURES = 3
+"""Failed steps in a row after which the fault is the engine's and not a request's."""
+
+
+class EngineCore:
+    """Owns the scheduler and the executor. Single-threaded: one caller at a time."""
+
+    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+        """Load the model, size the KV cache, warm up. Raises ``ConfigError`` for settings that cannot be honoured."""
+        self.phases: dict[str, float] = {}
+        with startup_phase(logger, "worker", self.phases):
+            self.executor = UniExecutor(config, model_path)
+        with startup_phase(logger, "weights", self.phases):
+            model = self.executor.load_model()
+        with startup_phase(logger, "kv cache", self.phases):
+            self.limits: EngineLimits = resolve_limits(config, model, self.executor.available_memory())
+            self.executor.initialize_kv_cache(self.limits)
+        with startup_phase(logger, "warm-up", self.phases):
+            self.executor.warm_up()
+        self.scheduler = Scheduler(
+            config.scheduler,
+            self.limits.layout,
+            max_num_batched_tokens=self.limits.max_num_batched_tokens,
+            max_num_seqs=self.limits.max_num_seqs,
+            max_model_len=self.limits.max_model_len,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+        )
+        self.ready = EngineReady(
+            max_model_len=self.limits.max_model_len,
+            vocab_size=model.vocab_size,
+            num_kv_blocks=self.limits.layout.num_blocks,
+            block_size=self.limits.layout.block_size,
+            phases=self.phases,
+        )
+        self._check_invariants: bool = envs.get("VLLM_CHECK_INVARIANTS")
+        self._refused: list[RequestUpdate] = []
+        self._failures_in_a_row = 0
+        self._calls: dict[str, Callable[..., Any]] = {
+            "reset_prefix_cache": self.scheduler.kv.forget_prefixes,
+            "check_invariants": self.scheduler.kv.check_invariants,
+        }
+
+    def add(self, requests: list[EngineRequest]) -> None:
+        """Queue requests. One that would index out of bounds is refused here even if the frontend let it through."""
+        for request in requests:
+            problem = self._problem(request)
+            if problem is None:
+                self.scheduler.add(request)
+            else:
+                self._refused.append(RequestUpdate(request.request_id, [], finish_reason="error", error=problem))
+
+    def _problem(self, request: EngineRequest) -> str | None:
+        prompt = request.prompt_token_ids
+        if request.request_id in self.scheduler:
+            return "request id is already in use"
+        if not 0 < len(prompt) < self.limits.max_model_len + 1:
+            return f"prompt has {len(prompt)} tokens, the model takes 1 to {self.limits.max_model_len}"
+        if min(prompt) < 0 or max(prompt) >= self.ready.vocab_size:
+            return "prompt has a token id outside the vocabulary"
+        return None
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Drop requests at once; what they hold is free for the next step."""
+        self.scheduler.abort(request_ids)
+
+    def has_unfinished(self) -> bool:
+        """Whether ``step`` has anything to do."""
+        return bool(self._refused) or self.scheduler.has_unfinished()
+
+    def step(self) -> EngineOutputs:
+        """Compute one batch.
+
+        A step that raises ends the requests of its batch with an error, and only those.
+
+        Raises:
+            EngineDead: after several failed steps in a row.
+        """
+        updates, self._refused = self._refused, []
+        if self.scheduler.has_unfinished():
+            batch = self.scheduler.schedule()
+            try:
+                result = self.executor.execute(batch)
+            except Exception as error:
+                updates += self._contain(error, self.scheduler.fail_batch(batch, "the engine failed on this batch"))
+            else:
+                updates += self.scheduler.update(batch, result)
+                self._failures_in_a_row = 0
+            if self._check_invariants:
+                self.scheduler.kv.check_invariants()
+        return EngineOutputs(updates=updates, timestamp=time.monotonic(), stats=self.scheduler.stats())
+
+    def _contain(self, error: Exception, updates: list[RequestUpdate]) -> list[RequestUpdate]:
+        self._failures_in_a_row += 1
+        logger.error("a step failed; %d requests end with an error", len(updates), exc_info=error)
+        if self._failures_in_a_row >= MAX_CONSECUTIVE_FAILURES:
+            raise EngineDead(f"{self._failures_in_a_row} steps failed in a row: {error}") from error
+        self.executor.reset()
+        return updates
+
+    def call(self, method: str, args: list[Any]) -> Any:
+        """Run a control method by name. Raises ``ValueError`` for a name that is not one."""
+        if method not in self._calls:
+            raise ValueError(f"unknown control method {method!r}")
+        return self._calls[method](*args)
+
+    def close(self) -> None:
+        """Release the model and the cache."""
+        self.executor.shutdown()

@@ -1,0 +1,83 @@
+"""Numbers that depend on settings, model and machine together: lengths, budgets and the cache layout."""
+
+from dataclasses import dataclass
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.core.kv_cache.layout import plan_layout
+from vllm_engine.errors import ConfigError
+from vllm_engine.execution.executor import LoadedModel
+from vllm_engine.kv_layout import KVCacheLayout
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
+
+DEFAULT_BLOCK_SIZE = 16
+DEFAULT_MAX_NUM_SEQS = 256
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What this engine can take: tokens of one request, tokens and requests of one step, blocks of the cache."""
+
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    layout: KVCacheLayout
+
+
+def resolve_limits(config: EngineConfig, model: LoadedModel, available_memory: int) -> EngineLimits:
+    """Fill in what was not set, and refuse what does not fit together.
+
+    Args:
+        config: the settings.
+        model: what the worker says of the loaded model.
+        available_memory: bytes that the KV cache may take.
+
+    Raises:
+        ConfigError: naming the setting at fault and a value that works.
+    """
+    scheduler = config.scheduler
+    max_model_len = model.max_model_len
+    max_num_seqs = scheduler.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    budget = scheduler.max_num_batched_tokens
+    if not scheduler.enable_chunked_prefill:
+        budget = budget or max(max_model_len, DEFAULT_MAX_NUM_BATCHED_TOKENS)
+        if budget < max_model_len:
+            raise ConfigError(
+                f"without chunked prefill, max_num_batched_tokens ({budget}) must be at least max_model_len "
+                f"({max_model_len})",
+                field="max_num_batched_tokens",
+            )
+        if scheduler.long_prefill_token_threshold:
+            raise ConfigError(
+                "long_prefill_token_threshold needs chunked prefill, which is off", field="long_prefill_token_threshold"
+            )
+    budget = budget or max(DEFAULT_MAX_NUM_BATCHED_TOKENS, max_num_seqs)
+    if scheduler.max_num_seqs is None:
+        max_num_seqs = min(max_num_seqs, budget)
+    if budget < max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens ({budget}) must be at least max_num_seqs ({max_num_seqs}): "
+            "every running request needs a token a step",
+            field="max_num_batched_tokens",
+        )
+    layout = plan_layout(
+        model.kv_specs,
+        block_size=config.cache.block_size or DEFAULT_BLOCK_SIZE,
+        memory_bytes=config.cache.kv_cache_memory_bytes or available_memory,
+        max_model_len=max_model_len,
+        max_step_tokens=budget,
+        max_num_seqs=max_num_seqs,
+        num_blocks_override=config.cache.num_gpu_blocks_override,
+    )
+    logger.info(
+        "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
+        layout.num_blocks,
+        layout.block_size,
+        len(layout.groups),
+        max_model_len,
+        max_num_seqs,
+        budget,
+    )
+    return EngineLimits(max_model_len, budget, max_num_seqs, layout)

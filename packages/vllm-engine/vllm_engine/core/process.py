@@ -1,0 +1,111 @@
+"""The engine core as a process of its own: ``python -m vllm_engine.core.process``, started by ``ProcessClient``.
+
+The parent writes one ``Launch`` message to standard input and keeps that pipe open for as long as it lives. When the
+pipe closes, however the parent ended, this process ends too: no orphan survives a ``kill -9``. Requests and outputs
+go over a ZMQ socket in a folder that only this user can enter; messages are msgpack of the types in ``messages``.
+"""
+
+import os
+import shutil
+import signal
+import struct
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import zmq
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.errors import ConfigError
+from vllm_engine.logging import configure_logging, get_logger
+from vllm_engine.messages import EngineFailed, FromCore, ToCore
+
+logger = get_logger(__name__)
+
+LENGTH = struct.Struct("<I")
+"""Length in bytes of the launch message, ahead of it on the pipe."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """All that the engine process needs to know at its start. ``socket_path`` is a UNIX socket in a private folder."""
+
+    config: EngineConfig
+    model_path: str
+    socket_path: str
+
+
+def read_launch(pipe: BinaryIO) -> Launch:
+    """Read the launch message. Raises ``EOFError`` when the parent is gone already."""
+    header = pipe.read(LENGTH.size)
+    if len(header) < LENGTH.size:
+        raise EOFError("no launch message")
+    return msgspec.msgpack.decode(pipe.read(LENGTH.unpack(header)[0]), type=Launch)
+
+
+def _die_with_parent(pipe: BinaryIO, socket_path: str) -> None:
+    """End this process as soon as the parent's end of the pipe is closed."""
+
+    def wait() -> None:
+        pipe.read()
+        shutil.rmtree(os.path.dirname(socket_path), ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()
+
+
+def serve(launch: Launch) -> int:
+    """Connect, load, serve. Returns the exit code."""
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 2000)
+    socket.set_hwm(0)
+    socket.connect(f"ipc://{launch.socket_path}")
+    encoder = msgspec.msgpack.Encoder()
+    decoder: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
+
+    def receive(*, block: bool) -> ToCore | None:
+        if not socket.poll(None if block else 0):
+            return None
+        return decoder.decode(socket.recv())
+
+    def send(message: FromCore) -> None:
+        socket.send(encoder.encode(message))
+
+    try:
+        # Torch comes in only here, so that a broken launch fails before its import.
+        from vllm_engine.core.engine_core import EngineCore
+        from vllm_engine.core.loop import run_core
+
+        core = EngineCore(launch.config, Path(launch.model_path))
+        send(core.ready)
+        run_core(core, receive, send)
+        core.close()
+        return 0
+    except ConfigError as error:
+        send(EngineFailed(str(error), error.field))
+        return 2
+    except Exception as error:
+        logger.exception("the engine core ends")
+        send(EngineFailed(f"{type(error).__name__}: {error}"))
+        return 1
+    finally:
+        socket.close()
+        context.term()
+
+
+def main() -> int:
+    """Entry point of the engine process."""
+    # The terminal sends Ctrl-C to the whole group: the parent decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_logging()
+    pipe = sys.stdin.buffer
+    launch = read_launch(pipe)
+    _die_with_parent(pipe, launch.socket_path)
+    return serve(launch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The waiting requests: a heap in the order of the policy, with removal by id."""
+
+import heapq
+from collections.abc import Callable, Iterator
+
+from vllm_engine.core.request import Request
+
+OrderKey = Callable[[Request], tuple[int, int]]
+
+
+def fcfs_order(request: Request) -> tuple[int, int]:
+    """First come, first served. A preempted request keeps its place: it came first."""
+    return (0, request.arrival_order)
+
+
+def priority_order(request: Request) -> tuple[int, int]:
+    """Lower priority value first, then first come."""
+    return request.order
+
+
+class RequestQueue:
+    """Push, pop and removal in O(log n); removed entries stay in the heap until they surface."""
+
+    def __init__(self, order: OrderKey) -> None:
+        self._order = order
+        self._heap: list[tuple[tuple[int, int], str]] = []
+        self._requests: dict[str, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests.values())
+
+    def push(self, request: Request) -> None:
+        """Add a request at its place in the order."""
+        self._requests[request.request_id] = request
+        heapq.heappush(self._heap, (self._order(request), request.request_id))
+
+    def peek(self) -> Request:
+        """The next request. The queue must not be empty."""
+        while self._heap[0][1] not in self._requests:
+            heapq.heappop(self._heap)
+        return self._requests[self._heap[0][1]]
+
+    def pop(self) -> Request:
+        """Take the next request out. The queue must not be empty."""
+        request = self.peek()
+        heapq.heappop(self._heap)
+        del self._requests[request.request_id]
+        return request
+
+    def remove(self, request_id: str) -> Request | None:
+        """Take out a request by id, if it waits here."""
+        return self._requests.pop(request_id, None)
