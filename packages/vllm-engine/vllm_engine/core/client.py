@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ class InprocClient:
             self._core = None
 
 
-class AsyncClient:
+class AsyncClient(ABC):
     """What the two asynchronous clients share: outputs in order, answers to calls, and the news of a death."""
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
@@ -132,8 +133,9 @@ class AsyncClient:
         finally:
             self._calls.pop(call_id, None)
 
+    @abstractmethod
     def _send(self, message: ToCore) -> None:
-        raise NotImplementedError
+        """Hand a message to the core without waiting. Raises ``EngineDead`` when the core is gone."""
 
     def _receive(self, message: FromCore) -> None:
         """Sort a message from the core. Runs in the event loop."""

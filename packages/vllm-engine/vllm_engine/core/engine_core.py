@@ -32,7 +32,7 @@ class EngineCore:
             model = self.executor.load_model()
         with startup_phase(logger, "kv cache", self.phases):
             self.limits: EngineLimits = resolve_limits(config, model, self.executor.available_memory())
-            self.executor.initialize_kv_cache(self.limits)
+            self.executor.initialize_kv_cache(self.limits.layout, max_num_seqs=self.limits.max_num_seqs)
         with startup_phase(logger, "warm-up", self.phases):
             self.executor.warm_up()
         self.scheduler = Scheduler(

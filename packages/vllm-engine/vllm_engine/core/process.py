@@ -12,7 +12,6 @@ import struct
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 import zmq
@@ -36,19 +35,29 @@ class Launch(msgspec.Struct, frozen=True):
     socket_path: str
 
 
-def read_launch(pipe: BinaryIO) -> Launch:
-    """Read the launch message. Raises ``EOFError`` when the parent is gone already."""
-    header = pipe.read(LENGTH.size)
-    if len(header) < LENGTH.size:
-        raise EOFError("no launch message")
-    return msgspec.msgpack.decode(pipe.read(LENGTH.unpack(header)[0]), type=Launch)
+def read_launch(pipe: int) -> Launch:
+    """Read the launch message from a file descriptor. Raises ``EOFError`` when the parent is gone already."""
+    (length,) = LENGTH.unpack(_read_exactly(pipe, LENGTH.size))
+    return msgspec.msgpack.decode(_read_exactly(pipe, length), type=Launch)
 
 
-def _die_with_parent(pipe: BinaryIO, socket_path: str) -> None:
+def _read_exactly(pipe: int, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = os.read(pipe, count - len(data))
+        if not part:
+            raise EOFError("the parent closed the pipe before the launch message was complete")
+        data += part
+    return data
+
+
+def _die_with_parent(pipe: int, socket_path: str) -> None:
     """End this process as soon as the parent's end of the pipe is closed."""
 
     def wait() -> None:
-        pipe.read()
+        # The descriptor and not sys.stdin: a buffered reader in a daemon thread blocks the interpreter's exit.
+        while os.read(pipe, 4096):
+            pass
         shutil.rmtree(os.path.dirname(socket_path), ignore_errors=True)
         os._exit(1)
 
@@ -101,7 +110,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging()
-    pipe = sys.stdin.buffer
+    pipe = sys.stdin.fileno()
     launch = read_launch(pipe)
     _die_with_parent(pipe, launch.socket_path)
     return serve(launch)

@@ -1,0 +1,71 @@
+"""Executors: how a batch reaches the workers. Only an executor knows how many there are."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
+
+if TYPE_CHECKING:
+    from vllm_engine.execution.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What the engine core needs to know of the model; ``kv_specs`` by layer."""
+
+    vocab_size: int
+    max_model_len: int
+    kv_specs: list[LayerKVSpec]
+
+
+class UniExecutor:
+    """One worker, in this process."""
+
+    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+        """Set up the device. Raises ``ConfigError`` for a model or setting that cannot be honoured."""
+        from vllm_engine.execution.worker import Worker  # torch comes in here
+
+        self._worker: Worker | None = Worker(config, model_path)
+
+    @property
+    def worker(self) -> "Worker":
+        """The worker. Raises ``RuntimeError`` after ``shutdown``."""
+        if self._worker is None:
+            raise RuntimeError("the executor is shut down")
+        return self._worker
+
+    def load_model(self) -> LoadedModel:
+        """Read the weights."""
+        runner = self.worker.load_model()
+        return LoadedModel(
+            vocab_size=self.worker.decoder.vocab_size,
+            max_model_len=self.worker.max_model_len,
+            kv_specs=runner.model.kv_specs(),
+        )
+
+    def available_memory(self) -> int:
+        """Bytes that the KV cache may take."""
+        return self.worker.available_memory()
+
+    def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int) -> None:
+        """Allocate the cache."""
+        self.worker.initialize_kv_cache(layout, max_num_seqs=max_num_seqs)
+
+    def warm_up(self) -> None:
+        """Pay for lazy set-up before the first request."""
+        self.worker.warm_up()
+
+    def execute(self, batch: ScheduledBatch) -> BatchResult:
+        """Compute one batch. Raises whatever the model raises; call ``reset`` then."""
+        return self.worker.execute(batch)
+
+    def reset(self) -> None:
+        """Forget all requests, after a failed step."""
+        self.worker.reset()
+
+    def shutdown(self) -> None:
+        """Release the model and the cache. May be called again."""
+        self._worker = None

@@ -1,0 +1,83 @@
+"""``InputBatch``: the requests of the running batch as rows of numpy arrays that persist from step to step."""
+
+import numpy as np
+
+from vllm_engine.execution.batch import NewRequest
+from vllm_engine.kv_layout import KVCacheLayout
+from vllm_engine.sampling.sampler import SamplingState
+
+
+class InputBatch:
+    """Rows of tokens, progress and block tables. A step changes only what is new.
+
+    A row is written whole when a request enters it, so nothing of the request before can shine through. What belongs
+    to sampling lives in the request's ``SamplingState`` and not in a row.
+    """
+
+    def __init__(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
+        """Arrays for ``max_num_seqs`` rows of up to ``max_model_len`` tokens."""
+        self.block_size = layout.block_size
+        max_blocks = -(-max_model_len // layout.block_size)
+        # +1: the token sampled at the last position is kept, though never computed.
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int64)
+        self.num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.num_computed_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.block_tables = [np.zeros((max_num_seqs, max_blocks), dtype=np.int32) for _ in layout.groups]
+        self.num_blocks = np.zeros((max_num_seqs, len(layout.groups)), dtype=np.int64)
+        self.states: list[SamplingState | None] = [None] * max_num_seqs
+        self.wants_prompt_logprobs: dict[str, int] = {}
+        """Requests whose prompt logprobs are due: id -> number of prompt tokens."""
+        self._row_of: dict[str, int] = {}
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+
+    def row_of(self, request_id: str) -> int:
+        """The row where a request stands."""
+        return self._row_of[request_id]
+
+    def add(self, new: NewRequest, state: SamplingState) -> None:
+        """Give a request a row and fill it."""
+        row = self._free_rows.pop()
+        request_id = new.request.request_id
+        self._row_of[request_id] = row
+        count = len(new.token_ids)
+        self.token_ids[row, :count] = new.token_ids
+        self.num_tokens[row] = count
+        self.num_computed_tokens[row] = new.num_computed_tokens
+        self.num_blocks[row] = 0
+        self.append_blocks(request_id, new.block_ids)
+        self.states[row] = state
+        if new.wants_prompt_logprobs:
+            self.wants_prompt_logprobs[request_id] = len(new.request.prompt_token_ids)
+
+    def append_blocks(self, request_id: str, block_ids: list[list[int]]) -> None:
+        """Extend the block tables of a request, one list of blocks per group."""
+        row = self._row_of[request_id]
+        for group, blocks in enumerate(block_ids):
+            if blocks:
+                start = self.num_blocks[row, group]
+                self.block_tables[group][row, start : start + len(blocks)] = blocks
+                self.num_blocks[row, group] = start + len(blocks)
+
+    def append_token(self, row: int, token_id: int) -> None:
+        """Add a sampled token to a row and to its sampling state."""
+        self.token_ids[row, self.num_tokens[row]] = token_id
+        self.num_tokens[row] += 1
+        state = self.states[row]
+        if state is not None:
+            state.append(token_id)
+
+    def remove(self, request_id: str) -> None:
+        """Free the row of a request; an id that has none is ignored."""
+        row = self._row_of.pop(request_id, None)
+        if row is None:
+            return
+        self.states[row] = None
+        self.wants_prompt_logprobs.pop(request_id, None)
+        self.num_tokens[row] = 0
+        self.num_computed_tokens[row] = 0
+        self._free_rows.append(row)
+
+    def clear(self) -> None:
+        """Free all rows."""
+        for request_id in list(self._row_of):
+            self.remove(request_id)

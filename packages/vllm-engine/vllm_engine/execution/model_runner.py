@@ -1,0 +1,141 @@
+"""``ModelRunner``: one scheduled batch in, new tokens out."""
+
+import numpy as np
+import torch
+from vllm_kernels.ops.cache import allocate_kv_cache
+
+from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.execution.input_batch import InputBatch
+from vllm_engine.execution.step_inputs import StepInputs, build_step_inputs
+from vllm_engine.kv_layout import KVCacheLayout
+from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.messages import PositionLogprobs
+from vllm_engine.models.registry import CausalLM
+from vllm_engine.sampling.sampler import Sampler, SamplingState
+
+PROMPT_LOGPROB_ROWS = 256
+"""Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
+
+
+class ModelRunner:
+    """Keeps the batch, runs the model, samples. One per worker."""
+
+    def __init__(self, model: CausalLM, *, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._dtype = dtype
+        self._vocab_size = vocab_size
+        self._sampler = Sampler(vocab_size)
+        self._states: list[SamplingState] = []
+
+    def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
+        """Allocate the cache tensors and the batch."""
+        specs = self.model.kv_specs()
+        tensors: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        group_of_layer = [0] * len(specs)
+        kv_caches: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(specs)
+        for group_index, group in enumerate(layout.groups):
+            for position, layer in enumerate(group.layers):
+                spec = specs[layer]
+                key = (position, spec.num_kv_heads, spec.head_dim)
+                if key not in tensors:
+                    tensors[key] = allocate_kv_cache(
+                        layout.num_blocks, layout.block_size, spec.num_kv_heads, spec.head_dim, self._dtype, self.device
+                    )
+                kv_caches[layer] = tensors[key]
+                group_of_layer[layer] = group_index
+        self._kv_caches = [cache for cache in kv_caches if cache is not None]
+        self._group_of_layer = group_of_layer
+        self.batch = InputBatch(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+
+    @torch.inference_mode()
+    def execute(self, scheduled: ScheduledBatch) -> BatchResult:
+        """Compute the scheduled tokens of every request, and sample where the last known token was reached."""
+        result = BatchResult()
+        self._update_batch(scheduled, result)
+        ids = [request_id for request_id in scheduled.num_scheduled_tokens if request_id not in result.errors]
+        if not ids:
+            return result
+        rows = np.array([self.batch.row_of(request_id) for request_id in ids])
+        counts = np.array([scheduled.num_scheduled_tokens[request_id] for request_id in ids])
+        inputs = build_step_inputs(self.batch, rows, counts, self.device)
+        hidden = self.model.forward(inputs.input_ids, inputs.positions, self._attention_context(inputs))
+        if self.batch.wants_prompt_logprobs:
+            self._prompt_logprobs(ids, rows, inputs, hidden, result)
+        self.batch.num_computed_tokens[rows] += counts
+        if len(inputs.sample_rows):
+            sampled_ids = [ids[i] for i in np.flatnonzero(np.isin(rows, inputs.sample_rows))]
+            self._sample(sampled_ids, inputs, hidden, result)
+        return result
+
+    def _update_batch(self, scheduled: ScheduledBatch, result: BatchResult) -> None:
+        """Apply the difference to the step before."""
+        for request_id in scheduled.removed:
+            self.batch.remove(request_id)
+        for request_id, block_ids in scheduled.new_block_ids.items():
+            self.batch.append_blocks(request_id, block_ids)
+        for new in scheduled.new_requests:
+            try:
+                state = SamplingState(new.request, new.token_ids[:])
+                self._sampler.check(state)
+            except ValueError as error:
+                result.errors[new.request.request_id] = str(error)
+            else:
+                self.batch.add(new, state)
+
+    def _attention_context(self, inputs: StepInputs) -> AttentionContext:
+        return AttentionContext(
+            metadata=inputs.metadata,
+            slot_mappings=inputs.slot_mappings,
+            group_of_layer=self._group_of_layer,
+            kv_caches=self._kv_caches,
+        )
+
+    def _sample(self, ids: list[str], inputs: StepInputs, hidden: torch.Tensor, result: BatchResult) -> None:
+        logits = self.model.compute_logits(hidden[torch.from_numpy(inputs.sample_indices).to(self.device)])
+        states = [state for row in inputs.sample_rows if (state := self.batch.states[row]) is not None]
+        if len(states) == len(self._states) and all(map(_same, states, self._states)):
+            states = self._states  # the same list tells the sampler that nothing changed
+        self._states = states
+        output = self._sampler.sample(logits, states)
+        for i, (request_id, row) in enumerate(zip(ids, inputs.sample_rows, strict=True)):
+            error = output.errors[i]
+            if error is not None:
+                result.errors[request_id] = error
+                continue
+            self.batch.append_token(row, output.token_ids[i])
+            result.sampled[request_id] = [output.token_ids[i]]
+            logprobs = output.logprobs[i]
+            if logprobs is not None:
+                result.logprobs[request_id] = [logprobs]
+
+    def _prompt_logprobs(
+        self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, result: BatchResult
+    ) -> None:
+        """Log-probabilities of each prompt token given those before it, for positions whose logits come in this step."""
+        for i, request_id in enumerate(ids):
+            num_prompt_tokens = self.batch.wants_prompt_logprobs.get(request_id)
+            state = self.batch.states[rows[i]]
+            if num_prompt_tokens is None or state is None:
+                continue
+            start, begin, end = int(inputs.starts[i]), int(inputs.offsets[i]), int(inputs.offsets[i + 1])
+            count = min(end - begin, num_prompt_tokens - 1 - start)
+            num_logprobs = state.request.params.prompt_logprobs or 0
+            entries: list[PositionLogprobs] = []
+            for first in range(0, count, PROMPT_LOGPROB_ROWS):
+                size = min(PROMPT_LOGPROB_ROWS, count - first)
+                logits = self.model.compute_logits(hidden[begin + first : begin + first + size])
+                targets = self.batch.token_ids[rows[i], start + first + 1 : start + first + size + 1].tolist()
+                entries += self._sampler.prompt_logprobs(logits, targets, num_logprobs)
+            result.prompt_logprobs[request_id] = entries
+            if start + count >= num_prompt_tokens - 1:
+                del self.batch.wants_prompt_logprobs[request_id]
+
+    def reset(self) -> None:
+        """Forget all requests, after a failed step."""
+        self.batch.clear()
+        self._states = []
+
+
+def _same(left: object, right: object) -> bool:
+    return left is right

@@ -1,0 +1,52 @@
+"""How layers are grouped and the cache is sized."""
+
+import pytest
+from vllm_engine.core.kv_cache.layout import blocks_per_request, bytes_per_block, group_layers, plan_layout
+from vllm_engine.errors import ConfigError
+from vllm_engine.kv_layout import KVGroup, LayerKVSpec
+
+FULL = LayerKVSpec(2, 16, 2)
+WINDOW = LayerKVSpec(2, 16, 2, sliding_window=64)
+
+
+def test_equal_layers_form_one_group() -> None:
+    assert group_layers([FULL] * 3) == (KVGroup((0, 1, 2), None),)
+
+
+def test_mixed_layers_form_groups_of_the_size_of_the_smaller_kind() -> None:
+    groups = group_layers([WINDOW, WINDOW, FULL, WINDOW, WINDOW, FULL])
+    assert groups == (KVGroup((2, 5), None), KVGroup((0, 1), 64), KVGroup((3, 4), 64))
+
+
+def test_layers_of_unequal_shape_share_one_table() -> None:
+    assert group_layers([FULL, LayerKVSpec(1, 16, 2, 64)]) == (KVGroup((0, 1), None),)
+
+
+def test_a_block_costs_the_bytes_of_one_group() -> None:
+    specs = [WINDOW, WINDOW, FULL, WINDOW, WINDOW, FULL]
+    assert bytes_per_block(specs, group_layers(specs), 8) == 2 * 8 * (2 * 2 * 16 * 2)
+
+
+def test_a_sliding_group_needs_blocks_for_its_window_and_the_step_only() -> None:
+    assert blocks_per_request((KVGroup((0,), 64),), 16, 10_000, 32) == 7
+    assert blocks_per_request((KVGroup((0,), None),), 16, 10_000, 32) == 625
+
+
+def test_the_cache_takes_no_more_than_all_requests_can_use() -> None:
+    layout = plan_layout(
+        [FULL], block_size=16, memory_bytes=2**40, max_model_len=160, max_step_tokens=64, max_num_seqs=3
+    )
+    assert layout.num_blocks == 3 * 10 + 1
+
+
+def test_a_cache_too_small_for_one_request_is_refused_with_a_length_that_fits() -> None:
+    block_bytes = 16 * 2 * 2 * 16 * 2
+    with pytest.raises(ConfigError, match=r"lower max_model_len to 64 ") as caught:
+        plan_layout(
+            [FULL], block_size=16, memory_bytes=5 * block_bytes, max_model_len=160, max_step_tokens=64, max_num_seqs=3
+        )
+    assert caught.value.field == "kv_cache_memory_bytes"
+    fitting = plan_layout(
+        [FULL], block_size=16, memory_bytes=5 * block_bytes, max_model_len=64, max_step_tokens=64, max_num_seqs=3
+    )
+    assert fitting.num_blocks == 5
