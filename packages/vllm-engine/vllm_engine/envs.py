@@ -35,8 +35,8 @@ def _log_level(text: str) -> str:
 
 VARIABLES: dict[str, EnvVar] = {
     "VLLM_LOGGING_LEVEL": EnvVar(_log_level, "INFO", "lowest level that the log shows"),
-    "VLLM_CPU_KVCACHE_SPACE": EnvVar(float, None, "GiB of memory for the KV cache on a CPU; unset: a share of what is free"),
-    "VLLM_CHECK_INVARIANTS": EnvVar(_boolean, False, "check the KV block accounting after every step (slow; for tests)"),
+    "VLLM_CPU_KVCACHE_SPACE": EnvVar(float, None, "GiB for the KV cache on a CPU; unset: a share of what is free"),
+    "VLLM_CHECK_INVARIANTS": EnvVar(_boolean, False, "check the KV block accounting after every step (for tests)"),
 }
 
 

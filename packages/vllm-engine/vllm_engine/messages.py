@@ -33,7 +33,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PositionLogprobs(msgspec.Struct, array_like=True):
-    """Log-probabilities at one position. Entry 0 is the token that stands there, the rest the most likely ones in order.
+    """Log-probabilities at one position. Entry 0 is the token that stands there, the others the most likely, in order.
 
     ``rank`` is the 1-based rank of entry 0 in the whole vocabulary.
     """

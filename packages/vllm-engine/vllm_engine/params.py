@@ -160,7 +160,9 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_int(name: str, value: object, *, low: int | None = None, high: int | None = None, optional: bool = False) -> None:
+def _check_int(
+    name: str, value: object, *, low: int | None = None, high: int | None = None, optional: bool = False
+) -> None:
     if value is None and optional:
         return
     if not _is_int(value):

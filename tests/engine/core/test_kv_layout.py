@@ -1,6 +1,7 @@
 """How layers are grouped and the cache is sized."""
 
 import pytest
+
 from vllm_engine.core.kv_cache.layout import blocks_per_request, bytes_per_block, group_layers, plan_layout
 from vllm_engine.errors import ConfigError
 from vllm_engine.kv_layout import KVGroup, LayerKVSpec

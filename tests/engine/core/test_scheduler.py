@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from vllm_engine.config import SchedulerConfig
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.execution.batch import ScheduledBatch

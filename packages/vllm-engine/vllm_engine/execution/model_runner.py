@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from vllm_kernels.ops.cache import allocate_kv_cache
 
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.input_batch import InputBatch
@@ -12,6 +11,7 @@ from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.messages import PositionLogprobs
 from vllm_engine.models.registry import CausalLM
 from vllm_engine.sampling.sampler import Sampler, SamplingState
+from vllm_kernels.ops.cache import allocate_kv_cache
 
 PROMPT_LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
@@ -112,7 +112,7 @@ class ModelRunner:
     def _prompt_logprobs(
         self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, result: BatchResult
     ) -> None:
-        """Log-probabilities of each prompt token given those before it, for positions whose logits come in this step."""
+        """Log-probabilities of prompt tokens given those before, for positions whose logits come in this step."""
         for i, request_id in enumerate(ids):
             num_prompt_tokens = self.batch.wants_prompt_logprobs.get(request_id)
             state = self.batch.states[rows[i]]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from vllm_kernels.ops.attention import AttentionMetadata
 
 from vllm_engine.execution.input_batch import InputBatch
+from vllm_kernels.ops.attention import AttentionMetadata
 
 
 @dataclass(slots=True)

@@ -80,7 +80,7 @@ class BlockPool:
             self._keys[block] = key
 
     def release(self, blocks: list[int]) -> None:
-        """Drop one reference of each. Pass a sequence's blocks last first, so that its tail is evicted before its head."""
+        """Drop one reference of each. Pass a sequence's blocks last first: its tail is then evicted before its head."""
         for block in blocks:
             if block == NULL_BLOCK:
                 continue

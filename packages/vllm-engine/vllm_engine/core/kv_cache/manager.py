@@ -102,9 +102,7 @@ class KVCacheManager:
             self._release_invisible(tables, start)
         reused = prefix.blocks if prefix is not None else [[] for _ in tables]
         blocks_total = -(-(start + num_tokens) // self._block_size)
-        missing = [
-            blocks_total - len(table) - len(shared) for table, shared in zip(tables, reused, strict=True)
-        ]
+        missing = [blocks_total - len(table) - len(shared) for table, shared in zip(tables, reused, strict=True)]
         shared_blocks = [block for shared in reused for block in shared if block != NULL_BLOCK]
         revived = sum(map(self.pool.is_evictable, shared_blocks))
         if sum(missing) + revived > self.pool.num_available:
