@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from vllm_engine.config import EngineArgs
 from vllm_engine.errors import ConfigError
 

@@ -15,7 +15,7 @@ def option_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
     return {
         field.name: (group.name, field)
         for group in dataclasses.fields(EngineConfig)
-        for field in dataclasses.fields(group.type)  # type: ignore[arg-type]
+        for field in dataclasses.fields(group.type)
     }
 
 
