@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -15,7 +16,7 @@ def option_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
     return {
         field.name: (group.name, field)
         for group in dataclasses.fields(EngineConfig)
-        for field in dataclasses.fields(group.type)
+        for field in dataclasses.fields(group.type)  # type: ignore[arg-type]
     }
 
 
@@ -52,11 +53,28 @@ def _check(options: dict[str, Any]) -> EngineConfig:
         try:
             groups.setdefault(group, {})[name] = msgspec.convert(options[name], field.type, strict=True)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{name}: {_plain(str(error))}, got {options[name]!r}", field=name) from error
+            raise ConfigError(f"{name} must be {_allowed(field.type)}, got {options[name]!r}", field=name) from error
     return EngineConfig(
-        **{group.name: group.type(**groups.get(group.name, {})) for group in dataclasses.fields(EngineConfig)}  # type: ignore[operator, arg-type]
+        **{group.name: group.type(**groups.get(group.name, {})) for group in dataclasses.fields(EngineConfig)}  # type: ignore[operator]
     )
 
 
-def _plain(message: str) -> str:
-    return message.split(" - at `$")[0].replace("`", "")
+def _allowed(annotation: Any) -> str:
+    """What a field's type takes, in words: ``an integer of at least 1 or null``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [
+            f"{word} {value}"
+            for meta in arguments[1:]
+            for word, value in (("at least", meta.ge), ("at most", meta.le))
+            if value is not None
+        ]
+        return f"{_allowed(arguments[0])} of {' and '.join(bounds)}"
+    if origin in (Union, UnionType):
+        return " or ".join(_allowed(member) for member in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is list:
+        return f"a list, each {_allowed(arguments[0])}"
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+    return names.get(annotation, "an object")

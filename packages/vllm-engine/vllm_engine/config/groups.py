@@ -25,9 +25,7 @@ class ModelConfig:
         "auto", help="data type of weights and activations; auto takes the checkpoint's (float32 becomes bfloat16)"
     )
     seed: int = option(0, help="seed of everything random that belongs to no request (dummy weights)")
-    max_model_len: Positive | None = option(
-        None, help="most tokens of prompt and output together; default: the model's own"
-    )
+    max_model_len: Positive | None = option(None, help="most tokens of prompt plus output; default: the model's own")
     served_model_name: list[str] | None = option(None, help="names under which the API serves the model")
     max_logprobs: Annotated[int, Meta(ge=-1)] = option(20, help="most logprobs a request may ask for; -1 is no limit")
     generation_config: str = option(
@@ -59,11 +57,9 @@ class CacheConfig:
 
     block_size: Annotated[int, Meta(ge=1, le=1024)] | None = option(None, help="tokens in one KV block (16 by default)")
     kv_cache_memory_bytes: Positive | None = option(
-        None, help="memory for the KV cache; default: a share of what is free"
+        None, help="bytes for the KV cache; default: a share of free memory"
     )
-    num_gpu_blocks_override: Annotated[int, Meta(ge=2)] | None = option(
-        None, help="exact number of KV blocks, on any device"
-    )
+    num_gpu_blocks_override: Annotated[int, Meta(ge=2)] | None = option(None, help="number of KV blocks, on any device")
     enable_prefix_caching: bool = option(True, help="reuse the KV cache of equal prompt beginnings")
 
 
@@ -74,11 +70,9 @@ class SchedulerConfig:
     max_num_batched_tokens: Positive | None = option(None, help="most tokens in one step (2048 by default)")
     max_num_seqs: Positive | None = option(None, help="most requests running at once (256 by default)")
     enable_chunked_prefill: bool = option(True, help="split long prompts over several steps")
-    long_prefill_token_threshold: NonNegative = option(
-        0, help="most prompt tokens of one request in a step; 0 is no limit"
-    )
+    long_prefill_token_threshold: NonNegative = option(0, help="most tokens of one request in a step; 0 is no limit")
     scheduling_policy: Literal["fcfs", "priority"] = option(
-        "fcfs", help="order of requests: by arrival, or by priority first"
+        "fcfs", help="order of requests: by arrival, or by priority"
     )
 
 

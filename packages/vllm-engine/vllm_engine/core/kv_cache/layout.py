@@ -77,7 +77,8 @@ def plan_layout(
         raise ConfigError(
             f"the KV cache holds {max(0, num_blocks - 1)} blocks of {block_size} tokens "
             f"({num_blocks * block_bytes / 2**20:.1f} MiB), but one request of max_model_len={max_model_len} needs "
-            f"{needed} ({(needed + 1) * block_bytes / 2**20:.1f} MiB): lower max_model_len to {fitting} or raise {source}",
+            f"{needed} ({(needed + 1) * block_bytes / 2**20:.1f} MiB): "
+            f"lower max_model_len to {fitting} or raise {source}",
             field=source,
         )
     return KVCacheLayout(num_blocks=num_blocks, block_size=block_size, groups=groups)
