@@ -1,0 +1,152 @@
+"""``DecoderConfig``: every number that a decoder-only language model needs, read from its ``config.json``.
+
+No torch and no transformers here, so that the processes without a model can ask about it too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_engine.config.rope import RopeConfig
+from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
+
+FULL = "full_attention"
+SLIDING = "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """The shape of a decoder-only model. One class for all families: a family fills in what it has.
+
+    ``layer_types`` says for each layer whether it is ``full_attention`` or ``sliding_attention``; a sliding layer
+    sees the last ``sliding_window`` tokens, itself included. ``rope`` is None for models with learned positions;
+    ``local_rope`` is the rotary embedding of the sliding layers where they have their own. ``dtype`` is the
+    checkpoint's (None when the file does not say). ``activation`` is ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
+    """
+
+    architecture: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int
+    norm_eps: float
+    activation: str
+    tie_word_embeddings: bool
+    layer_types: tuple[str, ...]
+    sliding_window: int | None = None
+    rope: RopeConfig | None = None
+    local_rope: RopeConfig | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    query_pre_attn_scalar: float | None = None
+    attention_soft_cap: float | None = None
+    final_soft_cap: float | None = None
+    embedding_scale: float | None = None
+    dtype: str | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    word_embed_proj_dim: int | None = None
+    """OPT: width of the token embedding, when it is projected to ``hidden_size`` and back."""
+    do_layer_norm_before: bool = True
+    """OPT: whether a block normalises its input (True) or its output."""
+    final_layer_norm: bool = True
+    """OPT: whether a norm follows the last block."""
+    layer_norm_affine: bool = True
+    """OPT: whether layer norms have weights and biases."""
+    scale_attention_by_layer: bool = False
+    """GPT-2: whether scores of layer ``i`` are also divided by ``i + 1``."""
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied with before softmax."""
+        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+
+    def layer_window(self, layer_index: int) -> int | None:
+        """Tokens that a layer can see, itself included; None is all."""
+        return self.sliding_window if self.layer_types[layer_index] == SLIDING else None
+
+    def layer_rope(self, layer_index: int) -> RopeConfig | None:
+        """Rotary embedding of a layer."""
+        local = self.local_rope is not None and self.layer_types[layer_index] == SLIDING
+        return self.local_rope if local else self.rope
+
+
+def load_decoder_config(path: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
+    """Read and check ``config.json`` of a model folder.
+
+    Args:
+        path: the model's folder.
+        overrides: keys that replace those of the file (``hf_overrides``); an object under ``text_config`` is merged.
+
+    Raises:
+        ConfigError: no readable file, an unknown architecture (the message lists the known ones), a value that is
+            missing, of the wrong type or contradicts another (the message names the key), or an override that this
+            architecture does not read.
+    """
+    from vllm_engine.config.families import read_family
+
+    return read_family(_read_json(path / "config.json"), dict(overrides or {}))
+
+
+def default_max_model_len(config: DecoderConfig) -> int:
+    """Longest sequence the model is made for, in tokens.
+
+    ``max_position_embeddings``, except where that is the length before the context was extended:
+    ``linear`` and ``dynamic`` scale it by their factor, and ``yarn`` reaches ``factor`` times
+    ``original_max_position_embeddings``. ``llama3`` and ``longrope`` checkpoints already give the extended length, and
+    so do Gemma 3's (whose ``linear`` factor is part of it).
+    """
+    rope = config.rope
+    if rope is None or config.local_rope is not None:
+        return config.max_position_embeddings
+    if rope.rope_type in ("linear", "dynamic"):
+        return int(config.max_position_embeddings * rope.factor)
+    if rope.rope_type == "yarn":
+        return int(rope.original_max_position_embeddings * rope.factor)
+    return config.max_position_embeddings
+
+
+def resolve_dtype(requested: str, config: DecoderConfig) -> str:
+    """The data type of weights and activations: ``float32``, ``float16`` or ``bfloat16``.
+
+    ``auto`` takes the checkpoint's; a float32 checkpoint, or one that does not say, runs in bfloat16 at half the
+    memory traffic. ``float32`` (or ``float``) forces full precision.
+
+    Raises:
+        ConfigError: float16 for a Gemma model.
+    """
+    chosen = {"half": "float16", "float": "float32"}.get(requested, requested)
+    if chosen == "auto":
+        chosen = "bfloat16" if config.dtype in (None, "float32") else config.dtype
+    if chosen == "float16" and config.model_type.startswith("gemma"):
+        reason = "Gemma's activations exceed the largest float16 value (65504) and become infinite"
+        if requested != "auto":
+            raise ConfigError(f"dtype {requested}: {reason}; use bfloat16 or float32", field="dtype")
+        logger.warning("the checkpoint is float16, but %s; running in bfloat16", reason)
+        chosen = "bfloat16"
+    return chosen
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent} has no config.json, so it is no model folder", field="model") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", field="model") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a JSON object", field="model")
+    return data

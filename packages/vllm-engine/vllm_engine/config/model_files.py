@@ -1,0 +1,87 @@
+"""Where a model's files are: the built-in demo, a folder, or a snapshot from the hub."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_engine.errors import ConfigError
+
+DEMO = "demo"
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_SAFETENSORS = ["*.safetensors"]
+_PYTORCH = ["*.bin", "*.pt"]
+_WEIGHTS = {"safetensors": [_SAFETENSORS], "pt": [_PYTORCH], "dummy": []}
+_NEVER = ["consolidated*", "adapter_model*", "training_args*", "optimizer*", "scheduler*", "rng_state*"]
+"""Files of a repository that duplicate the weights or belong to training."""
+
+
+def resolve_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    ignore_patterns: Sequence[str] = (),
+    token: str | None = None,
+    load_format: str = "auto",
+) -> Path:
+    """The folder with the files of a model.
+
+    ``demo`` is the model that comes with the package. An existing folder is taken as it is. Anything else is a
+    repository on the hub, ``owner/name``: its small files and its weights in one format (safetensors where there are
+    any) are fetched into the hub's cache, or taken from there.
+
+    Args:
+        name: as above.
+        revision: branch, tag or commit on the hub.
+        download_dir: cache folder instead of the hub's own.
+        ignore_patterns: files of the repository to leave out.
+        token: access token for the hub.
+        load_format: as of ``LoadConfig``: which weights to fetch; none at all for ``dummy``.
+
+    Raises:
+        ConfigError: no such folder, or the model could not be fetched.
+    """
+    if name == DEMO:
+        return Path(__file__).resolve().parents[1] / DEMO
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise ConfigError(f"model folder {name} does not exist", field="model")
+    return _fetch(
+        name,
+        weights=_WEIGHTS.get(load_format, [_SAFETENSORS, _PYTORCH]),
+        ignore=[*ignore_patterns, *_NEVER],
+        revision=revision,
+        cache_dir=download_dir,
+        token=token,
+    )
+
+
+def _fetch(name: str, *, weights: list[list[str]], ignore: list[str], **where: Any) -> Path:
+    # Imported here: only a model from the hub needs it, and it takes a third of a second.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    def snapshot(patterns: list[str]) -> Path:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignore, **where))
+
+    try:
+        folder = snapshot(_SMALL_FILES)
+        for patterns in weights:
+            folder = snapshot(patterns)
+            if any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
+                break
+    except HFValidationError as error:
+        raise ConfigError(
+            f"model {name!r} is neither a folder nor a name on the hub: {error}", field="model"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"model {name} could not be fetched from the hub ({type(error).__name__}: {reason[0]}). "
+            "A folder on this machine works without network, and so does the built-in model: demo",
+            field="model",
+        ) from error
+    return folder

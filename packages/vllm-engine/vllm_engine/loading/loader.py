@@ -1,0 +1,82 @@
+"""From a model folder to a model that can run."""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vllm_engine.config.decoder import DecoderConfig, resolve_dtype
+from vllm_engine.config.groups import LoadConfig, ModelConfig
+from vllm_engine.errors import ConfigError
+from vllm_engine.loading.dummy import fill_with_random_weights
+from vllm_engine.loading.weight_files import find_weight_files
+from vllm_engine.loading.weight_reader import read_tensors
+from vllm_engine.models.causal_lm import CausalLM
+from vllm_engine.models.registry import build_model
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_NAMES_SHOWN = 8
+
+
+def load_model(
+    path: Path,
+    decoder_config: DecoderConfig,
+    model_config: ModelConfig,
+    load_config: LoadConfig,
+    device: torch.device | str,
+) -> CausalLM:
+    """Build the model and fill it from the weight files in ``path``, cast to the chosen data type.
+
+    ``model_config`` decides the data type (``dtype``), the longest sequence (``max_model_len``) and the ``seed`` of
+    dummy weights. Tensors are read one by one, so memory stays near the size of the model.
+
+    Raises:
+        ConfigError: weights that are missing, damaged, of the wrong shape, there twice, or not part of the model; the
+            message names tensor and file.
+    """
+    dtype = _DTYPES[resolve_dtype(model_config.dtype, decoder_config)]
+    model = build_model(decoder_config, dtype, device, max_len=model_config.max_model_len)
+    if load_config.load_format == "dummy":
+        fill_with_random_weights(model, model_config.seed)
+    else:
+        load_weights(model, path, load_config.load_format, progress=load_config.use_tqdm_on_load)
+    return model
+
+
+@torch.no_grad()
+def load_weights(model: CausalLM, path: Path, load_format: str = "auto", *, progress: bool = False) -> None:
+    """Fill every parameter of ``model`` exactly once from the weight files in ``path``. Errors: ``load_model``."""
+    file_format, files = find_weight_files(path, load_format)
+    targets = model.checkpoint_tensors()
+    missing = dict.fromkeys(targets)
+    unexpected: list[str] = []
+    for file in tqdm(files, desc="Loading weights", unit="file", disable=not progress):
+        for stored_name, tensor in read_tensors(file, file_format):
+            name = model.checkpoint_name(stored_name)
+            if name not in targets:
+                if not model.ignores(name):
+                    unexpected.append(stored_name)
+                continue
+            if name not in missing:
+                raise ConfigError(f"{file}: tensor {stored_name} is there twice", field="model")
+            if tensor.shape != targets[name].shape:
+                raise ConfigError(
+                    f"{file}: tensor {stored_name} has shape {list(tensor.shape)}, "
+                    f"but config.json asks for {list(targets[name].shape)}",
+                    field="model",
+                )
+            if not tensor.dtype.is_floating_point:
+                raise ConfigError(f"{file}: tensor {stored_name} is {tensor.dtype}, not floating point", field="model")
+            targets[name].copy_(tensor)
+            del missing[name]
+    if missing or unexpected:
+        complaints = [f"missing {_some(list(missing))}"] if missing else []
+        complaints += [f"not part of the model: {_some(unexpected)}"] if unexpected else []
+        raise ConfigError(
+            f"the weights in {path} do not fit {model.config.architecture}: {'; '.join(complaints)}", field="model"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,54 @@
+"""Reading tensors out of weight files, one at a time, without running anything that stands in them."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vllm_engine.errors import ConfigError
+from vllm_engine.loading.weight_files import Format
+
+
+def read_tensors(file: Path, file_format: Format) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors (CPU, memory-mapped where the format allows) of one weight file.
+
+    A tensor is only valid until the next one is asked for: copy what you keep.
+
+    Raises:
+        ConfigError: the file is damaged, or holds something other than named dense tensors.
+    """
+    return _read_safetensors(file) if file_format == "safetensors" else _read_torch(file)
+
+
+def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            for name in handle.keys():  # noqa: SIM118 - a handle is not iterable
+                yield name, handle.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file} is damaged or no safetensors file: {error}", field="model") from error
+
+
+def _read_torch(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        # weights_only refuses every pickled object that is no tensor or plain container.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{file} was refused: it is damaged, or holds Python objects other than tensors, which could run code; "
+            "safetensors files cannot",
+            field="model",
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise ConfigError(f"{file} is damaged or no PyTorch file: {error}", field="model") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected a dictionary of tensors, got {type(content).__name__}", field="model")
+    for name, tensor in content.items():
+        # A sparse tensor with indices out of bounds would corrupt memory when made dense.
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            raise ConfigError(f"{file}: entry {name!r} is not a dense tensor", field="model")
+        yield name, tensor

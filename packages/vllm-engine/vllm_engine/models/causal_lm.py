@@ -1,0 +1,82 @@
+"""What every model offers to the engine and to the loader."""
+
+import re
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vllm_engine.config.decoder import DecoderConfig
+from vllm_engine.kv_layout import LayerKVSpec
+from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.embedding import LMHead
+
+
+class CausalLM(nn.Module):
+    """A decoder-only language model.
+
+    Modules are named as in the checkpoints of the family. Where those names vary, ``renamed_prefixes`` maps an old
+    beginning of a name to ours; ``ignored_weights`` are patterns of tensors that a checkpoint may hold and the model
+    does not use.
+    """
+
+    renamed_prefixes: ClassVar[dict[str, str]] = {}
+    ignored_weights: ClassVar[tuple[str, ...]] = ()
+
+    lm_head: LMHead
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """One step over the tokens of all sequences, side by side without padding.
+
+        Args:
+            input_ids: int64 ``[T]``.
+            positions: int64 ``[T]``, the place of each token in its sequence.
+            ctx: where the tokens' keys and values are; the step's own are written there.
+
+        Returns:
+            Hidden states after the last norm, ``[T, H]`` in the weights' data type.
+        """
+        raise NotImplementedError
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[R, H]`` of the rows that need logits -> float32 logits ``[R, vocab_size]``."""
+        return self.lm_head(hidden)
+
+    def kv_specs(self) -> list[LayerKVSpec]:
+        """What each layer keeps in the KV cache, in the order of the layers."""
+        config = self.config
+        dtype_bytes = next(self.parameters()).element_size()
+        return [
+            LayerKVSpec(config.num_kv_heads, config.head_dim, dtype_bytes, config.layer_window(index))
+            for index in range(config.num_layers)
+        ]
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Every tensor that a checkpoint must hold, by its name there, with the parameter memory that it fills."""
+        tensors: dict[str, Tensor] = {}
+        covered = ""
+        for name, module in self.named_modules():
+            if covered and name.startswith(covered):
+                continue
+            if hasattr(module, "checkpoint_tensors") and module is not self:
+                tensors.update(module.checkpoint_tensors(name))
+                covered = name + "."
+            else:
+                own = module.named_parameters(prefix=name, recurse=False)
+                tensors.update((key, parameter.data) for key, parameter in own)
+        return tensors
+
+    def checkpoint_name(self, name: str) -> str:
+        """Our name of a tensor that a checkpoint calls ``name``."""
+        for old, new in self.renamed_prefixes.items():
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor that is not in ``checkpoint_tensors`` may stand in a checkpoint all the same."""
+        tied_head = self.config.tie_word_embeddings and name == "lm_head.weight"
+        return tied_head or any(re.search(pattern, name) for pattern in self.ignored_weights)

@@ -1,0 +1,95 @@
+"""GPT-2 (Radford et al., 2019)."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vllm_engine.config.decoder import DecoderConfig
+from vllm_engine.layers.attention import Attention, AttentionContext
+from vllm_engine.layers.embedding import Embedding, LMHead
+from vllm_engine.layers.linear import Linear, QKVLinear
+from vllm_engine.layers.mlp import plain_activation
+from vllm_engine.layers.norm import LayerNorm
+from vllm_engine.models.causal_lm import CausalLM
+
+
+class GPT2Attention(nn.Module):
+    """Attention with fused projections; the checkpoint keeps matrices as ``[in, out]``."""
+
+    def __init__(self, config: DecoderConfig, layer_index: int) -> None:
+        super().__init__()
+        self.c_attn = QKVLinear(
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            bias=True,
+            fused_in_checkpoint=True,
+            transposed=True,
+        )
+        divisor = layer_index + 1 if config.scale_attention_by_layer else 1
+        scale = config.attention_scale / divisor
+        self.attention = Attention(layer_index, config.num_heads, config.num_kv_heads, config.head_dim, scale)
+        self.c_proj = Linear(config.hidden_size, config.hidden_size, bias=True, transposed=True)
+
+    def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        q, k, v = self.c_attn(x)  # [T, Hq, D] each
+        return self.c_proj(self.attention(q, k, v, ctx))
+
+
+class GPT2MLP(nn.Module):
+    """Two projections with an activation between."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.hidden_size, config.intermediate_size, bias=True, transposed=True)
+        self.c_proj = Linear(config.intermediate_size, config.hidden_size, bias=True, transposed=True)
+        self.activation = plain_activation(config.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class GPT2Block(nn.Module):
+    """Pre-norm block with layer norms."""
+
+    def __init__(self, config: DecoderConfig, layer_index: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.hidden_size, config.norm_eps)
+        self.attn = GPT2Attention(config, layer_index)
+        self.ln_2 = LayerNorm(config.hidden_size, config.norm_eps)
+        self.mlp = GPT2MLP(config)
+
+    def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``."""
+        x = x + self.attn(self.ln_1(x), ctx)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2LMHeadModel(CausalLM):
+    """Token and position tables, blocks, last norm, head. Positions are learned: there are none beyond the table."""
+
+    renamed_prefixes: ClassVar[dict[str, str]] = {
+        # Checkpoints saved from the bare model have no prefix.
+        part: f"transformer.{part}"
+        for part in ("wte.", "wpe.", "h.", "ln_f.")
+    }
+    ignored_weights: ClassVar[tuple[str, ...]] = (r"\.attn\.(bias|masked_bias)$",)
+
+    def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
+        super().__init__(config)
+        self.transformer = nn.Module()
+        self.transformer.wte = Embedding(config.vocab_size, config.hidden_size)
+        self.transformer.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.transformer.h = nn.ModuleList(GPT2Block(config, index) for index in range(config.num_layers))
+        self.transformer.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = LMHead(self.transformer.wte, tied=config.tie_word_embeddings)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        x = self.transformer.wte(input_ids) + self.transformer.wpe(positions)  # [T, H]
+        for block in self.transformer.h:
+            x = block(x, ctx)
+        return self.transformer.ln_f(x)

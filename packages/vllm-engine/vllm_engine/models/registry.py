@@ -1,0 +1,73 @@
+"""Which class serves which architecture, and how a model is built."""
+
+from importlib import import_module
+
+import torch
+from torch import nn
+
+from vllm_engine.config.decoder import DecoderConfig, default_max_model_len
+from vllm_engine.errors import ConfigError
+from vllm_engine.models.causal_lm import CausalLM
+
+MODELS: dict[str, tuple[str, str]] = {
+    "LlamaForCausalLM": ("llama", "LlamaForCausalLM"),
+    # Wired like Llama: a window on every layer (Mistral) and biases of q, k and v (Qwen 2) are in the configuration.
+    "MistralForCausalLM": ("llama", "LlamaForCausalLM"),
+    "Qwen2ForCausalLM": ("llama", "LlamaForCausalLM"),
+    "Qwen3ForCausalLM": ("qwen3", "Qwen3ForCausalLM"),
+    "Phi3ForCausalLM": ("phi3", "Phi3ForCausalLM"),
+    "Gemma2ForCausalLM": ("gemma2", "Gemma2ForCausalLM"),
+    "Gemma3ForCausalLM": ("gemma3", "Gemma3ForCausalLM"),
+    "Gemma3ForConditionalGeneration": ("gemma3", "Gemma3ForConditionalGeneration"),
+    "GPT2LMHeadModel": ("gpt2", "GPT2LMHeadModel"),
+    "OPTForCausalLM": ("opt", "OPTForCausalLM"),
+}
+"""Module in this package and class, by the name in ``architectures``."""
+
+
+def build_model(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device | str, *, max_len: int | None = None
+) -> CausalLM:
+    """A model with uninitialised parameters: the loader fills them.
+
+    Args:
+        config: shape of the model.
+        dtype: data type of the parameters.
+        device: where parameters and rotary tables live.
+        max_len: longest sequence to serve; it sizes the rotary tables and chooses among length-dependent rotary
+            frequencies. Default: ``default_max_model_len(config)``.
+
+    Raises:
+        ConfigError: unknown architecture, more positions than were learned, or parameters that do not fit into memory.
+    """
+    if config.architecture not in MODELS:
+        raise ConfigError(
+            f"architecture {config.architecture} is not supported; supported: {', '.join(sorted(MODELS))}",
+            field="architectures",
+        )
+    module_name, class_name = MODELS[config.architecture]
+    model_class = getattr(import_module(f"vllm_engine.models.{module_name}"), class_name)
+    device = torch.device(device)
+    max_len = max_len or default_max_model_len(config)
+    if config.rope is None and max_len > config.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len {max_len} exceeds the {config.max_position_embeddings} positions that "
+            f"{config.architecture} has learned",
+            field="max_model_len",
+        )
+    # Shapes first, on the meta device, where they cost nothing; memory once, in its final type and place.
+    with torch.device("meta"):
+        model: CausalLM = model_class(config, max_len, device)
+    try:
+        _allocate_parameters(model, dtype, device)
+    except RuntimeError as error:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        raise ConfigError(f"{count:,} parameters in {dtype} do not fit into memory: {error}", field="model") from error
+    return model.eval()
+
+
+def _allocate_parameters(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            real = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(real, requires_grad=False))

@@ -1,0 +1,56 @@
+"""The trunk that decoders with rotary positions share: embedding, blocks, last norm, head."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vllm_engine.config.decoder import DecoderConfig
+from vllm_engine.config.rope import RopeConfig
+from vllm_engine.errors import ConfigError
+from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.embedding import Embedding, LMHead
+from vllm_engine.layers.norm import RMSNorm
+from vllm_engine.layers.rotary import Rotary
+from vllm_engine.models.causal_lm import CausalLM
+
+
+class RotaryCausalLM(CausalLM):
+    """A family says with ``block`` what its layers are made of.
+
+    Args:
+        config: shape of the model.
+        max_len: positions that are served, at most.
+        device: where the rotary tables live (the parameters are allocated later).
+    """
+
+    ignored_weights: ClassVar[tuple[str, ...]] = (r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",)
+    unit_offset_norm: ClassVar[bool] = False
+
+    def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
+        super().__init__(config)
+        self.model = nn.Module()
+        self.model.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale)
+        self.model.layers = nn.ModuleList()
+        rotaries: dict[RopeConfig, Rotary] = {}
+        for index in range(config.num_layers):
+            rope = config.layer_rope(index)
+            if rope is None:
+                raise ConfigError(f"{config.architecture} needs rotary positions", field="rope_parameters")
+            if rope not in rotaries:
+                rotaries[rope] = Rotary(rope, max_len, device)
+            self.model.layers.append(self.block(config, index, rotaries[rope]))
+        self.model.norm = RMSNorm(config.hidden_size, config.norm_eps, unit_offset=self.unit_offset_norm)
+        self.lm_head = LMHead(self.model.embed_tokens, tied=config.tie_word_embeddings, soft_cap=config.final_soft_cap)
+
+    def block(self, config: DecoderConfig, layer_index: int, rotary: Rotary) -> nn.Module:
+        """Layer ``layer_index``: called as ``(x, residual, positions, ctx)``, see ``layers.blocks``."""
+        raise NotImplementedError
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        x = self.model.embed_tokens(input_ids)  # [T, H]
+        residual = None
+        for block in self.model.layers:
+            x, residual = block(x, residual, positions, ctx)
+        x, _ = self.model.norm(x, residual)
+        return x

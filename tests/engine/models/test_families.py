@@ -1,0 +1,52 @@
+"""Every family computes the logits that transformers computes, in float32, from the same files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.models.paged import PagedRun
+from tests.engine.models.tiny import FAMILIES, MAX_POSITIONS, VARIANTS, VOCAB_SIZE, make_tiny_model
+from vllm_engine.config.decoder import load_decoder_config
+from vllm_engine.config.groups import LoadConfig, ModelConfig
+from vllm_engine.loading.loader import load_model
+from vllm_engine.models.causal_lm import CausalLM
+
+PROMPT_LENGTHS = [1, 45, 7, 80]  # two are longer than every sliding window
+NUM_DECODED = 4
+
+
+def load(path: Path, *, max_model_len: int = MAX_POSITIONS, dtype: Any = "float32") -> CausalLM:
+    model_config = ModelConfig(model=str(path), dtype=dtype, max_model_len=max_model_len)
+    return load_model(path, load_decoder_config(path, {}), model_config, LoadConfig(use_tqdm_on_load=False), "cpu")
+
+
+def random_prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.inference_mode()
+def expected_logits(reference: Any, tokens: list[int]) -> torch.Tensor:
+    return reference(torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES + VARIANTS)
+def test_logits_of_prompts_and_of_decoding_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    reference = make_tiny_model(family, tmp_path)
+    # Length-dependent rotary frequencies of transformers stay those of the short context while prompts are short.
+    max_len = 64 if family == "phi3-longrope" else MAX_POSITIONS
+    lengths = [min(length, max_len - NUM_DECODED) for length in PROMPT_LENGTHS]
+    prompts = random_prompts(lengths)
+    continuation = random_prompts([NUM_DECODED] * len(prompts), seed=1)
+    expected = [expected_logits(reference, a + b) for a, b in zip(prompts, continuation, strict=True)]
+
+    run = PagedRun(load(tmp_path, max_model_len=max_len), len(prompts), max_len=max(lengths) + NUM_DECODED)
+    logits = run.step(dict(enumerate(prompts)))
+    for seq, length in enumerate(lengths):
+        torch.testing.assert_close(logits[seq], expected[seq][:length], atol=1e-4, rtol=1e-4)
+    for step in range(NUM_DECODED):
+        logits = run.step({seq: [tokens[step]] for seq, tokens in enumerate(continuation)})
+        for seq, length in enumerate(lengths):
+            torch.testing.assert_close(logits[seq][0], expected[seq][length + step], atol=1e-4, rtol=1e-4)
