@@ -1,0 +1,198 @@
+import subprocess
+import sys
+import textwrap
+import time
+from argparse import Namespace
+from importlib.metadata import EntryPoint
+from types import ModuleType
+
+import pytest
+
+import vllm_cli
+from vllm_cli import registry
+from vllm_cli.command import Command, CommandError
+from vllm_cli.main import main
+
+HEAVY = ("torch", "transformers", "numpy", "httpx", "vllm_engine", "vllm_server", "vllm_kernels", "importlib.metadata")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("flag", ["--version", "-v"])
+def test_version_is_the_number_alone(capsys, flag):
+    assert run(capsys, flag) == (0, f"{vllm_cli.__version__}\n", "")
+
+
+def test_help_names_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in ("serve", "chat", "complete", "collect-env", "bench"):
+        assert f"\n  {name} " in out
+
+
+def test_no_command_shows_the_help_and_is_an_error(capsys):
+    code, out, err = run(capsys)
+    assert (code, out) == (2, "")
+    assert "commands:" in err
+
+
+def test_an_unknown_command_suggests_the_nearest(capsys):
+    code, out, err = run(capsys, "chta")
+    assert (code, out) == (2, "")
+    assert err == "vllm: error: there is no command 'chta'; did you mean 'chat'?\n"
+
+
+def test_a_command_gets_the_options_after_its_name(capsys):
+    code, out, _ = run(capsys, "chat", "--help")
+    assert code == 0
+    assert out.startswith("usage: vllm chat")
+    assert "--system-prompt" in out
+
+
+def test_an_unknown_option_of_a_command_exits_with_2(capsys):
+    code, _, err = run(capsys, "chat", "--temprature", "1")
+    assert code == 2
+    assert "--temprature" in err
+
+
+def test_options_are_not_guessed_from_their_beginnings(capsys):
+    code, _, err = run(capsys, "chat", "--mod", "x")
+    assert code == 2
+    assert "--mod" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["chat", "--help"], ["complete", "--help"], ["collect-env", "-h"]]
+)
+def test_asking_for_help_imports_nothing_heavy(arguments):
+    script = f"""
+        import sys
+        from vllm_cli.main import main
+        try:
+            main({arguments!r})
+        except SystemExit as end:
+            if end.code: raise
+        heavy = [name for name in {HEAVY!r} if name in sys.modules]
+        if heavy: sys.exit(f"imported: {{heavy}}")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_no_torch_though_it_looks_for_plugins():
+    script = """
+        import sys
+        from vllm_cli.main import main
+        try:
+            main(["--help"])
+        except SystemExit: pass
+        sys.exit(any(name in sys.modules for name in ("torch", "transformers", "httpx", "vllm_engine")))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["chat", "--help"]])
+def test_help_and_version_are_there_in_a_moment(arguments):
+    """The best of seven runs, so that a busy machine does not decide; what is asked for is 0.3 s."""
+    walls = []
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vllm_cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+        walls.append(time.perf_counter() - start)
+    assert min(walls) < 0.3
+
+
+def test_serve_without_its_wheel_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm_server", None)
+    monkeypatch.delitem(sys.modules, "vllm_server.serve", raising=False)
+    for arguments in (["serve", "demo"], ["serve", "--help"]):
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert err == 'vllm: error: `vllm serve` needs more than vllm-cli: pip install "vllm-cli[serve]"\n'
+
+
+def test_bench_without_its_wheel_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(registry, "_entry_points", dict)
+    code, _, err = run(capsys, "bench", "serve")
+    assert code == 2
+    assert 'pip install "vllm-cli[bench]"' in err
+    assert 'pip install "vllm-cli[bench]"' in run(capsys, "--help")[1]
+
+
+def fake_server(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    module = ModuleType("vllm_server.serve")
+    module.add_arguments = lambda parser: parser.add_argument("model_tag")  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm_server.serve", module)
+    import vllm_server
+
+    monkeypatch.setattr(vllm_server, "serve", module, raising=False)
+
+
+def test_serve_hands_its_options_to_the_server_and_returns_its_code(capsys, monkeypatch):
+    seen: list[Namespace] = []
+    fake_server(monkeypatch, lambda options: seen.append(options) or 7)
+    assert run(capsys, "serve", "demo")[0] == 7
+    assert seen[0].model_tag == "demo"
+
+
+def test_a_setting_that_cannot_be_honoured_is_one_line_and_exit_code_2(capsys, monkeypatch):
+    from vllm_engine.errors import ConfigError
+
+    def refuse(options: Namespace) -> int:
+        raise ConfigError("max_num_seqs: expected at least 1, got 0", field="max_num_seqs")
+
+    fake_server(monkeypatch, refuse)
+    assert run(capsys, "serve", "demo") == (2, "", "vllm: error: max_num_seqs: expected at least 1, got 0\n")
+
+
+def test_an_import_error_inside_the_server_is_not_mistaken_for_a_missing_wheel(capsys, monkeypatch):
+    def broken(options: Namespace) -> int:
+        raise ModuleNotFoundError("No module named 'something'", name="something")
+
+    fake_server(monkeypatch, broken)
+    with pytest.raises(ModuleNotFoundError):
+        main(["serve", "demo"])
+
+
+def test_another_wheel_adds_a_command_by_entry_point(capsys, monkeypatch):
+    module = ModuleType("greeting")
+    module.COMMAND = Command("Say hello", lambda parser: None, lambda options: print("hello") or 0)  # type: ignore
+    monkeypatch.setitem(sys.modules, "greeting", module)
+    point = EntryPoint("greet", "greeting:COMMAND", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"greet": point})
+    assert run(capsys, "greet") == (0, "hello\n", "")
+    assert "greet        Say hello" in run(capsys, "--help")[1]
+
+
+@pytest.mark.parametrize("value", ["no_such_module:COMMAND", "sys:path"])
+def test_a_broken_plugin_does_not_take_the_help_down(capsys, monkeypatch, value):
+    point = EntryPoint("broken", value, registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"broken": point})
+    assert run(capsys, "--help")[0] == 0
+    code, _, err = run(capsys, "broken")
+    assert code == 1
+    assert value in err
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(capsys, monkeypatch):
+    def interrupted(name: str) -> Command:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "load", interrupted)
+    assert run(capsys, "chat") == (130, "", "")
+
+
+def test_a_command_error_carries_its_exit_code(capsys, monkeypatch):
+    def fail(options: Namespace) -> int:
+        raise CommandError("it rained", exit_code=5)
+
+    monkeypatch.setattr(registry, "load", lambda name: Command("Fails", lambda parser: None, fail))
+    assert run(capsys, "anything") == (5, "", "vllm: error: it rained\n")
