@@ -1,0 +1,162 @@
+"""``Sampler``: from the logits of a step to one token per request."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vllm_engine.messages import PositionLogprobs
+from vllm_engine.sampling.adjustments import ADJUSTMENTS, Adjustment
+from vllm_engine.sampling.state import SamplingState, check_token_ids
+from vllm_engine.sampling.uniforms import seed_streams, uniforms_at
+from vllm_kernels.ops import sampling as ops
+
+__all__ = ["Sampler", "SamplerOutput", "SamplingState", "check_token_ids"]
+
+
+@dataclass(slots=True)
+class SamplerOutput:
+    """One entry per state, in order.
+
+    ``logprobs`` is None where the request did not ask. Where ``errors`` tells why a request cannot go on, its token
+    is -1 and its logprobs are None.
+    """
+
+    token_ids: list[int]
+    logprobs: list[PositionLogprobs | None]
+    errors: list[str | None]
+
+
+class Sampler:
+    """Draws tokens. Holds nothing of any request: only what the last list of states was turned into, for reuse.
+
+    Args:
+        vocab_size: columns of the logits.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._composition = _Composition([], vocab_size)
+
+    def sample(self, logits: torch.Tensor, states: list[SamplingState]) -> SamplerOutput:
+        """One token for each state. Does not append it to the state.
+
+        A row depends on its state and its logits alone. In this order: log-probabilities are of the logits as they
+        come; then allowed tokens, bad words, stop tokens before ``min_tokens``, logit bias, penalties, temperature,
+        min_p, top_k, top_p, and the draw.
+
+        Args:
+            logits: ``[len(states), vocab_size]``, fp32. Changed in place.
+            states: of the requests to sample.
+
+        Raises:
+            ValueError: shape or dtype does not fit.
+        """
+        if logits.shape != (len(states), self._vocab_size):
+            raise ValueError(f"logits must be [{len(states)}, {self._vocab_size}], got {list(logits.shape)}")
+        if states != self._composition.states:  # compares by identity: a state defines no equality
+            self._composition = _Composition(list(states), self._vocab_size)
+        batch = self._composition
+        raw = {k: logits.index_select(0, rows) for k, rows in batch.logprob_rows.items()} if batch.adjustments else {}
+        for adjustment in batch.adjustments:
+            adjustment.apply(logits)
+        chosen = ops.greedy(logits) if batch.all_greedy else batch.draw(logits)
+        token_ids: list[int] = chosen.tolist()
+        errors = list(batch.errors)
+        for row, token_id in enumerate(token_ids):
+            if token_id < 0 and errors[row] is None:
+                errors[row] = _why(logits[row])
+            elif errors[row] is not None:
+                token_ids[row] = -1
+        logprobs: list[PositionLogprobs | None] = [None] * len(states)
+        for k, rows in batch.logprob_rows.items():
+            unadjusted = raw[k] if batch.adjustments else logits.index_select(0, rows)
+            found = _position_logprobs(unadjusted, chosen.index_select(0, rows), k)
+            for row, position in zip(rows.tolist(), found, strict=True):
+                logprobs[row] = position if errors[row] is None else None
+        return SamplerOutput(token_ids, logprobs, errors)
+
+    def prompt_logprobs(
+        self, logits: torch.Tensor, next_token_ids: list[int], num_logprobs: int
+    ) -> list[PositionLogprobs]:
+        """Log-probabilities of the prompt tokens that follow each position.
+
+        Args:
+            logits: ``[len(next_token_ids), vocab_size]``, fp32; not changed.
+            next_token_ids: token that stands after each position.
+            num_logprobs: most likely tokens to list beside it; -1 for all.
+
+        Raises:
+            ValueError: shapes or dtypes do not fit, or a token is outside the vocabulary.
+        """
+        if next_token_ids and (min(next_token_ids) < 0 or max(next_token_ids) >= self._vocab_size):
+            raise ValueError(f"next_token_ids has an id outside the vocabulary of {self._vocab_size} tokens")
+        tokens = torch.tensor(next_token_ids, dtype=torch.int64)
+        return _position_logprobs(logits, tokens, self._num_top(num_logprobs))
+
+    def _num_top(self, num_logprobs: int) -> int:
+        return _num_top(num_logprobs, self._vocab_size)
+
+
+class _Composition:
+    """What a list of states means for a batch, as vectors; made anew only when the list changes."""
+
+    def __init__(self, states: list[SamplingState], vocab_size: int) -> None:
+        self.states = states
+        self.errors = [_fault(state, vocab_size) for state in states]
+        # A faulty request stays in its row without any feature, so that the others keep theirs.
+        params = [state.params for state in states]
+        self.all_greedy = all(one.greedy for one in params)
+        self._temperature = torch.tensor(
+            [0.0 if one.greedy else one.temperature for one in params], dtype=torch.float32
+        )
+        self._top_k = torch.tensor([one.top_k for one in params], dtype=torch.int64)
+        self._top_p = torch.tensor([one.top_p for one in params], dtype=torch.float64)
+        self._min_p = torch.tensor([one.min_p for one in params], dtype=torch.float64)
+        self._streams = seed_streams([state.request.seed for state in states])
+        self.adjustments: list[Adjustment] = []
+        sound = [(row, state) for row, state in enumerate(states) if self.errors[row] is None]
+        for kind in ADJUSTMENTS:
+            adjustment = kind.build(sound)
+            if adjustment is not None:
+                self.adjustments.append(adjustment)
+        by_count: dict[int, list[int]] = {}
+        for row, state in sound:
+            if state.params.logprobs is not None:
+                by_count.setdefault(_num_top(state.params.logprobs, vocab_size), []).append(row)
+        self.logprob_rows = {k: torch.tensor(rows, dtype=torch.int64) for k, rows in by_count.items()}
+
+    def draw(self, logits: torch.Tensor) -> torch.Tensor:
+        positions = np.fromiter((state.num_outputs for state in self.states), np.uint64, len(self.states))
+        uniforms = torch.from_numpy(uniforms_at(self._streams, positions))
+        return ops.sample(logits, self._temperature, self._top_k, self._top_p, self._min_p, uniforms)
+
+
+def _fault(state: SamplingState, vocab_size: int) -> str | None:
+    try:
+        check_token_ids(state.request, vocab_size)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _num_top(num_logprobs: int, vocab_size: int) -> int:
+    return vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
+
+
+def _why(row: torch.Tensor) -> str:
+    """Why no token could be drawn from a row."""
+    if row.isnan().any():
+        return "the model's logits hold NaN"
+    if row.isposinf().any():
+        return "the model's logits hold infinity"
+    return "no token is allowed: every one is masked"
+
+
+def _position_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> list[PositionLogprobs]:
+    # A row that failed has token -1; what comes out for it is thrown away.
+    ids, logprobs, ranks = ops.top_logprobs(logits, token_ids.clamp(min=0), k)
+    return [
+        PositionLogprobs(token_ids=row_ids, logprobs=row_logprobs, rank=rank)
+        for row_ids, row_logprobs, rank in zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), strict=True)
+    ]

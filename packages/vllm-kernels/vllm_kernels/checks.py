@@ -1,0 +1,25 @@
+"""Cheap argument checks shared by the public functions. Each raises ``ValueError`` that names the argument."""
+
+import torch
+
+
+def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int | None, ...]) -> None:
+    """``expected`` has one entry per dimension; None stands for any size."""
+    shape = tensor.shape
+    if len(shape) != len(expected) or any(
+        want is not None and size != want for size, want in zip(shape, expected, strict=True)
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in expected)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(shape)}")
+
+
+def check_dtype(name: str, tensor: torch.Tensor, *expected: torch.dtype) -> None:
+    """The dtype must be one of ``expected``."""
+    if tensor.dtype not in expected:
+        raise ValueError(f"{name} must be {' or '.join(str(dtype) for dtype in expected)}, got {tensor.dtype}")
+
+
+def check_floating(name: str, tensor: torch.Tensor) -> None:
+    """The tensor must hold floating point numbers."""
+    if not tensor.dtype.is_floating_point:
+        raise ValueError(f"{name} must be floating point, got {tensor.dtype}")

@@ -1,0 +1,1 @@
+"""The public functions: argument checks and dispatch, no maths."""

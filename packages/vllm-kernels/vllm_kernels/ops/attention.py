@@ -1,0 +1,102 @@
+"""Causal attention over a paged KV cache (arXiv:2309.06180)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vllm_kernels.backend import face_of
+from vllm_kernels.checks import check_dtype, check_shape
+from vllm_kernels.ops.cache import check_caches
+
+
+@dataclass(slots=True, eq=False)
+class AttentionMetadata:
+    """Which tokens of a step belong to which sequence, and where their keys and values are.
+
+    The same object serves all layers of a KV cache group during one step. It must not change while in use.
+
+    Args:
+        query_start_loc: ``[num_seqs + 1]``, int32: tokens ``query_start_loc[i]`` to ``query_start_loc[i + 1]`` are
+            sequence ``i``'s.
+        seq_lens: ``[num_seqs]``, int32: tokens of each sequence in the cache, this step's included.
+        block_table: ``[num_seqs, max_blocks]``, int32: block of each ``block_size`` tokens of a sequence. Entries
+            beyond a sequence's length and those that slid out of the window are never followed.
+        query_lens_host: new tokens per sequence, as Python integers.
+        seq_lens_host: ``seq_lens`` as Python integers.
+        plans: what a face works out once per step and reuses in every layer. Faces only.
+    """
+
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    query_lens_host: list[int]
+    seq_lens_host: list[int]
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of this step's tokens to the tokens of their sequence up to themselves.
+
+    A token at position ``p`` sees positions ``max(0, p - sliding_window + 1)`` to ``p``; nothing else of the cache is
+    read. Its keys and values must be written already. The result of a sequence does not depend on the others.
+    For query head ``h`` with score ``s = scale * q . k``, in this order: ``s = soft_cap * tanh(s / soft_cap)``;
+    ``s += alibi_slopes[h] * (key position - query position)``; softmax over the keys, with ``exp(sinks[h])`` added
+    to its denominator.
+
+    Args:
+        query: ``[num_tokens, num_heads, head_dim]``, dtype of the caches.
+        key_cache, value_cache: from ``cache.allocate_kv_cache``; ``num_heads`` is a multiple of their ``num_kv_heads``,
+            and query head ``h`` reads KV head ``h // (num_heads // num_kv_heads)``.
+        metadata: of the step.
+        scale: factor of the scores, usually ``head_dim ** -0.5``.
+        sliding_window: tokens that a token sees, itself included; None for all.
+        soft_cap: bound of the scores (Gemma 2, arXiv:2408.00118); None for none.
+        alibi_slopes: ``[num_heads]``, floating point (ALiBi, arXiv:2108.12409); None for none.
+        sinks: ``[num_heads]``, floating point: logit of a key without value (gpt-oss, arXiv:2508.10925); None for none.
+
+    Returns:
+        ``[num_tokens, num_heads, head_dim]``, dtype of ``query``.
+
+    Raises:
+        ValueError: shapes, dtypes or lengths do not fit.
+    """
+    check_caches(key_cache, value_cache)
+    num_kv_heads, head_dim = key_cache.shape[2:]
+    check_shape("query", query, (None, None, head_dim))
+    check_dtype("query", query, key_cache.dtype)
+    num_tokens, num_heads, _ = query.shape
+    if num_heads % num_kv_heads:
+        raise ValueError(f"query must have a multiple of num_kv_heads={num_kv_heads} heads, got {num_heads}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1, got {sliding_window}")
+    for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if per_head is not None:
+            check_shape(name, per_head, (num_heads,))
+    _check_metadata(metadata, num_tokens)
+    result: torch.Tensor = face_of("attention", query.device).paged_attention(
+        query, key_cache, value_cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks
+    )
+    return result
+
+
+def _check_metadata(metadata: AttentionMetadata, num_tokens: int) -> None:
+    num_seqs = len(metadata.seq_lens_host)
+    if len(metadata.query_lens_host) != num_seqs or metadata.block_table.shape[0] != num_seqs:
+        raise ValueError(
+            f"metadata is of {num_seqs} sequences, but has {len(metadata.query_lens_host)} query lengths and "
+            f"{metadata.block_table.shape[0]} block table rows"
+        )
+    if sum(metadata.query_lens_host) != num_tokens:
+        raise ValueError(f"metadata is of {sum(metadata.query_lens_host)} tokens, but query has {num_tokens}")
