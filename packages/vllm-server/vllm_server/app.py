@@ -1,0 +1,30 @@
+"""The ASGI application: routes, error handlers and the request label, around one engine."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from vllm_engine.errors import VllmError
+from vllm_server import __version__
+from vllm_server.context import ServerContext
+from vllm_server.errors import handle_http_exception, handle_unexpected_error, handle_vllm_error
+from vllm_server.request_id import RequestIdMiddleware
+from vllm_server.routes import chat, completions, health, metrics, models
+
+
+def build_app(context: ServerContext) -> ASGIApp:
+    """The application that serves ``context``. It starts and stops nothing: the engine runs already."""
+    docs = not context.config.disable_fastapi_docs
+    app = FastAPI(
+        title="vllm-server",
+        version=__version__,
+        root_path=context.config.root_path,
+        openapi_url="/openapi.json" if docs else None,
+    )
+    app.state.context = context
+    for routes in (models, completions, chat, health, metrics):
+        app.include_router(routes.router)
+    app.add_exception_handler(VllmError, handle_vllm_error)
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    app.add_exception_handler(Exception, handle_unexpected_error)
+    return RequestIdMiddleware(app)

@@ -1,0 +1,63 @@
+"""What the routes share: the engine, the settings, and the requests that run."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+
+from vllm_engine.errors import NotFound
+from vllm_server.config import ServerConfig
+from vllm_server.in_flight import InFlight
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from vllm_engine.async_llm import AsyncLLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerContext:
+    """One served model."""
+
+    llm: "AsyncLLM"
+    config: ServerConfig
+    chat_template: str | None
+    registry: "CollectorRegistry"
+    in_flight: InFlight = field(default_factory=InFlight)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model_names(self) -> list[str]:
+        """Names under which the model answers; the first one is its main name."""
+        model = self.llm.config.model
+        return model.served_model_name or [model.model]
+
+    @property
+    def default_sampling_params(self) -> Mapping[str, Any]:
+        """Sampling values of the model's generation config."""
+        return self.llm.default_sampling_params()
+
+    def model_name(self, asked: str | None) -> str:
+        """The name that a response carries. Raises ``NotFound`` for a name that is not served."""
+        names = self.model_names
+        if asked is None:
+            return names[0]
+        if asked not in names:
+            shown = ascii(asked)[1:-1]
+            shown = shown if len(shown) <= 100 else shown[:100] + "..."
+            raise NotFound(f"There is no model {shown!r} here; GET /v1/models lists the names.", field="model")
+        return asked
+
+
+def context_of(request: Request) -> ServerContext:
+    """The context of the application that serves ``request``."""
+    context: ServerContext = request.app.state.context
+    return context
+
+
+def new_id(prefix: str) -> str:
+    """An id for a response, never made of a client's text: ``cmpl-0f...``."""
+    return f"{prefix}-{uuid.uuid4().hex}"

@@ -1,0 +1,119 @@
+"""A chat request as ``render_chat`` wants it: plain dicts, tools, and switches that fit together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_server.protocol.chat import ChatRequest, Message
+
+MAX_MESSAGES = 10_000
+
+# What the server itself hands to the template; ``chat_template_kwargs`` must not replace it.
+_RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "messages",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer",
+        "tools",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The arguments of ``render_chat``."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+    template_kwargs: dict[str, Any]
+
+
+def conversation_of(request: ChatRequest) -> Conversation:
+    """The conversation of a request.
+
+    Raises:
+        InvalidRequest: for contradictions, with the path of the field (``messages[2].content``).
+        Unsupported: for forced tool calls.
+    """
+    if not request.messages:
+        raise InvalidRequest("messages must not be empty", field="messages")
+    if len(request.messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"messages takes at most {MAX_MESSAGES} messages", field="messages")
+    continues = bool(request.continue_final_message)
+    generates = request.add_generation_prompt if request.add_generation_prompt is not None else not continues
+    if continues and generates:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other", field="continue_final_message"
+        )
+    if continues and request.messages[-1].role != "assistant":
+        raise InvalidRequest(
+            "continue_final_message needs a last message of the assistant", field="continue_final_message"
+        )
+    return Conversation(
+        [_checked(message, f"messages[{index}]") for index, message in enumerate(request.messages)],
+        _tools(request),
+        generates,
+        continues,
+        _template_kwargs(request.chat_template_kwargs),
+    )
+
+
+def _checked(message: Message, place: str) -> dict[str, Any]:
+    if message.annotations:
+        raise Unsupported(f"{place}.annotations is not supported", field=f"{place}.annotations")
+    if message.role == "tool" and message.tool_call_id is None:
+        raise InvalidRequest(f"{place}.tool_call_id is missing", field=f"{place}.tool_call_id")
+    if message.role != "assistant":
+        for name in ("tool_calls", "reasoning", "reasoning_content", "refusal"):
+            if getattr(message, name) is not None:
+                raise InvalidRequest(f"{place}.{name} belongs to the assistant only", field=f"{place}.{name}")
+    elif message.refusal is not None and message.content is None:
+        return {"role": "assistant", "content": message.refusal}
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        raise InvalidRequest(f"{place}.content is missing", field=f"{place}.content")
+    # Templates know the role "developer" under its older name.
+    role = "system" if message.role == "developer" else message.role
+    return {"content": "", **_given(message), "role": role}
+
+
+def _given(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return {name: value for name, value in fields.items() if value is not None and name != "annotations"}
+
+
+def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+    choice = request.tool_choice
+    if choice is None or choice == "none" or choice == "auto":
+        if choice == "auto" and not request.tools:
+            raise InvalidRequest("tool_choice needs tools", field="tool_choice")
+        # The only way to keep a model from calling a tool is not to tell it of any.
+        if not request.tools or choice == "none":
+            return None
+        return [_template_tool(tool) for tool in msgspec.to_builtins(request.tools)]
+    if choice == "required" or isinstance(choice, dict):
+        raise Unsupported(
+            "tool_choice can be none or auto: this server cannot force the model to call a tool", field="tool_choice"
+        )
+    raise InvalidRequest("tool_choice must be none or auto", field="tool_choice")
+
+
+def _template_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    function = {name: value for name, value in tool["function"].items() if value is not None}
+    return {"type": "function", "function": function}
+
+
+def _template_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
+    for name in given or {}:
+        if name in _RESERVED or not name.isidentifier() or name.startswith("_"):
+            raise InvalidRequest(f"chat_template_kwargs cannot set {name[:100]!a}", field="chat_template_kwargs")
+    return given or {}

@@ -1,0 +1,124 @@
+"""Errors over HTTP: the one table from exception classes to status codes, and the OpenAI error body."""
+
+import logging
+from dataclasses import dataclass
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vllm_engine.errors import EngineDead, InvalidRequest, NotFound, Overloaded, RequestFailed, VllmError
+
+logger = logging.getLogger(__name__)
+
+
+class PayloadTooLarge(VllmError):
+    """The request body is longer than the server takes (HTTP 413)."""
+
+
+class UnsupportedMediaType(VllmError):
+    """The request body is declared to be something else than JSON (HTTP 415)."""
+
+
+class ShuttingDown(VllmError):
+    """The server stops and has ended the request (HTTP 503)."""
+
+
+class ErrorDetail(msgspec.Struct):
+    """What went wrong: for people, by kind, the parameter at fault, and a fixed name for programs."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """The body of every response that is not a success."""
+
+    error: ErrorDetail
+
+
+@dataclass(frozen=True, slots=True)
+class _HttpFace:
+    status: int
+    type: str
+    code: str | None = None
+
+
+# The first class that matches decides; subclasses stand before their bases.
+_FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
+    (InvalidRequest, _HttpFace(400, "invalid_request_error")),
+    (NotFound, _HttpFace(404, "not_found_error", "not_found")),
+    (PayloadTooLarge, _HttpFace(413, "invalid_request_error", "payload_too_large")),
+    (UnsupportedMediaType, _HttpFace(415, "invalid_request_error", "unsupported_media_type")),
+    (Overloaded, _HttpFace(429, "overloaded_error", "overloaded")),
+    (ShuttingDown, _HttpFace(503, "service_unavailable_error", "shutting_down")),
+    (EngineDead, _HttpFace(503, "service_unavailable_error", "engine_dead")),
+    (RequestFailed, _HttpFace(500, "server_error", "request_failed")),
+)
+_INTERNAL = _HttpFace(500, "server_error", "internal_error")
+_INTERNAL_MESSAGE = "The server met an unexpected error; its log has the details."
+_DEAD_MESSAGE = "The engine has stopped and serves no more requests."
+
+
+def http_status(error: Exception) -> int:
+    """The status code of an error."""
+    return _face(error).status
+
+
+def error_body(error: Exception) -> ErrorBody:
+    """The OpenAI error body of an error. The text of unexpected errors stays in the log: it may hold anything."""
+    face = _face(error)
+    message = str(error)
+    if face is _INTERNAL:
+        message = _INTERNAL_MESSAGE
+    elif isinstance(error, EngineDead):
+        message = _DEAD_MESSAGE
+    return ErrorBody(ErrorDetail(message, face.type, getattr(error, "field", None), face.code))
+
+
+def error_response(error: Exception) -> Response:
+    """The whole response for an error that comes before any byte of the answer was sent."""
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if isinstance(error, (ShuttingDown, EngineDead)):
+        headers["retry-after"] = "1"
+    if isinstance(error, PayloadTooLarge):
+        headers["connection"] = "close"  # the rest of the body is not worth reading
+    return _json_response(error_body(error), http_status(error), headers)
+
+
+async def handle_vllm_error(request: Request, error: Exception) -> Response:
+    """Exception handler for everything raised on purpose."""
+    return error_response(error)
+
+
+async def handle_unexpected_error(request: Request, error: Exception) -> Response:
+    """Exception handler for everything else. Starlette raises the error again, so that it gets into the log."""
+    return error_response(error)
+
+
+async def handle_http_exception(request: Request, error: Exception) -> Response:
+    """Exception handler for the framework's own refusals: unknown routes and wrong methods."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if status == 404:
+        detail = ErrorDetail("There is no such route.", "not_found_error", None, "unknown_route")
+    elif status == 405:
+        allowed = headers.get("allow") or headers.get("Allow") or "another method"
+        detail = ErrorDetail(f"This route takes {allowed}.", "invalid_request_error", None, "method_not_allowed")
+    else:
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        detail = ErrorDetail(str(getattr(error, "detail", "")) or "The request failed.", kind)
+    return _json_response(ErrorBody(detail), status, headers)
+
+
+def _face(error: Exception) -> _HttpFace:
+    return next((face for kind, face in _FACES if isinstance(error, kind)), _INTERNAL)
+
+
+def _json_response(body: ErrorBody, status: int, headers: dict[str, str]) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

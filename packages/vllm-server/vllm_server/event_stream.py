@@ -1,0 +1,73 @@
+"""Server-sent events: one ``data:`` block per output, then ``[DONE]``; an error ends the stream with one event."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from vllm_engine.errors import VllmError
+from vllm_server.errors import ShuttingDown, error_body
+from vllm_server.in_flight import InFlight
+
+logger = logging.getLogger(__name__)
+
+_DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+def event(value: Any) -> bytes:
+    """One event with ``value`` as JSON. JSON written by msgspec holds no raw line breaks, as SSE demands."""
+    return b"data: %b\n\n" % _encode(value)
+
+
+class EventStream(Response):
+    """A response that sends blocks of events as they come.
+
+    The status line waits for the first block, so that a request that is refused gets a proper status code.
+    Closing the connection, or stopping the server, closes ``blocks``.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, blocks: AsyncGenerator[bytes, None], in_flight: InFlight) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._blocks = blocks
+        self._in_flight = in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            await self._in_flight.run(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        started = False
+        last = _DONE
+        try:
+            async with aclosing(self._blocks) as blocks:
+                async for block in blocks:
+                    if not started:
+                        await self._send_start(send)
+                        started = True
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+        except asyncio.CancelledError:
+            if not (started and self._in_flight.aborting):
+                raise
+            last = event(error_body(ShuttingDown("The server is shutting down.")))
+        except Exception as error:
+            if not started:
+                raise
+            if not isinstance(error, VllmError):
+                logger.exception("a stream failed")
+            last = event(error_body(error))
+        if not started:
+            await self._send_start(send)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _send_start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

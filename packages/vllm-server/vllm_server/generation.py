@@ -1,0 +1,97 @@
+"""From prompts to outputs: one stream of outputs for all prompts of a request."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vllm_engine.errors import RequestFailed
+from vllm_engine.outputs import RequestOutput
+from vllm_engine.params import SamplingParams
+from vllm_server.field_names import named_as_in_request
+from vllm_server.prompts import Prompt
+
+if TYPE_CHECKING:
+    from vllm_engine.async_llm import AsyncLLM
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Everything the engine needs for one HTTP request. ``request_id`` is made by the server.
+
+    ``field_names`` tells what the engine's fields are called in the request, for its error messages.
+    """
+
+    llm: "AsyncLLM"
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    request_id: str
+    priority: int = 0
+    cache_salt: str | None = None
+    field_names: Mapping[str, str] = field(default_factory=dict)
+
+    async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Outputs as they come, each with the index of its prompt. Closing this aborts what still runs.
+
+        Raises:
+            InvalidRequest: before the first output, when a prompt or a value does not fit the model.
+            RequestFailed: when the engine gave up on one of the prompts.
+            EngineDead, Overloaded: as the engine raises them.
+        """
+        merged = self._of_one() if len(self.prompts) == 1 else self._of_many()
+        with named_as_in_request(self.field_names):
+            async with aclosing(merged):
+                async for index, output in merged:
+                    if any(item.finish_reason == "error" for item in output.outputs):
+                        raise RequestFailed("The engine could not finish this request.")
+                    yield index, output
+
+    async def final_outputs(self) -> list[RequestOutput]:
+        """The last output of each prompt, in the order of the prompts; for parameters with ``FINAL_ONLY``."""
+        final: dict[int, RequestOutput] = {}
+        async with aclosing(self.outputs()) as outputs:
+            async for index, output in outputs:
+                final[index] = output
+        if len(final) < len(self.prompts):
+            raise RequestFailed("The engine ended this request without an answer.")
+        return [final[index] for index in range(len(self.prompts))]
+
+    def _start(self, index: int) -> AsyncGenerator[RequestOutput, None]:
+        prompt = self.prompts[index]
+        request_id = self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{index}"
+        return self.llm.generate(prompt, self.params, request_id, priority=self.priority, cache_salt=self.cache_salt)
+
+    async def _of_one(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        async with aclosing(self._start(0)) as outputs:
+            async for output in outputs:
+                yield 0, output
+
+    async def _of_many(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """One task per prompt. The bounded queue lets the engine's side merge outputs while the client is slow."""
+        queue: asyncio.Queue[tuple[int, RequestOutput] | BaseException | None] = asyncio.Queue(maxsize=16)
+
+        async def pump(index: int) -> None:
+            try:
+                async with aclosing(self._start(index)) as outputs:
+                    async for output in outputs:
+                        await queue.put((index, output))
+                await queue.put(None)
+            except Exception as error:
+                await queue.put(error)
+
+        tasks = [asyncio.create_task(pump(index)) for index in range(len(self.prompts))]
+        try:
+            running = len(tasks)
+            while running:
+                item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

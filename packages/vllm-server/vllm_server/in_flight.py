@@ -1,0 +1,80 @@
+"""The requests that run now: each ends early when its client goes away or the server stops."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from vllm_server.errors import ShuttingDown
+
+T = TypeVar("T")
+
+_SHUTTING_DOWN = "The server is shutting down."
+
+
+class InFlight:
+    """All running requests of the server, and the door for new ones."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.aborting = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def check_open(self) -> None:
+        """Raises ``ShuttingDown`` once no new requests are taken."""
+        if self.draining:
+            raise ShuttingDown(_SHUTTING_DOWN)
+
+    def drain(self) -> None:
+        """Take no new requests; those that run go on."""
+        self.draining = True
+
+    def abort_all(self) -> None:
+        """Take no new requests, and end those that run with ``ShuttingDown``."""
+        self.draining = self.aborting = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def run(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        """Await ``work`` while listening on ``receive``, whose request body has been read.
+
+        The work is cancelled, and its cleanup awaited, as soon as the client disconnects or ``abort_all`` is called.
+
+        Raises:
+            ClientDisconnect: the client went away.
+            ShuttingDown: the server stopped and the work did not answer by itself.
+        """
+        task = asyncio.ensure_future(work)
+        watcher = asyncio.ensure_future(_disconnected(receive))
+        self._tasks.add(task)
+        try:
+            await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await _cancel(task)
+                raise ClientDisconnect
+            if task.cancelled():
+                raise ShuttingDown(_SHUTTING_DOWN)
+            return task.result()
+        except asyncio.CancelledError:
+            await _cancel(task)
+            raise
+        finally:
+            watcher.cancel()
+            self._tasks.discard(task)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()  # seen: nobody is left to tell

@@ -1,0 +1,146 @@
+"""The life of ``vllm serve``: start the engine, serve, stop in good order."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest
+from vllm_engine.logging import get_logger
+from vllm_server.announcement import announce
+from vllm_server.config import ServerConfig, load_chat_template
+from vllm_server.in_flight import InFlight
+from vllm_server.stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from vllm_engine.async_llm import AsyncLLM
+    from vllm_server.uvicorn_server import Server
+
+logger = get_logger(__name__)
+
+HEALTH_POLL_SECONDS = 0.5
+ABORT_SECONDS = 2.0
+"""How long aborted requests get to send their last event."""
+
+
+async def serve(engine_config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
+    """Serve on ``listener`` until a signal comes or the engine dies. Returns the exit code: 0, or 1 for a death.
+
+    The engine core is started first of all; the web framework is imported while it loads the model.
+
+    Raises:
+        ConfigError: for a setting that the engine cannot honour.
+        EngineDead: when the engine core ends before it is ready.
+    """
+    launched = time.perf_counter()
+    chat_template = load_chat_template(server_config.chat_template)
+    with StopSignals() as signals:
+        from vllm_engine.async_llm import AsyncLLM
+        from vllm_server.metrics import EngineMetrics
+
+        metrics = EngineMetrics((engine_config.model.served_model_name or [engine_config.model.model])[0])
+        llm = AsyncLLM(
+            engine_config,
+            multiprocess=not server_config.disable_frontend_multiprocessing,
+            stat_loggers=[metrics],
+        )
+        try:
+            start = asyncio.create_task(llm.start())
+            await asyncio.sleep(0)
+            from vllm_server.app import build_app
+            from vllm_server.context import ServerContext
+            from vllm_server.uvicorn_server import create_server
+
+            if not await _first(start, signals.stop.wait()):
+                return 0
+            if chat_template is not None:
+                _check_chat_template(llm, chat_template)
+            context = ServerContext(
+                llm=llm, config=server_config, chat_template=chat_template, registry=metrics.registry
+            )
+            server = create_server(build_app(context), server_config)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            if not serving.done():
+                announce(context, listener, time.perf_counter() - launched)
+            return await _until_the_end(serving, server, context.in_flight, llm, signals, server_config)
+        finally:
+            await llm.close()
+
+
+async def _until_the_end(
+    serving: "asyncio.Task[None]",
+    server: "Server",
+    in_flight: InFlight,
+    llm: "AsyncLLM",
+    signals: StopSignals,
+    config: ServerConfig,
+) -> int:
+    death = asyncio.create_task(_engine_death(llm))
+    stop = asyncio.create_task(signals.stop.wait())
+    at_once = asyncio.create_task(signals.stop_at_once.wait())
+    try:
+        await asyncio.wait((serving, death, stop), return_when=asyncio.FIRST_COMPLETED)
+        died = death.done()
+        if died:
+            logger.error("the engine has died; the server ends")
+        elif stop.done():
+            logger.info("stopping: %d running requests have %g s to finish", len(in_flight), config.shutdown_timeout)
+        in_flight.drain()
+        server.should_exit = True
+        deadline = time.monotonic() + (ABORT_SECONDS if died else config.shutdown_timeout)
+        while len(in_flight) and time.monotonic() < deadline and not at_once.done() and not (death.done() and not died):
+            await asyncio.sleep(0.02)
+        in_flight.abort_all()
+        await asyncio.wait((serving, at_once), timeout=ABORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        server.force_exit = True
+        await asyncio.wait((serving,), timeout=ABORT_SECONDS)
+        return 1 if died or (serving.done() and serving.exception() is not None) else 0
+    finally:
+        for task in (serving, death, stop, at_once):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _engine_death(llm: "AsyncLLM") -> None:
+    """Returns when the engine is dead."""
+    while True:
+        try:
+            llm.check_health()
+        except EngineDead:
+            return
+        await asyncio.sleep(HEALTH_POLL_SECONDS)
+
+
+async def _first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> bool:
+    """Whether ``wanted`` came first; then its error is raised, if it has one. Otherwise it is cancelled."""
+    other = asyncio.ensure_future(interruption)
+    try:
+        await asyncio.wait((wanted, other), return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            wanted.result()
+            return True
+        wanted.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await wanted
+        return False
+    finally:
+        other.cancel()
+
+
+def _check_chat_template(llm: "AsyncLLM", chat_template: str) -> None:
+    """Raises ``ConfigError`` for a template that cannot even render a greeting."""
+    if llm.tokenizer is None:
+        return
+    from vllm_engine.frontend.chat_template import render_chat
+
+    try:
+        render_chat(llm.tokenizer, [{"role": "user", "content": "Hello"}], chat_template=chat_template)
+    except InvalidRequest as error:
+        if error.field == "chat_template":
+            raise ConfigError(f"chat_template: {error}", field="chat_template") from error

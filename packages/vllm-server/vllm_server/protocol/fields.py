@@ -1,0 +1,94 @@
+"""Fields of the published request classes that this server refuses, or takes as a mere hint.
+
+A field is never ignored in silence. What is not here and not in the request's own class is unknown, and refused too.
+"""
+
+from typing import Any
+
+from vllm_engine.errors import Unsupported
+
+HINTS = frozenset({"user", "metadata", "session_id", "safety_identifier", "prompt_cache_key"})
+"""Labels for the operator's books and caches, with no promised effect: taken and not acted upon."""
+
+_COMMON: dict[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "watermarking": (False,),
+    "truncation_side": ("left",),
+    "logprob_token_ids": ([],),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "return_weight_versions": (False,),
+    "routed_experts_prompt_start": (0,),
+    "return_token_offsets": (False,),
+    "mm_payload": (),
+    "return_mm_kwargs": (False,),
+    "kv_transfer_params": ({},),
+    "ec_transfer_params": ({},),
+    "vllm_xargs": ({},),
+    "repetition_detection": (),
+    "thinking_token_budget": (),
+    "stream_interval": (1,),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+
+REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {
+    **_COMMON,
+    "suffix": ("",),
+    "best_of": (1,),
+    "prompt_embeds": ([],),
+}
+"""Of ``/v1/completions``: field -> values that mean the same as leaving it out (``null`` always does)."""
+
+REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
+    **_COMMON,
+    "echo": (False,),
+    "documents": ([],),
+    "chat_template": (),
+    "reasoning_effort": (),
+    "include_reasoning": (True,),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "return_prompt_text": (False,),
+    "functions": ([],),
+    "function_call": ("none",),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "verbosity": ("medium",),
+    "parallel_tool_calls": (True,),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+}
+"""The same for ``/v1/chat/completions``."""
+
+_REASONS = {
+    "suffix": "no model of this server fills in the middle",
+    "chat_template": "a request cannot bring its own template; the server has the option --chat-template",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "truncation_side": "truncate_prompt_tokens keeps the end of the prompt (left)",
+}
+
+
+def without_refused(fields: dict[str, Any], refused: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The fields that remain for the request's class, once hints and neutral values are taken out.
+
+    Raises ``Unsupported`` naming the first field with a value that would have to be ignored.
+    """
+    remaining = {}
+    for name, value in fields.items():
+        if name in HINTS:
+            continue
+        if name not in refused:
+            remaining[name] = value
+        elif value is not None and not any(_same(value, neutral) for neutral in refused[name]):
+            reason = _REASONS.get(name, "this server does not support it")
+            raise Unsupported(f"{name} is not supported: {reason}", field=name)
+    return remaining
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equality that tells ``False`` from ``0`` and ``True`` from ``1``, which JSON does too."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

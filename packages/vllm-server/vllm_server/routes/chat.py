@@ -1,0 +1,112 @@
+"""``POST /v1/chat/completions``."""
+
+import asyncio
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.frontend.chat_template import render_chat
+from vllm_engine.params import SamplingParams
+from vllm_server.chat_answer import ChatAnswer
+from vllm_server.context import ServerContext, context_of, new_id
+from vllm_server.conversation import Conversation, conversation_of
+from vllm_server.event_stream import EventStream
+from vllm_server.field_names import named_as_in_request
+from vllm_server.generation import Generation
+from vllm_server.json_body import convert, parse_object, read_json_body
+from vllm_server.prompts import tokenize
+from vllm_server.protocol.chat import ChatRequest
+from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
+from vllm_server.protocol.sampling import check_stream_options, sampling_params
+from vllm_server.request_id import take_label
+
+router = APIRouter()
+
+_LONG_CONVERSATION = 64  # messages, beyond which rendering leaves the event loop
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(raw: Request) -> Response:
+    """Answer the last message of a conversation."""
+    context = context_of(raw)
+    context.in_flight.check_open()
+    fields = parse_object(await read_json_body(raw))
+    request = convert(without_refused(fields, REFUSED_CHAT), ChatRequest)
+    take_label(raw, request.request_id)
+    model = context.model_name(request.model)
+    _check(request)
+    names = _field_names(request)
+    with named_as_in_request(names):
+        params = _sampling_params(request, context)
+    conversation = conversation_of(request)
+    prompt = await _render(conversation, context)
+    # A chat template writes the special tokens itself.
+    token_ids = await tokenize(context.llm, prompt, add_special_tokens=bool(request.add_special_tokens))
+    response_id = new_id("chatcmpl")
+    role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
+    answer = ChatAnswer(request, response_id, model, role, context.llm.tokenizer)
+    generation = Generation(
+        context.llm, [token_ids], params, response_id, request.priority or 0, request.cache_salt, names
+    )
+    if request.stream:
+        return EventStream(answer.blocks(generation), context.in_flight)
+    try:
+        outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
+    return Response(msgspec.json.encode(answer.whole(outputs[0])), media_type="application/json")
+
+
+def _check(request: ChatRequest) -> None:
+    check_stream_options(request)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", field="top_logprobs")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs needs stream to be false", field="prompt_logprobs")
+
+
+def _field_names(request: ChatRequest) -> dict[str, str]:
+    names = {"logprobs": "top_logprobs", "prompt": "messages", "prompt_token_ids": "messages"}
+    if request.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    return names
+
+
+def _sampling_params(request: ChatRequest, context: ServerContext) -> SamplingParams:
+    """Without a limit of its own, an answer may be as long as the model allows."""
+    defaults = context.default_sampling_params
+    asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    return sampling_params(
+        request,
+        defaults,
+        max_tokens=asked if asked is not None else defaults.get("max_tokens"),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        prompt_logprobs=request.prompt_logprobs,
+    )
+
+
+async def _render(conversation: Conversation, context: ServerContext) -> str:
+    tokenizer = context.llm.tokenizer
+    if tokenizer is None:
+        raise Unsupported("this server has no tokenizer: it takes token ids only", field="messages")
+
+    def render() -> str:
+        return render_chat(
+            tokenizer,
+            conversation.messages,
+            tools=conversation.tools,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            chat_template=context.chat_template,
+            **conversation.template_kwargs,
+        )
+
+    try:
+        if len(conversation.messages) > _LONG_CONVERSATION:
+            return await asyncio.to_thread(render)
+        return render()
+    except RecursionError:
+        raise InvalidRequest("The conversation is nested too deeply.", field="messages") from None

@@ -1,0 +1,95 @@
+"""``POST /v1/completions``."""
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from vllm_engine.errors import InvalidRequest
+from vllm_engine.params import SamplingParams
+from vllm_server.completion_answer import CompletionAnswer
+from vllm_server.context import ServerContext, context_of, new_id
+from vllm_server.event_stream import EventStream
+from vllm_server.field_names import named_as_in_request
+from vllm_server.generation import Generation
+from vllm_server.json_body import convert, parse_object, read_json_body
+from vllm_server.prompts import Prompt, parse_prompts, tokenize
+from vllm_server.protocol.completions import CompletionRequest
+from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
+from vllm_server.protocol.sampling import check_stream_options, sampling_params
+from vllm_server.request_id import take_label
+
+router = APIRouter()
+
+DEFAULT_MAX_TOKENS = 16
+
+
+@router.post("/v1/completions")
+async def create_completion(raw: Request) -> Response:
+    """Continue one or more prompts."""
+    context = context_of(raw)
+    context.in_flight.check_open()
+    fields = parse_object(await read_json_body(raw))
+    request = convert(without_refused(fields, REFUSED_COMPLETION), CompletionRequest)
+    take_label(raw, request.request_id)
+    model = context.model_name(request.model)
+    _check(request)
+    params = _sampling_params(request, context)
+    prompts = parse_prompts(request.prompt, params.n)
+    response_id = new_id("cmpl")
+    answer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer)
+    generation = Generation(
+        context.llm,
+        await _engine_prompts(request, prompts, context),
+        params,
+        response_id,
+        request.priority or 0,
+        request.cache_salt,
+        {"prompt_logprobs": "logprobs"} if request.prompt_logprobs is None else {},
+    )
+    if request.stream:
+        return EventStream(answer.blocks(generation), context.in_flight)
+    try:
+        outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
+    return Response(msgspec.json.encode(answer.whole(outputs)), media_type="application/json")
+
+
+def _check(request: CompletionRequest) -> None:
+    check_stream_options(request)
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs needs stream to be false", field="prompt_logprobs")
+    if request.max_tokens == 0 and not request.echo:
+        raise InvalidRequest("max_tokens can be 0 only with echo; else at least 1", field="max_tokens")
+
+
+def _sampling_params(request: CompletionRequest, context: ServerContext) -> SamplingParams:
+    """``max_tokens`` 0 with ``echo`` scores the prompt: one token is made, and left out of the answer."""
+    defaults = context.default_sampling_params
+    max_tokens = request.max_tokens
+    if max_tokens is None:
+        max_tokens = defaults.get("max_tokens", DEFAULT_MAX_TOKENS)
+    prompt_logprobs = request.prompt_logprobs
+    names = {}
+    if prompt_logprobs is None and request.echo:
+        prompt_logprobs = request.logprobs
+        names = {"prompt_logprobs": "logprobs"}
+    with named_as_in_request(names):
+        return sampling_params(
+            request,
+            defaults,
+            max_tokens=max_tokens or 1,
+            logprobs=request.logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+
+async def _engine_prompts(request: CompletionRequest, prompts: list[Prompt], context: ServerContext) -> list[Prompt]:
+    """The engine adds special tokens to a text by itself; without them the server must cut it up."""
+    if request.add_special_tokens is not False:
+        return prompts
+    return [
+        await tokenize(context.llm, prompt, add_special_tokens=False) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]

@@ -1,0 +1,49 @@
+"""uvicorn, run from our own event loop and with our own signals."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from vllm_server.config import ServerConfig
+
+FORCED_END_AFTER = 5
+"""Seconds after the time for running requests in which they must have taken their abortion."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: ``lifecycle`` decides when it ends."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def create_server(app: ASGIApp, config: ServerConfig) -> Server:
+    """A server for ``app``; ``await server.serve(sockets=[...])`` runs it."""
+    _share_log_handlers()
+    return Server(
+        uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=config.uvicorn_log_level,
+            access_log=not config.disable_uvicorn_access_log,
+            server_header=False,
+            timeout_graceful_shutdown=round(config.shutdown_timeout) + FORCED_END_AFTER,
+        )
+    )
+
+
+def _share_log_handlers() -> None:
+    """uvicorn's log lines look like ours."""
+    ours = logging.getLogger("vllm_server")
+    theirs = logging.getLogger("uvicorn")
+    theirs.handlers[:] = ours.handlers
+    theirs.propagate = ours.propagate

@@ -1,0 +1,252 @@
+"""A scripted engine with the face of ``AsyncLLM``: deterministic text, delays and faults on demand, no model.
+
+A token is a character and its id the character's code. Completion ``i`` of a prompt is the alphabet from letter ``i``
+on, over and over. What a prompt contains decides what goes wrong:
+
+``!invalid``        refused with ``InvalidRequest`` (field ``prompt``)
+``!overloaded``     refused with ``Overloaded``
+``!dead``           refused with ``EngineDead``
+``!boom``           refused with an error that nobody expects, whose text must not reach a client
+``!fail-after-3``   three tokens, then ``RequestFailed``; the same with ``dead`` and ``boom``
+``!error``          two tokens, then the finish reason ``error``
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.errors import EngineDead, InvalidRequest, Overloaded, RequestFailed
+from vllm_engine.messages import EngineReady
+from vllm_engine.outputs import CompletionOutput, Logprob, RequestOutput
+from vllm_engine.params import OutputKind, SamplingParams
+
+BOS = 1
+MAX_MODEL_LEN = 512
+CHAT_TEMPLATE = (
+    "{% if tools %}[tools {{ tools | tojson }}]{% endif %}{% if mood is defined %}[{{ mood }}]{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}[call {{ call.function.name }} {{ call.function.arguments.items() | list }}]"
+    "{% endfor %}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+class FakeTokenizer:
+    """One token per character, after a beginning-of-sequence token."""
+
+    chat_templates: Mapping[str, str] = {"default": CHAT_TEMPLATE}
+    special_tokens_map: Mapping[str, str] = {"bos_token": "<s>"}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [*([BOS] if add_special_tokens else []), *map(ord, text)]
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(item) for item in token_ids if not (skip_special_tokens and item == BOS))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.token_text(token_id).encode()
+
+    def token_text(self, token_id: int) -> str:
+        return "<s>" if token_id == BOS else chr(token_id)
+
+
+@dataclass
+class Call:
+    """One call of ``generate``."""
+
+    prompt: Any
+    params: SamplingParams
+    request_id: str | None
+    priority: int
+    cache_salt: str | None
+
+
+class FakeLLM:
+    """See the module. ``delay`` is the time per token, ``first_delay`` the time before the first, in seconds."""
+
+    def __init__(self, *, delay: float = 0.0, first_delay: float = 0.0, defaults: dict[str, Any] | None = None) -> None:
+        self.config: EngineConfig = EngineArgs("fake/model", served_model_name=["fake", "alias"]).create_config()
+        self.ready = EngineReady(MAX_MODEL_LEN, 0x110000, 100, 16, {})
+        self.tokenizer: FakeTokenizer | None = FakeTokenizer()
+        self.delay = delay
+        self.first_delay = first_delay
+        self.defaults = defaults or {}
+        self.calls: list[Call] = []
+        self.aborted: dict[str | None, float] = {}
+        self.running: set[str | None] = set()
+        self.dead = False
+        self.closed = False
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def check_health(self) -> None:
+        if self.dead:
+            raise EngineDead("the engine core at 0x7f00deadbeef has died")
+
+    def get_tokenizer(self) -> FakeTokenizer | None:
+        return self.tokenizer
+
+    def default_sampling_params(self) -> dict[str, Any]:
+        return self.defaults
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted[request_id] = time.monotonic()
+
+    async def generate(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        self.calls.append(Call(prompt, params, request_id, priority, cache_salt))
+        token_ids = self._token_ids(prompt)
+        script = "".join(map(chr, token_ids))
+        fault_at, fault = _fault(script)
+        if fault_at == 0 and fault is not None:
+            raise fault
+        limit = min(params.max_tokens or MAX_MODEL_LEN, MAX_MODEL_LEN - len(token_ids))
+        text_of_prompt = prompt if isinstance(prompt, str) else None
+        writers = [_Writer(index, params, limit) for index in range(params.n)]
+        self.running.add(request_id)
+        done = False
+        try:
+            await asyncio.sleep(self.first_delay)
+            for step in range(limit):
+                if step == fault_at and fault is not None:
+                    raise fault
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                outputs = [writer.write(step, "!error" in script) for writer in writers if not writer.finished]
+                finished = all(writer.finished for writer in writers)
+                if params.output_kind is OutputKind.FINAL_ONLY:
+                    if not finished:
+                        continue
+                    outputs = [writer.whole() for writer in writers]
+                done = finished
+                yield RequestOutput(
+                    request_id or "fake",
+                    text_of_prompt,
+                    token_ids,
+                    outputs,
+                    finished,
+                    prompt_logprobs=_prompt_logprobs(token_ids, params) if step == 0 or finished else None,
+                    num_cached_tokens=len(token_ids) // 16 * 16,
+                )
+                if finished:
+                    break
+                await asyncio.sleep(0)
+        finally:
+            self.running.discard(request_id)
+            if not done:
+                self.aborted.setdefault(request_id, time.monotonic())
+
+    def _token_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            prompt = FakeTokenizer().encode(prompt)
+        if len(prompt) >= MAX_MODEL_LEN:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens, the model takes {MAX_MODEL_LEN}", field="prompt"
+            )
+        if any(item >= 0x110000 for item in prompt):
+            raise InvalidRequest("a token id is outside the vocabulary", field="prompt")
+        return list(prompt)
+
+
+class _Writer:
+    """One completion on its way."""
+
+    def __init__(self, index: int, params: SamplingParams, limit: int) -> None:
+        self.index = index
+        self.params = params
+        self.limit = limit
+        self.finish_reason: str | None = None
+        self.stop_reason: str | None = None
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.logprobs: list[dict[int, Logprob]] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def write(self, step: int, fails: bool) -> CompletionOutput:
+        letter = LETTERS[(self.index + step) % 26]
+        self.text += letter
+        self.token_ids.append(ord(letter))
+        self.logprobs.append(_position(ord(letter), self.params.logprobs or 0))
+        for stop in self.params.stop_strings:
+            if self.text.endswith(stop):
+                self.finish_reason, self.stop_reason = "stop", stop
+        if not self.finished and len(self.text) == self.limit:
+            self.finish_reason = "length"
+        if fails and step == 1:
+            self.finish_reason = "error"
+        return self._output(letter, [ord(letter)], self.logprobs[-1:])
+
+    def whole(self) -> CompletionOutput:
+        return self._output(self.text, self.token_ids, self.logprobs)
+
+    def _output(self, text: str, token_ids: list[int], logprobs: list[dict[int, Logprob]]) -> CompletionOutput:
+        wanted = logprobs if self.params.logprobs is not None else None
+        return CompletionOutput(
+            self.index,
+            text,
+            token_ids,
+            None,
+            wanted,
+            self.finish_reason,
+            self.stop_reason,  # type: ignore[arg-type]
+        )
+
+
+def _position(token_id: int, num_top: int) -> dict[int, Logprob]:
+    """The chosen token with -0.5, and the next letters less and less likely; the fourth is impossible."""
+    position = {token_id: Logprob(-0.5, 1, chr(token_id))}
+    for rank in range(2, num_top + 1):
+        other = token_id + rank - 1
+        position[other] = Logprob(-float(rank) if rank < 4 else -float("inf"), rank, chr(other))
+    return position
+
+
+def _prompt_logprobs(token_ids: list[int], params: SamplingParams) -> list[dict[int, Logprob] | None] | None:
+    if params.prompt_logprobs is None:
+        return None
+    return [None, *(_position(item, params.prompt_logprobs) for item in token_ids[1:])]
+
+
+def _fault(script: str) -> tuple[int, Exception | None]:
+    kinds: dict[str, Exception] = {
+        "invalid": InvalidRequest("the prompt is not to my taste", field="prompt"),
+        "overloaded": Overloaded("too much to do", retry_after=3),
+        "dead": EngineDead("core 0x7f00deadbeef died in /usr/lib/engine.py"),
+        "boom": RuntimeError("<object at 0x7f00deadbeef> in /usr/lib/engine.py"),
+        "fail": RequestFailed("The engine could not finish this request."),
+    }
+    match = re.search(r"!(\w+)(?:-after-(\d+))?", script)
+    if match is None or match[1] not in kinds:
+        return -1, None
+    return int(match[2] or 0), kinds[match[1]]
+
+
+def letters(count: int, start: int = 0) -> str:
+    """What the fake writes: ``count`` letters from letter ``start`` on."""
+    return "".join(LETTERS[(start + step) % 26] for step in range(count))
+
+
+def sse_events(text: str) -> Iterator[str]:
+    """The data of each event in the text of a stream."""
+    for block in text.split("\n\n"):
+        if block:
+            assert block.startswith("data: "), block
+            yield block.removeprefix("data: ")
