@@ -1,0 +1,73 @@
+"""A server started for a measurement, in a process group of its own, and surely ended."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from types import TracebackType
+from typing import Self
+
+from vllm_cli.command import CommandError
+
+_PHASE = re.compile(r"start-up: (.+?) took ([0-9.]+) s")
+_TERM_SECONDS = 10.0
+_LAST_LINES = 15
+
+
+class ServerProcess:
+    """Runs ``command`` until the block ends; then the whole process group is told to stop, and after 10 s killed."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+
+    def __enter__(self) -> Self:
+        self._log = tempfile.TemporaryFile("w+b")
+        self.launched = time.perf_counter()
+        """``time.perf_counter`` just before the launch."""
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._signal_group(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_TERM_SECONDS)
+        # Whatever of the group outlived its leader.
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def log(self) -> str:
+        """Everything that the server has written."""
+        self._log.flush()
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of each start-up phase, by the server's own log lines, in their order."""
+        return {name: float(seconds) for name, seconds in _PHASE.findall(self.log())}
+
+    def check(self, deadline: float) -> None:
+        """Raise ``CommandError``, with the end of the log, when the process has ended or ``deadline`` has passed."""
+        code = self._process.poll()
+        if code is None and time.perf_counter() < deadline:
+            return
+        what = "did not become ready in time" if code is None else f"ended with code {code} before it was ready"
+        tail = "\n".join(f"  {line}" for line in self.log().splitlines()[-_LAST_LINES:])
+        raise CommandError(f"the server {what}; its last words:\n{tail or '  (none)'}")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,79 @@
+"""``vllm bench startup``: how fast ``vllm serve`` starts on this machine."""
+
+import json
+import signal
+import sys
+from argparse import REMAINDER, ArgumentParser, Namespace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from vllm_cli.command import CommandError
+from vllm_cli.commands.connection import positive_integer
+
+SUMMARY = "Start `vllm serve` some times and report the seconds to ready and to the first token"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Options of ``vllm bench startup``."""
+    parser.usage = (
+        "vllm bench startup [-h] [--num-iters N] [--timeout SECONDS] [--output-json FILE] MODEL [SERVE OPTIONS]"
+    )
+    parser.add_argument(
+        "--num-iters", type=positive_integer, default=3, metavar="N", help="starts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_integer,
+        default=600,
+        metavar="SECONDS",
+        help="give up a start (default: %(default)s)",
+    )
+    parser.add_argument("--output-json", type=Path, metavar="FILE", help="also write the figures to a file")
+    parser.add_argument("model", metavar="MODEL", help="model to serve")
+    parser.add_argument(
+        "serve_options", nargs=REMAINDER, metavar="SERVE OPTIONS", help="whatever follows is given to `vllm serve`"
+    )
+
+
+def run(options: Namespace) -> int:
+    """Measure and report; returns 0."""
+    from vllm_bench.server_process import free_port
+    from vllm_bench.startup import measure_start, startup_figures, startup_lines
+
+    for option in options.serve_options:
+        name = option.partition("=")[0]
+        if name in ("--port", "--host"):
+            raise CommandError(f"{name}: the benchmark chooses the address itself", exit_code=2)
+        if name in ("--num-iters", "--timeout", "--output-json"):
+            raise CommandError(f"{name} belongs before MODEL; what follows it is for `vllm serve`", exit_code=2)
+
+    def command(port: int) -> list[str]:
+        address = ["--host", "127.0.0.1", "--port", str(port)]
+        return [sys.executable, "-m", "vllm_cli", "serve", options.model, *address, *options.serve_options]
+
+    # The server runs in a session of its own: were this process simply ended, it would stay behind.
+    previous = signal.signal(signal.SIGTERM, _end)
+    try:
+        timings = []
+        for number in range(options.num_iters):
+            timing = measure_start(command, free_port(), timeout=options.timeout)
+            ready, first_token = timing.healthy_seconds, timing.first_token_seconds
+            print(f"start {number + 1}: ready {ready:.2f} s, first token {first_token:.2f} s", flush=True)
+            timings.append(timing)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    figures = startup_figures(timings)
+    print("\n" + "\n".join(startup_lines(figures)))
+    if options.output_json is not None:
+        content = {"model_id": options.model, "serve_options": options.serve_options, **figures}
+        try:
+            options.output_json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"the result cannot be saved: {error}") from error
+    return 0
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
