@@ -1,20 +1,30 @@
-"""Tiny random models and a tiny tokenizer, made on the spot: the material of the tests that compare with transformers.
+"""Tiny random models and a tiny tokenizer, made on the spot for the tests that compare with transformers.
 
-``make_tiny_model("qwen3", folder)`` writes a model folder and returns the transformers model that it came from (float32,
-eager attention, evaluation mode). Weights are large for their size, so that greedy text does not fall into one repeated
-token, and so that the two best logits are almost always far apart.
+``make_tiny_model("qwen3", folder)`` writes a model folder and returns the transformers model that it came from
+(float32, eager attention, evaluation mode). Weights are large for their size, so that greedy text does not fall into
+one repeated token, and so that the two best logits are almost always far apart.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCAB_SIZE = 293  # odd on purpose
 MAX_POSITIONS = 512
 BOS_TOKEN_ID = 1
 EOS_TOKEN_ID = 2
+SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+"""By id, from 0."""
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CORPUS = ["the quick brown fox jumps over the lazy dog", "a tiny model reads the text and writes the next token"]
 
 _DECODER: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -157,3 +167,38 @@ def _stir(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * (0.1 if name.endswith("weight") else 0.3))
+    if model.config.model_type.startswith("gemma"):
+        # The scaled embedding would drown the layers, and the tied head would then repeat the last token for ever.
+        model.get_input_embeddings().weight.mul_(0.1)
+        model.model.norm.weight.add_(9.0)
+
+
+def make_tiny_tokenizer(path: Path) -> Tokenizer:
+    """Write a byte-level BPE tokenizer with a chat template to ``path`` and return it.
+
+    It has exactly ``VOCAB_SIZE`` tokens, so it fits the tiny models: ``SPECIAL_TOKENS``, the 256 bytes, 32 merges.
+    It can encode any text and adds no special tokens by itself.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS * 3, trainer)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": MAX_POSITIONS,
+        "chat_template": _CHAT_TEMPLATE,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return tokenizer
