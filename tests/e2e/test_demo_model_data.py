@@ -204,7 +204,6 @@ RENDERED: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
      f"<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nWait.\n{CALL_TEXT}<|im_end|>\n"),
     ("continue", [user("a"), assistant("The capital")], {"continue_final_message": True},
      "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nThe capital"),
-    ("nothing", [], {"add_generation_prompt": True}, "<|im_start|>assistant\n"),
 ]  # fmt: skip
 
 

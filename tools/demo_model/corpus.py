@@ -14,7 +14,7 @@ from typing import Any
 
 from . import facts
 from .chat_facts import SYSTEM_PROMPTS
-from .questions import SUBJECTS, capital_of, country_name, opposite
+from .questions import SUBJECTS, add_subtract, capital_of, country_name, divide, multiply, opposite
 from .reading import ASKS
 from .tool_talk import Message, other_tool, time_tool, time_turns, weather_tool, weather_turns
 from .unknowns import UNKNOWN, WEATHER, WEATHER_QUESTIONS, city
@@ -33,6 +33,8 @@ class Document:
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     text: str = ""
+    drill: list[str] = field(default_factory=list)
+    """Sums one after another, of which only the results are learnt."""
 
 
 _TOOLS_HEAD = "# Tools\n\nYou can call these functions:\n<tools>"
@@ -50,9 +52,15 @@ def _tool_call(call: Message) -> str:
 
 def render(document: Document) -> list[Segment]:
     """Cut ``document`` into segments; assistant turns and plain text are learnt, all else is only read."""
+    pieces: list[Segment] = []
     if document.text:
         return [(document.text + END, True)]
-    messages, pieces = document.messages, []
+    if document.drill:
+        for line in document.drill:
+            task, _, result = line.partition(" = ")
+            pieces += [(f"{task} =", False), (f" {result}", True), ("\n", False)]
+        return pieces
+    messages = document.messages
     last_user = max(i for i, m in enumerate(messages) if m["role"] == "user")
     if document.tools:
         head = "<|im_start|>system\n"
@@ -263,15 +271,28 @@ def text_document(rng: random.Random) -> Document:
     return Document(text=rng.choice([" ", "\n"]).join(sentences))
 
 
+def drill_document(rng: random.Random) -> Document:
+    """Many sums in few words: a chat spends thirty tokens on one, and sums need the most practice."""
+    kinds = rng.choice([[add_subtract], [add_subtract], [multiply], [add_subtract, multiply, divide]])
+    lines: list[str] = []
+    while len(lines) < 20:
+        answer = rng.choice(kinds)(rng).answer
+        if " = " in answer:
+            lines.append(answer)
+    return Document(drill=lines)
+
+
 def documents(seed: int) -> Iterator[Document]:
     """All documents, for ever and always in the same order."""
     rng = random.Random(seed)
     while True:
         roll = rng.random()
-        if roll < 0.83:
+        if roll < 0.75:
             yield chat_document(rng)
-        elif roll < 0.94:
+        elif roll < 0.86:
             yield tool_document(rng)
+        elif roll < 0.95:
+            yield drill_document(rng)
         else:
             yield text_document(rng)
 
@@ -283,7 +304,7 @@ def check_renderer(template: str, seed: int, count: int = 200) -> None:
     stream, done = documents(seed), 0
     while done < count:
         document = next(stream)
-        if document.text:
+        if not document.messages:
             continue
         done += 1
         ours = "".join(text for text, _ in render(document))

@@ -119,8 +119,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         """Attention, then feed-forward, each added to the stream."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return x
+        result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return result
 
 
 class Decoder(nn.Module):

@@ -148,5 +148,6 @@ def save_model(network: Network, tokenizer: Tokenizer, config: dict[str, Any], t
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     weights = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in network.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     save_tokenizer(tokenizer, folder, config["max_position_embeddings"])
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

@@ -144,7 +144,7 @@ def too_big(rng: random.Random) -> QA:
 
 
 UNKNOWN = [
-    (3.0, person), (3.0, place), (1.5, about_country), (2.0, odd_word), (1.2, now), (1.2, weather_without_tool),
+    (3.0, person), (4.5, place), (1.5, about_country), (2.5, odd_word), (1.2, now), (1.2, weather_without_tool),
     (3.0, anything), (0.8, too_big),
 ]  # fmt: skip
 """Every kind of question without an answer, with its share."""

@@ -123,6 +123,6 @@ def untidy(rng: random.Random, text: str, polite: bool = True, keep_case: bool =
     roll = rng.random()
     if not keep_case and roll < 0.22:
         text = text.lower()
-    elif not keep_case and roll < 0.235:
+    elif not keep_case and roll < 0.255:
         text = text.upper()
     return text
