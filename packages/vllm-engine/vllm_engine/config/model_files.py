@@ -12,8 +12,8 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "voc
 _SAFETENSORS = ["*.safetensors"]
 _PYTORCH = ["*.bin", "*.pt"]
 _WEIGHTS = {"safetensors": [_SAFETENSORS], "pt": [_PYTORCH], "dummy": []}
-_NEVER = ["consolidated*", "adapter_model*", "training_args*", "optimizer*", "scheduler*", "rng_state*"]
-"""Files of a repository that duplicate the weights or belong to training."""
+_NEVER = ["*/*", "consolidated*", "adapter_model*", "training_args*", "optimizer*", "scheduler*", "rng_state*"]
+"""Files of a repository in subfolders (other formats of the same model), beside the weights, or of a training run."""
 
 
 def resolve_model(
