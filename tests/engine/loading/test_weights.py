@@ -1,4 +1,4 @@
-"""Weights arrive in their places whatever file they come in, and a file that does not fit is refused with its reason."""
+"""Weights arrive in their places whatever file they come in; a file that does not fit is refused with its reason."""
 
 import json
 import os

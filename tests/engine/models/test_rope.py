@@ -52,9 +52,7 @@ _LLAMA_ROPES: dict[str, dict[str, Any]] = {
 def our_rope(architecture: str, values: dict[str, Any], layer_index: int = 0) -> RopeConfig:
     """Read like a ``config.json``."""
     data = {"architectures": [architecture], "model_type": "any", **values}
-    rope = read_family(data, {}).layer_rope(layer_index)
-    assert rope is not None
-    return rope
+    return read_family(data, {}).layer_rope(layer_index)
 
 
 def their_table(rotary: Any, max_len: int, **where: Any) -> torch.Tensor:

@@ -4,6 +4,7 @@ No torch and no transformers here, so that the processes without a model can ask
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +73,19 @@ class DecoderConfig:
     @property
     def attention_scale(self) -> float:
         """What scores are multiplied with before softmax."""
-        return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+        return math.pow(self.query_pre_attn_scalar or self.head_dim, -0.5)
 
     def layer_window(self, layer_index: int) -> int | None:
         """Tokens that a layer can see, itself included; None is all."""
         return self.sliding_window if self.layer_types[layer_index] == SLIDING else None
 
-    def layer_rope(self, layer_index: int) -> RopeConfig | None:
-        """Rotary embedding of a layer."""
-        local = self.local_rope is not None and self.layer_types[layer_index] == SLIDING
-        return self.local_rope if local else self.rope
+    def layer_rope(self, layer_index: int) -> RopeConfig:
+        """Rotary embedding of a layer. Raises ``ConfigError`` for a model with learned positions."""
+        local = self.local_rope if self.layer_types[layer_index] == SLIDING else None
+        rope = local or self.rope
+        if rope is None:
+            raise ConfigError(f"{self.architecture} has no rotary embedding", field="rope_parameters")
+        return rope
 
 
 def load_decoder_config(path: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:

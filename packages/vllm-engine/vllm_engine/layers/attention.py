@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
 from vllm_kernels.ops.cache import write_kv
 
@@ -22,7 +23,7 @@ class AttentionContext:
     kv_caches: list[tuple[Tensor, Tensor]]
 
 
-class Attention(nn.Module):
+class Attention(TensorModule):
     """Writes the step's keys and values to the cache of layer ``layer_index``, then attends to all of each sequence.
 
     ``sliding_window``: tokens that a query sees, itself included; None is all. ``soft_cap`` squeezes scores into

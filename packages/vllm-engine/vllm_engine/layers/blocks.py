@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import RMSNorm
 
 
 class PreNormBlock(nn.Module):
     """Norm before attention and before the feed-forward layer (Llama)."""
 
-    def __init__(self, config: DecoderConfig, self_attn: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self, config: DecoderConfig, self_attn: TensorModule, mlp: TensorModule) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = self_attn
@@ -34,7 +35,7 @@ class PreNormBlock(nn.Module):
 class SandwichNormBlock(nn.Module):
     """Norm before and after both, with weights that count from 1 (Gemma 2 and 3)."""
 
-    def __init__(self, config: DecoderConfig, self_attn: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self, config: DecoderConfig, self_attn: TensorModule, mlp: TensorModule) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps, unit_offset=True)
         self.self_attn = self_attn

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops.linear import linear
 
 
-class Embedding(nn.Module):
+class Embedding(TensorModule):
     """Rows of a table ``[num_embeddings, size]``, multiplied by ``scale`` if there is one.
 
     The scale is rounded to the weights' data type before the product: Gemma was trained with the rounded value.
@@ -24,7 +25,7 @@ class Embedding(nn.Module):
         return rows if self.scale is None else rows * torch.tensor(self.scale, dtype=rows.dtype)
 
 
-class LMHead(nn.Module):
+class LMHead(TensorModule):
     """Projection to the vocabulary: a matrix of its own, or the token embedding's when the two are tied.
 
     ``soft_cap`` squeezes logits into ``(-soft_cap, soft_cap)`` with tanh (Gemma 2).

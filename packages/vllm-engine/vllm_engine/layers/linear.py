@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops.linear import linear
 
 
-class Linear(nn.Module):
+class Linear(TensorModule):
     """``y = x W^T + b`` with weight ``[out_features, in_features]``.
 
     ``transposed``: the checkpoint keeps the weight as ``[in_features, out_features]`` (GPT-2's Conv1D).
@@ -85,7 +86,7 @@ class QKVLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, hidden_size]`` -> query ``[T, Hq, D]``, key and value ``[T, Hkv, D]``: views of one tensor."""
-        q, k, v = self.merged(x).split(self.sizes, dim=-1)
+        q, k, v = self.merged(x).split_with_sizes(self.sizes, dim=-1)
         return (
             q.unflatten(-1, (-1, self.head_dim)),
             k.unflatten(-1, (-1, self.head_dim)),

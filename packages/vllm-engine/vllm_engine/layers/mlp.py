@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_engine.layers.linear import Linear, MergedLinear
+from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops import activation as ops
 
 _GATED = {"silu": ops.silu_and_mul, "gelu": ops.gelu_and_mul, "gelu_tanh": ops.gelu_tanh_and_mul}
 _PLAIN = {"gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh, "relu": ops.relu}
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(TensorModule):
     """``down(activation(gate(x)) * up(x))`` (https://arxiv.org/abs/2002.05202).
 
     ``fused_in_checkpoint``: the checkpoint has gate and up as one matrix ``gate_up_proj`` already.

@@ -5,6 +5,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops.norm import fused_add_rms_norm, layer_norm, rms_norm
 
 
@@ -32,7 +33,7 @@ class RMSNorm(nn.Module):
         self.weight.fill_(0.0 if self.unit_offset else 1.0)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(TensorModule):
     """Layer norm (https://arxiv.org/abs/1607.06450); ``affine`` adds weight and bias."""
 
     def __init__(self, size: int, eps: float, *, affine: bool = True) -> None:

@@ -73,7 +73,7 @@ def _dynamic_theta(config: RopeConfig, max_len: int) -> float:
     """The NTK-aware base: it stretches the slowest pair by ``factor * length / original - (factor - 1)``."""
     ratio = max(max_len / config.max_position_embeddings, 1.0)
     stretch = config.factor * ratio - (config.factor - 1)
-    return config.rope_theta * stretch ** (config.rotary_dim / (config.rotary_dim - 2))
+    return config.rope_theta * math.pow(stretch, config.rotary_dim / (config.rotary_dim - 2))
 
 
 def _yarn(config: RopeConfig) -> tuple[Tensor, float]:

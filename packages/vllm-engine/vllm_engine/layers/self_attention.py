@@ -1,15 +1,16 @@
 """Self-attention of decoders with rotary positions: projections, rotation, attention, output projection."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.layers.attention import Attention, AttentionContext
 from vllm_engine.layers.linear import Linear, QKVLinear
+from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import RMSNorm
 from vllm_engine.layers.rotary import Rotary
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(TensorModule):
     """Attention of one layer as the configuration describes it (heads, biases, window, soft cap).
 
     ``fused_in_checkpoint``: the checkpoint has one ``qkv_proj`` instead of ``q_proj``, ``k_proj`` and ``v_proj``.

@@ -3,15 +3,16 @@
 import re
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.kv_layout import LayerKVSpec
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import LMHead
+from vllm_engine.layers.module import TensorModule
 
 
-class CausalLM(nn.Module):
+class CausalLM(TensorModule):
     """A decoder-only language model.
 
     Modules are named as in the checkpoints of the family. Where those names vary, ``renamed_prefixes`` maps an old

@@ -10,11 +10,12 @@ from vllm_engine.layers.attention import Attention, AttentionContext
 from vllm_engine.layers.embedding import Embedding, LMHead
 from vllm_engine.layers.linear import Linear, QKVLinear
 from vllm_engine.layers.mlp import plain_activation
+from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import LayerNorm
 from vllm_engine.models.causal_lm import CausalLM
 
 
-class GPT2Attention(nn.Module):
+class GPT2Attention(TensorModule):
     """Attention with fused projections; the checkpoint keeps matrices as ``[in, out]``."""
 
     def __init__(self, config: DecoderConfig, layer_index: int) -> None:
@@ -39,7 +40,7 @@ class GPT2Attention(nn.Module):
         return self.c_proj(self.attention(q, k, v, ctx))
 
 
-class GPT2MLP(nn.Module):
+class GPT2MLP(TensorModule):
     """Two projections with an activation between."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -53,7 +54,7 @@ class GPT2MLP(nn.Module):
         return self.c_proj(self.activation(self.c_fc(x)))
 
 
-class GPT2Block(nn.Module):
+class GPT2Block(TensorModule):
     """Pre-norm block with layer norms."""
 
     def __init__(self, config: DecoderConfig, layer_index: int) -> None:
@@ -69,8 +70,26 @@ class GPT2Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class GPT2Transformer(TensorModule):
+    """Token and position tables, blocks, last norm."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.wte = Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.h = nn.ModuleList(GPT2Block(config, index) for index in range(config.num_layers))
+        self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """int64 ``[T]`` twice -> ``[T, H]``."""
+        x = self.wte(input_ids) + self.wpe(positions)
+        for block in self.h:
+            x = block(x, ctx)
+        return self.ln_f(x)
+
+
 class GPT2LMHeadModel(CausalLM):
-    """Token and position tables, blocks, last norm, head. Positions are learned: there are none beyond the table."""
+    """The transformer and its head. Positions are learned: there are none beyond the table."""
 
     renamed_prefixes: ClassVar[dict[str, str]] = {
         # Checkpoints saved from the bare model have no prefix.
@@ -81,15 +100,8 @@ class GPT2LMHeadModel(CausalLM):
 
     def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
         super().__init__(config)
-        self.transformer = nn.Module()
-        self.transformer.wte = Embedding(config.vocab_size, config.hidden_size)
-        self.transformer.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
-        self.transformer.h = nn.ModuleList(GPT2Block(config, index) for index in range(config.num_layers))
-        self.transformer.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
+        self.transformer = GPT2Transformer(config)
         self.lm_head = LMHead(self.transformer.wte, tied=config.tie_word_embeddings)
 
     def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        x = self.transformer.wte(input_ids) + self.transformer.wpe(positions)  # [T, H]
-        for block in self.transformer.h:
-            x = block(x, ctx)
-        return self.transformer.ln_f(x)
+        return self.transformer(input_ids, positions, ctx)

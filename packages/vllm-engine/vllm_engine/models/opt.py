@@ -10,6 +10,7 @@ from vllm_engine.layers.attention import Attention, AttentionContext
 from vllm_engine.layers.embedding import Embedding, LMHead
 from vllm_engine.layers.linear import Linear, QKVLinear
 from vllm_engine.layers.mlp import plain_activation
+from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import LayerNorm
 from vllm_engine.models.causal_lm import CausalLM
 
@@ -17,7 +18,7 @@ _POSITION_OFFSET = 2
 """The first two rows of the position table belong to padding."""
 
 
-class OPTAttention(nn.Module):
+class OPTAttention(TensorModule):
     """Attention without rotary positions."""
 
     def __init__(self, config: DecoderConfig, layer_index: int) -> None:
@@ -33,7 +34,7 @@ class OPTAttention(nn.Module):
         return self.out_proj(self.attention(q, k, v, ctx))
 
 
-class OPTDecoderLayer(nn.Module):
+class OPTDecoderLayer(TensorModule):
     """One block. The 350M model normalises after adding to the stream, all others before each layer."""
 
     def __init__(self, config: DecoderConfig, layer_index: int) -> None:
@@ -58,7 +59,7 @@ class OPTDecoderLayer(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class OPTDecoder(nn.Module):
+class OPTDecoder(TensorModule):
     """Token table (with projections when it is narrower than the model), position table, blocks, last norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -92,13 +93,12 @@ class OPTDecoder(nn.Module):
 class OPTForCausalLM(CausalLM):
     """The decoder and its head. Positions are learned: there are none beyond the table."""
 
-    renamed_prefixes: ClassVar[dict[str, str]] = {"decoder.": "model.decoder."}
+    renamed_prefixes: ClassVar[dict[str, str]] = {"model.decoder.": "decoder."}
 
     def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
         super().__init__(config)
-        self.model = nn.Module()
-        self.model.decoder = OPTDecoder(config)
-        self.lm_head = LMHead(self.model.decoder.embed_tokens, tied=config.tie_word_embeddings)
+        self.decoder = OPTDecoder(config)
+        self.lm_head = LMHead(self.decoder.embed_tokens, tied=config.tie_word_embeddings)
 
     def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        return self.model.decoder(input_ids, positions, ctx)
+        return self.decoder(input_ids, positions, ctx)

@@ -7,12 +7,31 @@ from torch import Tensor, nn
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.config.rope import RopeConfig
-from vllm_engine.errors import ConfigError
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import Embedding, LMHead
+from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import RMSNorm
 from vllm_engine.layers.rotary import Rotary
 from vllm_engine.models.causal_lm import CausalLM
+
+
+class RotaryDecoder(TensorModule):
+    """Embedding, blocks along the residual stream (see ``layers.blocks``), and the norm after them."""
+
+    def __init__(self, embed_tokens: Embedding, blocks: list[nn.Module], norm: RMSNorm) -> None:
+        super().__init__()
+        self.embed_tokens = embed_tokens
+        self.layers = nn.ModuleList(blocks)
+        self.norm = norm
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """int64 ``[T]`` twice -> ``[T, H]``."""
+        x = self.embed_tokens(input_ids)
+        residual: Tensor | None = None
+        for block in self.layers:
+            x, residual = block(x, residual, positions, ctx)
+        normed: Tensor = self.norm(x, residual)[0]
+        return normed
 
 
 class RotaryCausalLM(CausalLM):
@@ -29,18 +48,13 @@ class RotaryCausalLM(CausalLM):
 
     def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
         super().__init__(config)
-        self.model = nn.Module()
-        self.model.embed_tokens = Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale)
-        self.model.layers = nn.ModuleList()
-        rotaries: dict[RopeConfig, Rotary] = {}
-        for index in range(config.num_layers):
-            rope = config.layer_rope(index)
-            if rope is None:
-                raise ConfigError(f"{config.architecture} needs rotary positions", field="rope_parameters")
-            if rope not in rotaries:
-                rotaries[rope] = Rotary(rope, max_len, device)
-            self.model.layers.append(self.block(config, index, rotaries[rope]))
-        self.model.norm = RMSNorm(config.hidden_size, config.norm_eps, unit_offset=self.unit_offset_norm)
+        ropes = [config.layer_rope(index) for index in range(config.num_layers)]
+        rotaries: dict[RopeConfig, Rotary] = {rope: Rotary(rope, max_len, device) for rope in dict.fromkeys(ropes)}
+        self.model = RotaryDecoder(
+            Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale),
+            [self.block(config, index, rotaries[rope]) for index, rope in enumerate(ropes)],
+            RMSNorm(config.hidden_size, config.norm_eps, unit_offset=self.unit_offset_norm),
+        )
         self.lm_head = LMHead(self.model.embed_tokens, tied=config.tie_word_embeddings, soft_cap=config.final_soft_cap)
 
     def block(self, config: DecoderConfig, layer_index: int, rotary: Rotary) -> nn.Module:
@@ -48,9 +62,4 @@ class RotaryCausalLM(CausalLM):
         raise NotImplementedError
 
     def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        x = self.model.embed_tokens(input_ids)  # [T, H]
-        residual = None
-        for block in self.model.layers:
-            x, residual = block(x, residual, positions, ctx)
-        x, _ = self.model.norm(x, residual)
-        return x
+        return self.model(input_ids, positions, ctx)
