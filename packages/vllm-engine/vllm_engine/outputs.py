@@ -21,7 +21,7 @@ class CompletionOutput:
 
     ``logprobs`` has one dict per token of ``token_ids``: token id -> ``Logprob`` of the chosen token and of the
     most likely ones. ``stop_reason`` is the stop string or stop token id that ended the text, None for the
-    end-of-sequence token or any other reason.
+    end-of-sequence token or any other reason. ``error`` tells what went wrong when ``finish_reason`` is ``error``.
     """
 
     index: int
@@ -31,6 +31,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    error: str | None = None
 
     @property
     def finished(self) -> bool:

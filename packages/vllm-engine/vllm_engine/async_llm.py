@@ -1,0 +1,341 @@
+"""``AsyncLLM``: the engine for programs with an event loop, such as the server. Its core runs beside it."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.errors import EngineDead, InvalidRequest, RequestFailed
+from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
+from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest
+from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
+from vllm_engine.frontend.output_queue import OutputQueue
+from vllm_engine.frontend.prompts import Prompt
+from vllm_engine.frontend.tokenizer import Tokenizer
+from vllm_engine.logging import get_logger
+from vllm_engine.messages import EngineOutputs, EngineReady, SchedulerStats
+from vllm_engine.metrics.logging_stats import LoggingStatLogger
+from vllm_engine.metrics.stats import StatLogger
+from vllm_engine.outputs import RequestOutput
+from vllm_engine.params import SamplingParams
+
+if TYPE_CHECKING:
+    from vllm_engine.core.client import ProcessClient, ThreadClient
+
+    CoreClient = ProcessClient | ThreadClient
+
+logger = get_logger(__name__)
+
+SLICE_UPDATES = 128
+"""Updates that are processed before others get their turn in the event loop."""
+LONG_TEXT_CHARS = 8192
+"""A prompt longer than this is tokenized in a thread."""
+
+
+class AsyncLLM:
+    """An engine whose requests run side by side in one event loop.
+
+    ``await start()`` before anything else, ``await close()`` at the end, or ``async with``. One task takes the core's
+    outputs and hands them to the consumers; a consumer that falls behind gets what it missed in one piece.
+    """
+
+    def __init__(
+        self, args: EngineArgs | EngineConfig, *, multiprocess: bool = True, stat_loggers: Sequence[StatLogger] = ()
+    ) -> None:
+        """Check the settings; nothing is loaded yet.
+
+        Args:
+            args: the settings.
+            multiprocess: run the core in a process of its own, else in a thread.
+            stat_loggers: are told of every step and every finished request.
+        """
+        self.config: EngineConfig = resolve_config(args)
+        self._multiprocess = multiprocess
+        self._stat_loggers = list(stat_loggers)
+        if not self.config.observability.disable_log_stats:
+            self._stat_loggers.append(LoggingStatLogger())
+        self.scheduler_stats = SchedulerStats()
+        """State of the scheduler after the last step."""
+        self._model: ModelFrontend | None = None
+        self._ready: EngineReady | None = None
+        self._client: CoreClient | None = None
+        self._inputs: InputProcessor | None = None
+        self._outputs: OutputProcessor | None = None
+        self._output_task: asyncio.Task[None] | None = None
+        self._queues: dict[str, OutputQueue] = {}
+        self._aborted_early: set[str] = set()
+        self._death: EngineDead | None = None
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Load the model. The tokenizer loads meanwhile.
+
+        Raises:
+            ConfigError: for a setting that cannot be honoured.
+            EngineDead: when the core cannot start.
+        """
+        if self._client is not None or self._death is not None:
+            raise RuntimeError("an AsyncLLM starts once")
+        model_path = await asyncio.to_thread(resolve_model_path, self.config)
+        client = self._client = self._create_client(model_path)
+        try:
+            loading = asyncio.create_task(client.start())
+            try:
+                self._model = await asyncio.to_thread(ModelFrontend.load, self.config, model_path)
+                self._ready = await loading
+            finally:
+                loading.cancel()
+        except BaseException as error:
+            self._death = EngineDead("the engine did not start")
+            client.close()
+            # A core that failed in the same moment must not leave an unread error behind.
+            await asyncio.gather(loading, return_exceptions=True)
+            raise error
+        self._inputs, self._outputs = self._model.processors(self.config, self._ready)
+        self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
+
+    def _create_client(self, model_path: Path) -> "CoreClient":
+        from vllm_engine.core.client import ProcessClient, ThreadClient
+
+        return ProcessClient(self.config, model_path) if self._multiprocess else ThreadClient(self.config, model_path)
+
+    async def close(self) -> None:
+        """End the engine; consumers that wait get a last output with ``finish_reason`` ``abort``."""
+        if self._death is None:
+            self._death = EngineDead("the engine is closed")
+            if self._outputs is not None:
+                self._deliver(self._outputs.abort_all()[1])
+        if self._output_task is not None:
+            self._output_task.cancel()
+            await asyncio.gather(self._output_task, return_exceptions=True)
+            self._output_task = None
+        if self._client is not None:
+            self._client.close()
+
+    async def __aenter__(self) -> "AsyncLLM":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ---- what is known of the engine ----
+
+    @property
+    def ready(self) -> EngineReady:
+        """What the core told when it had loaded. Raises ``EngineDead`` before ``start``."""
+        if self._ready is None:
+            raise EngineDead("the engine is not started")
+        return self._ready
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None with ``skip_tokenizer_init``. Raises ``EngineDead`` before ``start``."""
+        return self._loaded.tokenizer
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            InvalidRequest: when the engine runs without one.
+        """
+        if self.tokenizer is None:
+            raise InvalidRequest("this engine runs without a tokenizer")
+        return self.tokenizer
+
+    def default_sampling_params(self) -> dict[str, Any]:
+        """Fields of ``SamplingParams`` that hold where a request gives none."""
+        return self._loaded.default_sampling_params()
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that are being served, queued ones included."""
+        return len(self._queues)
+
+    @property
+    def _loaded(self) -> ModelFrontend:
+        if self._model is None:
+            raise EngineDead("the engine is not started")
+        return self._model
+
+    def check_health(self) -> None:
+        """Do nothing if the engine can serve. Raises ``EngineDead`` if it is closed, or its core is gone."""
+        if self._death is not None:
+            raise self._death
+        if self._client is None or self._output_task is None:
+            raise EngineDead("the engine is not started")
+        if not self._client.is_alive or self._output_task.done():
+            raise EngineDead("the engine core is gone")
+
+    # ---- requests ----
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generate, and yield outputs as ``params.output_kind`` says. The last one is ``finished``.
+
+        Leaving the loop early, closing the generator or cancelling its task ends the request in the core at once.
+
+        Args:
+            prompt: text, token ids, or a dict (``frontend.prompts.PromptDict``).
+            params: None takes the model's defaults.
+            request_id: label of the outputs, unique among the requests that run; made up when None.
+            priority: lower runs first, where the scheduler goes by priority.
+            cache_salt: share the prefix cache only with requests of the same salt.
+
+        Raises:
+            InvalidRequest: with the name of the field at fault.
+            RequestFailed: when the engine could not finish this request.
+            EngineDead: when the engine is closed or gone.
+        """
+        self.check_health()
+        label = uuid.uuid4().hex if request_id is None else request_id
+        if label in self._queues:
+            raise InvalidRequest("a request with this request_id is running", field="request_id")
+        params = self._loaded.default_params() if params is None else params
+        queue = self._queues[label] = OutputQueue(params.output_kind)
+        try:
+            self._submit(await self._prepare(label, prompt, params, priority, cache_salt))
+            while True:
+                output = await queue.get()
+                _raise_failure(output)
+                yield output
+                if output.finished:
+                    return
+        finally:
+            del self._queues[label]
+            self._aborted_early.discard(label)
+            self._abort([label])
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its consumer gets a last output with ``finish_reason`` ``abort``. Unknown ids are ignored."""
+        if request_id in self._queues and self._outputs is not None and request_id not in self._outputs:
+            self._aborted_early.add(request_id)  # its prompt is still being tokenized
+        self._abort([request_id])
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Run a control method of the core, such as ``reset_prefix_cache``.
+
+        Raises:
+            RuntimeError: with the core's message when it fails.
+            EngineDead: when the engine is closed or gone.
+        """
+        self.check_health()
+        return await self._running_client.call(method, *args)
+
+    @property
+    def _running_client(self) -> "CoreClient":
+        if self._client is None:
+            raise EngineDead("the engine is not started")
+        return self._client
+
+    @property
+    def _processors(self) -> tuple[InputProcessor, OutputProcessor]:
+        if self._inputs is None or self._outputs is None:
+            raise EngineDead("the engine is not started")
+        return self._inputs, self._outputs
+
+    async def _prepare(
+        self, label: str, prompt: Prompt, params: SamplingParams, priority: int, cache_salt: str | None
+    ) -> PreparedRequest:
+        inputs, _ = self._processors
+
+        def process() -> PreparedRequest:
+            return inputs.process(label, prompt, params, priority=priority, cache_salt=cache_salt)
+
+        if inputs.tokenizes_long(prompt, more_than=LONG_TEXT_CHARS):
+            return await asyncio.to_thread(process)
+        return process()
+
+    def _submit(self, prepared: PreparedRequest) -> None:
+        _, outputs = self._processors
+        if self._death is not None:
+            raise self._death
+        outputs.add(prepared)
+        if self.config.observability.enable_log_requests:
+            logger.info(
+                "request %s: %d prompt tokens, %r", prepared.request_id, len(prepared.prompt_token_ids), prepared.params
+            )
+        if prepared.request_id in self._aborted_early:
+            self._deliver(outputs.abort([prepared.request_id])[1])
+        else:
+            self._running_client.add(prepared.requests)
+
+    def _abort(self, request_ids: list[str]) -> None:
+        if self._outputs is None:
+            return
+        engine_ids, result = self._outputs.abort(request_ids)
+        if engine_ids and self._death is None:
+            self._running_client.abort(engine_ids)
+        self._deliver(result)
+
+    # ---- outputs ----
+
+    async def _handle_outputs(self) -> None:
+        """Take what the core sends until it is gone; then tell everyone who waits."""
+        try:
+            while True:
+                await self._handle_step(await self._running_client.next_outputs())
+        except EngineDead as error:
+            self._die(error)
+        except Exception as error:
+            logger.exception("the outputs of the engine could not be handled")
+            self._die(EngineDead(f"the engine's outputs could not be handled ({type(error).__name__})"))
+
+    async def _handle_step(self, step: EngineOutputs) -> None:
+        _, outputs = self._processors
+        total = ProcessedUpdates()
+        for start in range(0, len(step.updates), SLICE_UPDATES):
+            part = outputs.process(step.updates[start : start + SLICE_UPDATES], step.timestamp)
+            if part.aborts:
+                self._running_client.abort(part.aborts)
+            self._deliver(part)
+            total.extend(part)
+            await asyncio.sleep(0)
+        self.scheduler_stats = step.stats
+        for stat_logger in self._stat_loggers:
+            try:
+                stat_logger.on_step(
+                    step.stats,
+                    total.num_prompt_tokens,
+                    total.num_generation_tokens,
+                    times_to_first_token=total.times_to_first_token,
+                    inter_token_latencies=total.inter_token_latencies,
+                )
+            except Exception:
+                logger.exception("a statistics logger failed")
+        if not step.updates:
+            await asyncio.sleep(0)  # a core that is ahead must not keep the loop from everyone else
+
+    def _deliver(self, result: ProcessedUpdates) -> None:
+        for output in result.outputs:
+            queue = self._queues.get(output.request_id)
+            if queue is not None:
+                queue.put(output)
+        for stats in result.finished:
+            for stat_logger in self._stat_loggers:
+                try:
+                    stat_logger.on_finished(stats)
+                except Exception:
+                    logger.exception("a statistics logger failed")
+
+    def _die(self, error: EngineDead) -> None:
+        if self._death is None:
+            self._death = error
+        for queue in self._queues.values():
+            queue.fail(self._death)
+
+
+def _raise_failure(output: RequestOutput) -> None:
+    for completion in output.outputs:
+        if completion.finish_reason == "error":
+            raise RequestFailed(completion.error or "the request failed in the engine")

@@ -1,0 +1,62 @@
+"""Everything of the frontend that belongs to one engine, built together. Both public faces stand on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.config.generation import GenerationConfig, load_generation_config
+from vllm_engine.frontend.input_processor import InputProcessor
+from vllm_engine.frontend.output_processor import OutputProcessor
+from vllm_engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from vllm_engine.messages import EngineReady
+from vllm_engine.params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFrontend:
+    """What is read from a model's small files, before or while its weights load."""
+
+    tokenizer: Tokenizer | None
+    generation: GenerationConfig
+
+    @classmethod
+    def load(cls, config: EngineConfig, model_path: Path) -> "ModelFrontend":
+        """Read tokenizer and generation defaults. Raises ``ConfigError`` for broken files."""
+        tokenizer = None
+        if not config.model.skip_tokenizer_init:
+            tokenizer = load_tokenizer(config.model, model_path, download_dir=config.load.download_dir)
+        return cls(tokenizer, load_generation_config(config.model, model_path))
+
+    def processors(self, config: EngineConfig, ready: EngineReady) -> tuple[InputProcessor, OutputProcessor]:
+        """The two processors, once the core has told its sizes."""
+        inputs = InputProcessor(
+            config, self.tokenizer, self.generation, max_model_len=ready.max_model_len, vocab_size=ready.vocab_size
+        )
+        return inputs, OutputProcessor(self.tokenizer)
+
+    def default_sampling_params(self) -> dict[str, Any]:
+        """Fields of ``SamplingParams`` that hold where a request gives none."""
+        return dict(self.generation.sampling)
+
+    def default_params(self) -> SamplingParams:
+        """The parameters of a request that gives none at all."""
+        return SamplingParams(**self.generation.sampling)
+
+
+def resolve_config(args: EngineArgs | EngineConfig) -> EngineConfig:
+    """The configuration of either form of settings."""
+    return args.create_config() if isinstance(args, EngineArgs) else args
+
+
+def resolve_model_path(config: EngineConfig) -> Path:
+    """Folder of the model, fetched if need be. Raises ``ConfigError`` when it cannot be had."""
+    from vllm_engine.config.model_files import resolve_model
+
+    return resolve_model(
+        config.model.model,
+        revision=config.model.revision,
+        download_dir=config.load.download_dir,
+        ignore_patterns=config.load.ignore_patterns,
+        token=config.model.hf_token,
+    )

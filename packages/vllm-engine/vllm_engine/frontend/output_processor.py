@@ -1,0 +1,141 @@
+"""Updates of the engine core to outputs for users: each finds its request, is decoded, and joins its siblings."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vllm_engine.errors import InvalidRequest
+from vllm_engine.frontend.input_processor import PreparedRequest
+from vllm_engine.frontend.request_state import RequestState
+from vllm_engine.frontend.tokenizer import Tokenizer
+from vllm_engine.logging import get_logger
+from vllm_engine.messages import RequestUpdate
+from vllm_engine.metrics.stats import RequestStats
+from vllm_engine.outputs import RequestOutput
+from vllm_engine.params import OutputKind
+
+logger = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ProcessedUpdates:
+    """What came of some updates. ``aborts`` are engine ids to abort in the core: their text has met a stop string."""
+
+    outputs: list[RequestOutput] = field(default_factory=list)
+    aborts: list[str] = field(default_factory=list)
+    finished: list[RequestStats] = field(default_factory=list)
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    times_to_first_token: list[float] = field(default_factory=list)
+    inter_token_latencies: list[float] = field(default_factory=list)
+
+    def extend(self, other: "ProcessedUpdates") -> None:
+        """Add the numbers of another part of the same step; its outputs and aborts are left where they are."""
+        self.finished.extend(other.finished)
+        self.num_prompt_tokens += other.num_prompt_tokens
+        self.num_generation_tokens += other.num_generation_tokens
+        self.times_to_first_token.extend(other.times_to_first_token)
+        self.inter_token_latencies.extend(other.inter_token_latencies)
+
+
+class OutputProcessor:
+    """Holds the state of every request that runs. Not thread-safe: one caller at a time."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._requests: dict[str, RequestState] = {}
+        self._by_engine_id: dict[str, tuple[RequestState, int]] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that are not finished."""
+        return len(self._requests)
+
+    def add(self, prepared: PreparedRequest, *, kind: OutputKind | None = None) -> None:
+        """Expect updates of a request. ``kind`` replaces the one of its parameters.
+
+        Raises:
+            InvalidRequest: when a request of the same id is running.
+        """
+        if prepared.request_id in self._requests:
+            raise InvalidRequest("a request with this request_id is running", field="request_id")
+        state = RequestState(prepared, self._tokenizer, kind=kind or prepared.params.output_kind)
+        self._requests[state.request_id] = state
+        for completion in state.completions:
+            self._by_engine_id[completion.engine_id] = (state, completion.index)
+
+    def process(self, updates: Iterable[RequestUpdate], timestamp: float) -> ProcessedUpdates:
+        """Take updates of one step, of ``timestamp`` in monotonic seconds. One output per request at most.
+
+        Updates of requests that are gone are dropped. A request whose update cannot be processed fails alone.
+        """
+        result = ProcessedUpdates()
+        touched: dict[str, RequestState] = {}
+        for update in updates:
+            entry = self._by_engine_id.get(update.request_id)
+            if entry is None:
+                continue
+            state, index = entry
+            touched[state.request_id] = state
+            try:
+                self._take(state, index, update, timestamp, result)
+            except Exception as error:
+                logger.exception("the output of a request could not be processed")
+                result.aborts.extend(self._end(state, f"output processing failed ({type(error).__name__})"))
+        for state in touched.values():
+            output = state.output()
+            if output is not None:
+                result.outputs.append(output)
+            if state.finished:
+                self._forget(state)
+                result.finished.append(state.stats(timestamp))
+        return result
+
+    def abort(self, request_ids: Iterable[str]) -> tuple[list[str], ProcessedUpdates]:
+        """End requests by the users' ids; unknown ones are ignored.
+
+        Returns the engine ids to abort in the core, and the last outputs, with ``finish_reason`` ``abort``.
+        """
+        engine_ids: list[str] = []
+        result = ProcessedUpdates()
+        for request_id in request_ids:
+            state = self._requests.get(request_id)
+            if state is None:
+                continue
+            engine_ids.extend(self._end(state, "abort"))
+            self._forget(state)
+            output = state.output()
+            if output is not None:
+                result.outputs.append(output)
+            result.finished.append(state.stats(time.monotonic()))
+        return engine_ids, result
+
+    def abort_all(self) -> tuple[list[str], ProcessedUpdates]:
+        """End every request that runs, as ``abort`` does."""
+        return self.abort(list(self._requests))
+
+    def _take(
+        self, state: RequestState, index: int, update: RequestUpdate, timestamp: float, result: ProcessedUpdates
+    ) -> None:
+        times = state.update(index, update, timestamp)
+        if state.completions[index].finished:
+            self._by_engine_id.pop(update.request_id, None)
+            if update.finish_reason is None:
+                result.aborts.append(update.request_id)
+        result.num_generation_tokens += times.num_tokens
+        result.inter_token_latencies.extend(times.inter_token_latencies)
+        if times.time_to_first_token is not None:
+            result.num_prompt_tokens += state.num_prompt_tokens
+            result.times_to_first_token.append(times.time_to_first_token)
+
+    def _end(self, state: RequestState, reason: str) -> list[str]:
+        engine_ids = state.finish_open(reason)
+        for engine_id in engine_ids:
+            self._by_engine_id.pop(engine_id, None)
+        return engine_ids
+
+    def _forget(self, state: RequestState) -> None:
+        self._requests.pop(state.request_id, None)

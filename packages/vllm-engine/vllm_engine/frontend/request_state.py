@@ -1,0 +1,167 @@
+"""One request of a user while it runs: its completions, their moments in time, and the outputs made of them."""
+
+from collections.abc import Sequence
+
+from vllm_engine.frontend.completion_state import CompletionState
+from vllm_engine.frontend.detokenizer import Detokenizer
+from vllm_engine.frontend.input_processor import PreparedRequest
+from vllm_engine.frontend.logprobs import TokenText, read_position
+from vllm_engine.frontend.tokenizer import Tokenizer
+from vllm_engine.messages import PositionLogprobs, RequestUpdate
+from vllm_engine.metrics.stats import RequestStats
+from vllm_engine.outputs import Logprob, RequestMetrics, RequestOutput
+from vllm_engine.params import OutputKind
+
+
+class RequestState:
+    """Merges the ``n`` completions of a request into ``RequestOutput`` after ``RequestOutput``."""
+
+    def __init__(self, prepared: PreparedRequest, tokenizer: Tokenizer | None, *, kind: OutputKind) -> None:
+        params = prepared.params
+        detokenize = tokenizer if params.detokenize else None
+        self._token_text: TokenText | None = None if detokenize is None else detokenize.token_text
+        self.request_id = prepared.request_id
+        self.kind = kind
+        self.completions = [
+            CompletionState(
+                request.request_id,
+                index,
+                params,
+                None if detokenize is None else Detokenizer.for_request(detokenize, prepared.prompt_token_ids, params),
+                self._token_text,
+            )
+            for index, request in enumerate(prepared.requests)
+        ]
+        self.metrics = RequestMetrics(arrival_time=prepared.arrival_time, queued_ts=prepared.queued_ts)
+        self.inter_token_latencies: list[float] = []
+        self._prepared = prepared
+        self._num_open = len(self.completions)
+        self._num_cached_tokens = 0
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._touched: dict[int, None] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all completions are over."""
+        return self._num_open == 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._prepared.prompt_token_ids)
+
+    def update(self, index: int, update: RequestUpdate, timestamp: float) -> "TokenTimes":
+        """Take what a step brought for one completion; ``timestamp`` is the moment of the step, monotonic seconds."""
+        completion = self.completions[index]
+        if update.scheduled_ts and not self.metrics.scheduled_ts:
+            self.metrics.scheduled_ts = update.scheduled_ts
+        if update.prompt_logprobs is not None:
+            self._prompt_logprobs = [None, *self._read_prompt(update.prompt_logprobs)]
+        if index == 0:
+            self._num_cached_tokens = max(self._num_cached_tokens, update.num_cached_tokens)
+        preemptions = completion.num_preemptions
+        kept = completion.update(update)
+        self.metrics.num_preemptions += completion.num_preemptions - preemptions
+        self._touched[index] = None
+        if completion.finished:
+            self._num_open -= 1
+        return self._token_times(completion, kept, timestamp)
+
+    def finish_open(self, reason: str) -> list[str]:
+        """End every completion that is not over yet as aborted or failed; returns their engine ids."""
+        ended = []
+        for completion in self.completions:
+            if not completion.finished:
+                completion.finish(
+                    "abort" if reason == "abort" else "error", error=None if reason == "abort" else reason
+                )
+                self._touched[completion.index] = None
+                ended.append(completion.engine_id)
+        self._num_open = 0
+        return ended
+
+    def output(self) -> RequestOutput | None:
+        """The next output; None when this kind has nothing to tell yet."""
+        touched, self._touched = self._touched, {}
+        if self.kind is OutputKind.FINAL_ONLY and not self.finished:
+            return None
+        if not touched and not self.finished:
+            return None
+        chosen: Sequence[CompletionState] = self.completions
+        if self.kind is OutputKind.DELTA:
+            chosen = [self.completions[index] for index in sorted(touched)]
+        prompt_logprobs = self._prompt_logprobs
+        if self.kind is OutputKind.DELTA:
+            self._prompt_logprobs = None
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prepared.prompt,
+            prompt_token_ids=self._prepared.prompt_token_ids,
+            outputs=[completion.output(self.kind) for completion in chosen],
+            finished=self.finished,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=self._num_cached_tokens,
+            metrics=self.metrics,
+        )
+
+    def stats(self, now: float) -> RequestStats:
+        """The finished request in numbers; ``now`` in monotonic seconds."""
+        metrics = self.metrics
+        first = metrics.first_token_ts or None
+        scheduled = metrics.scheduled_ts or None
+        reasons = [completion.finish_reason for completion in self.completions]
+        return RequestStats(
+            request_id=self.request_id,
+            finish_reason="error" if "error" in reasons else reasons[0] or "abort",
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generation_tokens=sum(completion.num_tokens for completion in self.completions),
+            num_cached_tokens=self._num_cached_tokens,
+            num_preemptions=metrics.num_preemptions,
+            n=len(self.completions),
+            max_tokens=self._prepared.params.max_tokens,
+            e2e_latency=_span(metrics.queued_ts, now) or 0.0,
+            time_to_first_token=_span(metrics.queued_ts, first),
+            queue_time=_span(metrics.queued_ts, scheduled),
+            prefill_time=_span(scheduled, first),
+            decode_time=_span(first, metrics.last_token_ts),
+            inference_time=_span(scheduled, metrics.last_token_ts or None),
+            inter_token_latencies=self.inter_token_latencies,
+        )
+
+    def _read_prompt(self, positions: list[PositionLogprobs]) -> list[dict[int, Logprob]]:
+        return [read_position(position, self._token_text) for position in positions]
+
+    def _token_times(self, completion: CompletionState, kept: int, timestamp: float) -> "TokenTimes":
+        if not kept:
+            return TokenTimes(0, None, ())
+        metrics = self.metrics
+        time_to_first_token = None
+        if not metrics.first_token_ts:
+            metrics.first_token_ts = timestamp
+            time_to_first_token = max(0.0, timestamp - metrics.queued_ts)
+        gaps: list[float] = []
+        if completion.last_token_ts:
+            # Tokens of one step arrive together: each of them took its share of the time since the step before.
+            gaps = [max(0.0, timestamp - completion.last_token_ts) / kept] * kept
+        elif kept > 1:
+            gaps = [0.0] * (kept - 1)
+        completion.last_token_ts = metrics.last_token_ts = timestamp
+        self.inter_token_latencies.extend(gaps)
+        return TokenTimes(kept, time_to_first_token, gaps)
+
+
+class TokenTimes:
+    """New tokens of an update and what they took, in seconds. ``time_to_first_token`` is set once per request."""
+
+    __slots__ = ("inter_token_latencies", "num_tokens", "time_to_first_token")
+
+    def __init__(
+        self, num_tokens: int, time_to_first_token: float | None, inter_token_latencies: Sequence[float]
+    ) -> None:
+        self.num_tokens = num_tokens
+        self.time_to_first_token = time_to_first_token
+        self.inter_token_latencies = inter_token_latencies
+
+
+def _span(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else max(0.0, end - start)
