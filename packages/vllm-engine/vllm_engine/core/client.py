@@ -237,8 +237,8 @@ class ProcessClient(AsyncClient):
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         super().__init__(config, model_path)
         self._folder = tempfile.mkdtemp(prefix="vllm-")  # mode 0700: no other user reaches the socket
-        self._socket_path = os.path.join(self._folder, "core.sock")
-        self._process = _launch(Launch(config, str(model_path), self._socket_path))
+        self.socket_path = os.path.join(self._folder, "core.sock")
+        self._process = _launch(Launch(config, str(model_path), self.socket_path))
         self._socket: zmq.asyncio.Socket | None = None
         self._context: zmq.asyncio.Context | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -260,7 +260,7 @@ class ProcessClient(AsyncClient):
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.set_hwm(0)
-        self._socket.bind(f"ipc://{self._socket_path}")
+        self._socket.bind(f"ipc://{self.socket_path}")
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
         return await self._ready
 
@@ -288,14 +288,13 @@ class ProcessClient(AsyncClient):
         """End the process, by force after two seconds. May be called again."""
         for task in self._tasks:
             task.cancel()
-        if self._process.poll() is None and self._socket is not None and self._death is None:
-            with contextlib.suppress(Exception):
+        if self.is_alive:
+            with contextlib.suppress(EngineDead):
                 self._send(Shutdown())
-        if self._process.stdin is not None:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                self._process.stdin.close()  # the process takes that as the death of its parent
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # the process takes that as the death of its parent
         try:
             self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ from vllm_engine.execution.step_inputs import StepInputs, build_step_inputs
 from vllm_engine.kv_layout import KVCacheLayout
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.messages import PositionLogprobs
-from vllm_engine.models.registry import CausalLM
+from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.sampling.sampler import Sampler, SamplingState
 from vllm_kernels.ops.cache import allocate_kv_cache
 
@@ -20,11 +20,10 @@ PROMPT_LOGPROB_ROWS = 256
 class ModelRunner:
     """Keeps the batch, runs the model, samples. One per worker."""
 
-    def __init__(self, model: CausalLM, *, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, model: CausalLM, *, vocab_size: int, device: torch.device) -> None:
         self.model = model
         self.device = device
-        self._dtype = dtype
-        self._vocab_size = vocab_size
+        self._dtype = next(model.parameters()).dtype
         self._sampler = Sampler(vocab_size)
         self._states: list[SamplingState] = []
 
@@ -52,8 +51,8 @@ class ModelRunner:
     def execute(self, scheduled: ScheduledBatch) -> BatchResult:
         """Compute the scheduled tokens of every request, and sample where the last known token was reached."""
         result = BatchResult()
-        self._update_batch(scheduled, result)
-        ids = [request_id for request_id in scheduled.num_scheduled_tokens if request_id not in result.errors]
+        self._update_batch(scheduled)
+        ids = list(scheduled.num_scheduled_tokens)
         if not ids:
             return result
         rows = np.array([self.batch.row_of(request_id) for request_id in ids])
@@ -68,20 +67,14 @@ class ModelRunner:
             self._sample(sampled_ids, inputs, hidden, result)
         return result
 
-    def _update_batch(self, scheduled: ScheduledBatch, result: BatchResult) -> None:
+    def _update_batch(self, scheduled: ScheduledBatch) -> None:
         """Apply the difference to the step before."""
         for request_id in scheduled.removed:
             self.batch.remove(request_id)
         for request_id, block_ids in scheduled.new_block_ids.items():
             self.batch.append_blocks(request_id, block_ids)
         for new in scheduled.new_requests:
-            try:
-                state = SamplingState(new.request, new.token_ids[:])
-                self._sampler.check(state)
-            except ValueError as error:
-                result.errors[new.request.request_id] = str(error)
-            else:
-                self.batch.add(new, state)
+            self.batch.add(new, SamplingState(new.request, new.token_ids[:]))
 
     def _attention_context(self, inputs: StepInputs) -> AttentionContext:
         return AttentionContext(

@@ -1,5 +1,6 @@
 """``Worker``: one device with its share of the model."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vllm_engine.errors import ConfigError
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.model_runner import ModelRunner
 from vllm_engine.kv_layout import KVCacheLayout
-from vllm_engine.loading.loader import load_model, resolve_dtype
+from vllm_engine.loading.loader import load_model
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineRequest
 from vllm_engine.params import SamplingParams
@@ -38,16 +39,10 @@ class Worker:
 
     def load_model(self) -> ModelRunner:
         """Read the weights."""
-        dtype = resolve_dtype(self._config.model.dtype, self.decoder)
-        model = load_model(
-            self._model_path,
-            self.decoder,
-            self._config.model,
-            self._config.load,
-            self.device,
-            max_model_len=self.max_model_len,
-        )
-        self.runner = ModelRunner(model, vocab_size=self.decoder.vocab_size, dtype=dtype, device=self.device)
+        # The length is settled here, so that rotary tables and the engine's limits agree.
+        settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len)
+        model = load_model(self._model_path, self.decoder, settings, self._config.load, self.device)
+        self.runner = ModelRunner(model, vocab_size=self.decoder.vocab_size, device=self.device)
         return self.runner
 
     def available_memory(self) -> int:

@@ -1,0 +1,134 @@
+"""A request's result depends on that request alone.
+
+64 requests at once, each with its own random mix of every sampling field, arriving and being aborted at random, in a
+cache so small that they are preempted. Each one that survives must be what it is when run alone.
+"""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_engine import LLM, AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
+
+from tests.engine.models.tiny import make_tiny_model, make_tiny_tokenizer
+
+NUM_REQUESTS = 64
+WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat", ".", " über", " 猫", "é", " x", "\n", "0", "7 "]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("isolation")
+    make_tiny_model("qwen3", path)
+    make_tiny_tokenizer(path)
+    return path
+
+
+def random_params(rng: random.Random, vocab_size: int) -> SamplingParams:
+    """Each field is set with some probability, so that every pair of features meets in one request or one batch."""
+
+    def maybe(chance: float, make: Any) -> Any:
+        return make() if rng.random() < chance else None
+
+    fields: dict[str, Any] = {
+        "n": maybe(0.15, lambda: rng.randrange(2, 4)),
+        "temperature": rng.choice([0.0, 0.0, 0.7, 1.0, 1.8]),
+        "top_p": maybe(0.3, lambda: rng.choice([0.1, 0.5, 0.95])),
+        "top_k": maybe(0.3, lambda: rng.choice([1, 5, 40])),
+        "min_p": maybe(0.2, lambda: rng.choice([0.01, 0.2])),
+        "repetition_penalty": maybe(0.3, lambda: rng.choice([0.8, 1.3])),
+        "presence_penalty": maybe(0.3, lambda: rng.uniform(-1, 1)),
+        "frequency_penalty": maybe(0.3, lambda: rng.uniform(-1, 1)),
+        "seed": rng.randrange(2**40),
+        "stop": maybe(0.3, lambda: rng.sample(["a", "e ", "x", "\n\n", "th"], 2)),
+        "stop_token_ids": maybe(0.3, lambda: rng.sample(range(vocab_size), 3)),
+        "bad_words": maybe(0.2, lambda: rng.sample(["cat", "a", "é", "the mat"], 2)),
+        "include_stop_str_in_output": maybe(0.3, lambda: True),
+        "ignore_eos": maybe(0.5, lambda: True),
+        "min_tokens": maybe(0.3, lambda: rng.randrange(1, 8)),
+        "max_tokens": rng.randrange(8, 40),
+        "logprobs": maybe(0.4, lambda: rng.choice([0, 1, 5])),
+        "prompt_logprobs": maybe(0.2, lambda: rng.choice([0, 2])),
+        "logit_bias": maybe(0.3, lambda: {rng.randrange(vocab_size): rng.uniform(-20, 20) for _ in range(4)}),
+        "allowed_token_ids": maybe(0.2, lambda: rng.sample(range(vocab_size), 60)),
+        "skip_special_tokens": maybe(0.3, lambda: False),
+        "spaces_between_special_tokens": maybe(0.3, lambda: False),
+        "truncate_prompt_tokens": maybe(0.2, lambda: rng.randrange(1, 20)),
+    }
+    return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
+
+
+def random_prompt(rng: random.Random) -> str:
+    shared = "".join(WORDS[:6]) * rng.randrange(4)
+    return shared + "".join(rng.choice(WORDS) for _ in range(rng.randrange(1, 25)))
+
+
+def engine_options(path: Path) -> dict[str, Any]:
+    return {"model": str(path), "dtype": "float32", "max_model_len": 256, "block_size": 8}
+
+
+def picture(output: RequestOutput) -> list[Any]:
+    """All that a user can see of a result, log-probabilities rounded to what float32 batches can differ by."""
+    return [
+        [
+            completion.text,
+            list(completion.token_ids),
+            completion.finish_reason,
+            completion.stop_reason,
+            _rounded(completion.logprobs),
+        ]
+        for completion in output.outputs
+    ] + [_rounded(output.prompt_logprobs)]
+
+
+def _rounded(entries: Any) -> Any:
+    # Only what was asked for by id: two neighbours in the list of most likely tokens may tie within rounding.
+    return entries and [
+        entry and {token: round(value.logprob, 2) for token, value in entry.items()} for entry in entries
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+async def test_each_surviving_output_is_its_solo_output(
+    model_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CHECK_INVARIANTS", "1")
+    rng = random.Random(seed)
+    with LLM(**engine_options(model_path), kv_cache_memory_bytes=64 * 2**20) as llm:
+        vocab_size = llm.client.ready.vocab_size
+        work = [(random_prompt(rng), random_params(rng, vocab_size)) for _ in range(NUM_REQUESTS)]
+        solo = [picture(llm.generate(prompt, params, use_tqdm=False)[0]) for prompt, params in work]
+
+    doomed = set(rng.sample(range(NUM_REQUESTS), 12))
+    args = EngineArgs(
+        **engine_options(model_path), max_num_seqs=24, max_num_batched_tokens=48, num_gpu_blocks_override=120
+    )
+    async_llm = AsyncLLM(args, multiprocess=False)
+    await async_llm.start()
+
+    async def ask(index: int) -> list[Any] | None:
+        prompt, params = work[index]
+        await asyncio.sleep(rng.random() * 0.5)
+        stream = async_llm.generate(prompt, params.replace(output_kind=OutputKind.CUMULATIVE), f"client-{index}")
+        seen = 0
+        last: RequestOutput | None = None
+        async for output in stream:
+            last = output
+            seen += 1
+            if index in doomed and seen >= index % 5:
+                await stream.aclose()
+                return None
+        assert last is not None and last.finished
+        return picture(last)
+
+    try:
+        results = await asyncio.wait_for(asyncio.gather(*map(ask, range(NUM_REQUESTS))), timeout=120)
+        await async_llm.client.call("check_invariants")
+    finally:
+        await async_llm.close()
+    survivors = [index for index in range(NUM_REQUESTS) if results[index] is not None]
+    assert len(survivors) >= NUM_REQUESTS - len(doomed)
+    for index in survivors:
+        assert results[index] == solo[index], f"request {index}: {work[index]}"
