@@ -1,5 +1,5 @@
 # Needs Python 3.11 or later, pip, make and a C compiler; everything else goes into $(VENV).
-#   make serve MODEL=demo PORT=8000 ARGS="--max-model-len 256"
+#   make serve MODEL=./my-model ARGS="--port 9000 --max-model-len 256"
 #   make test ARGS="tests/cli -x"
 #   make install TORCH="torch==2.11.0" PYTHON=python3.12
 
@@ -7,7 +7,6 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 MODEL ?= demo
-PORT ?= 8000
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -30,7 +29,7 @@ $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(BIN)/python pyproject.toml $(WHEELS:%=%/pyproject.toml) Makefile
+$(STAMP): $(BIN)/python pyproject.toml $(WHEELS:%=%/pyproject.toml)
 	@rm -f $(VENV)/.installed-*
 	@echo "installing the developer tools"
 	@$(PIP) install --upgrade 'pip>=25.1'
@@ -41,13 +40,9 @@ $(STAMP): $(BIN)/python pyproject.toml $(WHEELS:%=%/pyproject.toml) Makefile
 	@$(PIP) install --no-build-isolation --check-build-dependencies '$(TORCH)' $(WHEELS:%=--editable ./%)
 	@touch $@
 
+# When it is ready, the server itself prints the line to try it with.
 serve: install ## start the server on port 8000 with the demo model
-	@echo "When the server is ready, ask it something from another terminal:"
-	@echo
-	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
-	@echo "    -d '{\"model\": \"$(MODEL)\", \"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]}'"
-	@echo
-	@exec $(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
+	@exec $(BIN)/vllm serve $(MODEL) $(ARGS)
 
 test: install ## every quick test
 	@$(BIN)/python -m pytest $(ARGS)

@@ -14,14 +14,14 @@ _ON_TERMINAL = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1']
 
 
 class Terminal:
-    """``python -m vllm_cli <arguments>`` on a pty."""
+    """``python -m vllm_cli <arguments>`` on a pty, with this Python or another."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, python: str = sys.executable) -> None:
         self._master, slave = pty.openpty()
         self.text = ""
-        command = [*_ON_TERMINAL, os.ttyname(slave), sys.executable, "-m", "vllm_cli", *arguments]
+        command = [*_ON_TERMINAL, os.ttyname(slave), python, "-m", "vllm_cli", *arguments]
         environment = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull}
-        self.process = subprocess.Popen(command, start_new_session=True, env=environment)
+        self.process = subprocess.Popen(command, start_new_session=True, env=environment, cwd="/")
         # Kept open until the program's end, lest the master reads an error before the program opens its side.
         self._slave = slave
 
