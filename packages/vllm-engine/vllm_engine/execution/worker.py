@@ -32,7 +32,8 @@ class Worker:
         self._config = config
         self._model_path = model_path
         self.device = torch.device("cpu")
-        torch.set_num_threads(usable_cores())
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(usable_cores())
         torch.manual_seed(config.model.seed)
         self.decoder: DecoderConfig = load_decoder_config(model_path, config.model.hf_overrides)
         self.max_model_len = _max_model_len(config, self.decoder)
