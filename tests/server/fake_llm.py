@@ -20,6 +20,7 @@ from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest, Overloaded, RequestFailed
+from vllm_engine.frontend.prompts import parse_prompt
 from vllm_engine.messages import EngineReady
 from vllm_engine.outputs import CompletionOutput, Logprob, RequestOutput
 from vllm_engine.params import OutputKind, SamplingParams
@@ -116,7 +117,7 @@ class FakeLLM:
         if fault_at == 0 and fault is not None:
             raise fault
         limit = min(params.max_tokens or MAX_MODEL_LEN, MAX_MODEL_LEN - len(token_ids))
-        text_of_prompt = prompt if isinstance(prompt, str) else None
+        text_of_prompt = parse_prompt(prompt).text
         writers = [_Writer(index, params, limit) for index in range(params.n)]
         self.running.add(request_id)
         done = False
@@ -152,15 +153,17 @@ class FakeLLM:
                 self.aborted.setdefault(request_id, time.monotonic())
 
     def _token_ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            prompt = FakeTokenizer().encode(prompt)
-        if len(prompt) >= MAX_MODEL_LEN:
+        parsed = parse_prompt(prompt)
+        token_ids = parsed.token_ids
+        if token_ids is None:
+            token_ids = FakeTokenizer().encode(parsed.text or "", parsed.add_special_tokens)
+        if len(token_ids) >= MAX_MODEL_LEN:
             raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens, the model takes {MAX_MODEL_LEN}", field="prompt"
+                f"the prompt has {len(token_ids)} tokens, the model takes {MAX_MODEL_LEN}", field="prompt"
             )
-        if any(item >= 0x110000 for item in prompt):
+        if any(item >= 0x110000 for item in token_ids):
             raise InvalidRequest("a token id is outside the vocabulary", field="prompt")
-        return list(prompt)
+        return token_ids
 
 
 class _Writer:

@@ -3,7 +3,7 @@
 import json
 import shlex
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_server.sockets import url_of
 
@@ -16,12 +16,11 @@ def announce(context: "ServerContext", listener: socket.socket, seconds: float) 
     url = url_of(listener)
     name = context.model_names[0]
     tokenizer = context.llm.tokenizer
-    if context.chat_template is not None or (tokenizer is not None and tokenizer.chat_templates):
-        route, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}]}
-    elif tokenizer is not None:
-        route, body = "/v1/completions", {"prompt": "Hello"}
-    else:
-        route, body = "/v1/completions", {"prompt": [1]}
+    body: dict[str, Any] = {"prompt": "Hello" if tokenizer is not None else [1]}
+    route = "/v1/completions"
+    if tokenizer is not None and (context.chat_template is not None or tokenizer.chat_templates):
+        body = {"messages": [{"role": "user", "content": "Hello!"}]}
+        route = "/v1/chat/completions"
     data = shlex.quote(json.dumps({"model": name, **body, "max_tokens": 32}))
     print(f"ready after {seconds:.2f} s: {name} at {url}", flush=True)
     print(f"try: curl {url}{route} -H 'Content-Type: application/json' -d {data}", flush=True)

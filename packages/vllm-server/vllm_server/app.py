@@ -9,6 +9,7 @@ from vllm_server import __version__
 from vllm_server.context import ServerContext
 from vllm_server.errors import handle_http_exception, handle_unexpected_error, handle_vllm_error
 from vllm_server.request_id import RequestIdMiddleware
+from vllm_server.root_path import RootPathMiddleware
 from vllm_server.routes import chat, completions, health, metrics, models
 
 
@@ -18,7 +19,6 @@ def build_app(context: ServerContext) -> ASGIApp:
     app = FastAPI(
         title="vllm-server",
         version=__version__,
-        root_path=context.config.root_path,
         openapi_url="/openapi.json" if docs else None,
     )
     app.state.context = context
@@ -27,4 +27,5 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.add_exception_handler(VllmError, handle_vllm_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(Exception, handle_unexpected_error)
-    return RequestIdMiddleware(app)
+    labelled = RequestIdMiddleware(app)
+    return RootPathMiddleware(labelled, context.config.root_path) if context.config.root_path else labelled

@@ -13,7 +13,6 @@ from vllm_engine.params import SamplingParams
 from vllm_server.event_stream import event
 from vllm_server.generation import Generation
 from vllm_server.logprobs import Position, TokenNames, completion_logprobs, prompt_logprobs
-from vllm_server.prompts import Prompt
 from vllm_server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from vllm_server.token_counts import TokenCounts
 
@@ -28,7 +27,7 @@ class CompletionAnswer:
         self,
         request: CompletionRequest,
         params: SamplingParams,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[str | list[int]],
         response_id: str,
         model: str,
         tokenizer: "Tokenizer | None",

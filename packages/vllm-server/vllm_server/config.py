@@ -17,7 +17,9 @@ class ServerConfig:
 
     host: str = option("127.0.0.1", help="address to listen on; 0.0.0.0 takes calls from other machines")
     port: Annotated[int, Meta(ge=0, le=65535)] = option(8000, help="TCP port to listen on; 0 picks a free one")
-    root_path: str = option("", help="path prefix under which a proxy publishes the server")
+    root_path: Annotated[str, Meta(pattern=r"^(/[^/\s]+)*$")] = option(
+        "", help="path prefix under which a proxy publishes the server, such as /llm"
+    )
     chat_template: str | None = option(None, help="chat template that wins over the model's: a file, or the Jinja text")
     response_role: str = option("assistant", help="role named in the answers of the chat API")
     disable_fastapi_docs: bool = option(False, help="serve no /docs, /redoc and /openapi.json")

@@ -14,7 +14,7 @@ T = TypeVar("T")
 MAX_BODY_BYTES = 64 * 2**20
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
-_ITEM = re.compile(r"(?P<name>\w+)\[[^.]*\]")  # an item of a list or mapping in the request itself
+_ITEM = re.compile(r"(?P<name>\w+)(?:\[[^\]]*\])+")  # an item of a list or mapping in the request itself
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 
 

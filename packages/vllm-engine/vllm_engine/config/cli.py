@@ -132,7 +132,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _help(field: dataclasses.Field[Any]) -> str:
-    text = field.metadata["help"]
+    text: str = field.metadata["help"]
     default = default_of(field)
     if default in (None, dataclasses.MISSING) or default == {} or default == []:
         return text.replace("%", "%%")

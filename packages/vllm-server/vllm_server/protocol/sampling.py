@@ -37,7 +37,7 @@ _SAME = (
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 """Counts and priorities: what every later stage can hold."""
-Salt = Annotated[str, Meta(min_length=1, max_length=1024)]
+Salt = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

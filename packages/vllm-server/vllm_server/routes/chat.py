@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_engine.frontend.chat_template import render_chat
+from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.params import SamplingParams
 from vllm_server.chat_answer import ChatAnswer
 from vllm_server.context import ServerContext, context_of, new_id
@@ -17,7 +18,6 @@ from vllm_server.event_stream import EventStream
 from vllm_server.field_names import named_as_in_request
 from vllm_server.generation import Generation
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.prompts import tokenize
 from vllm_server.protocol.chat import ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
 from vllm_server.protocol.sampling import check_stream_options, sampling_params
@@ -42,14 +42,16 @@ async def create_chat_completion(raw: Request) -> Response:
     with named_as_in_request(names):
         params = _sampling_params(request, context)
     conversation = conversation_of(request)
-    prompt = await _render(conversation, context)
     # A chat template writes the special tokens itself.
-    token_ids = await tokenize(context.llm, prompt, add_special_tokens=bool(request.add_special_tokens))
+    prompt: Prompt = {
+        "prompt": await _render(conversation, context),
+        "add_special_tokens": bool(request.add_special_tokens),
+    }
     response_id = new_id("chatcmpl")
     role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
     answer = ChatAnswer(request, response_id, model, role, context.llm.tokenizer)
     generation = Generation(
-        context.llm, [token_ids], params, response_id, request.priority or 0, request.cache_salt, names
+        context.llm, [prompt], params, response_id, request.priority or 0, request.cache_salt, names
     )
     if request.stream:
         return EventStream(answer.blocks(generation), context.in_flight)

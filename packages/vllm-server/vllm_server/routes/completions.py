@@ -6,6 +6,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest
+from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.params import SamplingParams
 from vllm_server.completion_answer import CompletionAnswer
 from vllm_server.context import ServerContext, context_of, new_id
@@ -13,7 +14,7 @@ from vllm_server.event_stream import EventStream
 from vllm_server.field_names import named_as_in_request
 from vllm_server.generation import Generation
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.prompts import Prompt, parse_prompts, tokenize
+from vllm_server.prompts import parse_prompts
 from vllm_server.protocol.completions import CompletionRequest
 from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
 from vllm_server.protocol.sampling import check_stream_options, sampling_params
@@ -40,7 +41,7 @@ async def create_completion(raw: Request) -> Response:
     answer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer)
     generation = Generation(
         context.llm,
-        await _engine_prompts(request, prompts, context),
+        [_engine_prompt(request, prompt) for prompt in prompts],
         params,
         response_id,
         request.priority or 0,
@@ -85,11 +86,7 @@ def _sampling_params(request: CompletionRequest, context: ServerContext) -> Samp
         )
 
 
-async def _engine_prompts(request: CompletionRequest, prompts: list[Prompt], context: ServerContext) -> list[Prompt]:
-    """The engine adds special tokens to a text by itself; without them the server must cut it up."""
-    if request.add_special_tokens is not False:
-        return prompts
-    return [
-        await tokenize(context.llm, prompt, add_special_tokens=False) if isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
+def _engine_prompt(request: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    if isinstance(prompt, str) and request.add_special_tokens is not None:
+        return {"prompt": prompt, "add_special_tokens": request.add_special_tokens}
+    return prompt

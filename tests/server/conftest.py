@@ -1,0 +1,105 @@
+"""An application around the scripted engine: in memory for most tests, on a loopback port for the rest."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
+
+from tests.server.fake_llm import FakeLLM
+from vllm_server.app import build_app
+from vllm_server.config import ServerConfig
+from vllm_server.context import ServerContext
+from vllm_server.uvicorn_server import create_server
+
+
+def make_context(llm: FakeLLM, **options: Any) -> ServerContext:
+    """A context for ``build_app``; ``options`` are those of ``ServerConfig``."""
+    return ServerContext(
+        llm=llm,  # type: ignore[arg-type]
+        config=ServerConfig(**options),
+        chat_template=None,
+        registry=CollectorRegistry(),
+    )
+
+
+def make_client(app: ASGIApp) -> httpx.AsyncClient:
+    """A client without sockets; errors in the application become responses, as under uvicorn."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://server")
+
+
+@contextmanager
+def running(context: ServerContext) -> Iterator[str]:
+    """The application under uvicorn in a thread; gives its URL."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server = create_server(build_app(context), context.config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("uvicorn did not start")
+            threading.Event().wait(0.005)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.force_exit = server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()
+
+
+@pytest.fixture
+def llm() -> FakeLLM:
+    return FakeLLM()
+
+
+@pytest.fixture
+async def client(llm: FakeLLM) -> AsyncIterator[httpx.AsyncClient]:
+    async with make_client(build_app(make_context(llm))) as client:
+        yield client
+
+
+@pytest.fixture
+def live(llm: FakeLLM) -> Iterator[str]:
+    with running(make_context(llm)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_live() -> Iterator[str]:
+    """One server for all tests that leave no trace in the engine."""
+    with running(make_context(FakeLLM())) as url:
+        yield url
+
+
+Post = Callable[..., Any]
+
+
+@pytest.fixture
+def complete(client: httpx.AsyncClient) -> Post:
+    """``await complete(prompt="x", ...)``: the response of /v1/completions."""
+
+    async def post(**fields: Any) -> httpx.Response:
+        return await client.post("/v1/completions", json=fields)
+
+    return post
+
+
+@pytest.fixture
+def chat(client: httpx.AsyncClient) -> Post:
+    """``await chat(...)``: the response of /v1/chat/completions; the message is a greeting unless given."""
+
+    async def post(**fields: Any) -> httpx.Response:
+        return await client.post(
+            "/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], **fields}
+        )
+
+    return post

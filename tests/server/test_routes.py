@@ -1,0 +1,77 @@
+"""Models, health, version, metrics, documentation, and the label of a request."""
+
+import httpx
+import pytest
+
+from tests.server.conftest import make_client, make_context
+from tests.server.fake_llm import FakeLLM
+from vllm_server import __version__
+from vllm_server.app import build_app
+
+
+async def test_each_served_name_is_a_model(client: httpx.AsyncClient) -> None:
+    body = (await client.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert [card["id"] for card in body["data"]] == ["fake", "alias"]
+    assert body["data"][0] == (await client.get("/v1/models/fake")).json()
+    assert body["data"][0]["max_model_len"] == 512
+    assert body["data"][0]["root"] == "fake/model"
+
+
+async def test_health_follows_the_engine(client: httpx.AsyncClient, llm: FakeLLM) -> None:
+    for route in ("/health", "/readyz", "/livez"):
+        assert (await client.get(route)).status_code == 200
+    llm.dead = True
+    for route in ("/health", "/readyz"):
+        response = await client.get(route)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "engine_dead"
+        assert "0x" not in response.text
+    assert (await client.get("/livez")).status_code == 200
+
+
+async def test_the_version_is_that_of_the_wheel(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/version")).json() == {"version": __version__}
+
+
+async def test_the_documentation_can_be_switched_off() -> None:
+    async with make_client(build_app(make_context(FakeLLM()))) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics"} <= set(paths)
+        assert (await client.get("/docs")).status_code == 200
+    async with make_client(build_app(make_context(FakeLLM(), disable_fastapi_docs=True))) as client:
+        for route in ("/openapi.json", "/docs", "/redoc"):
+            assert (await client.get(route)).status_code == 404
+
+
+@pytest.mark.parametrize("route", ["/health", "/nothing", "/v1/models"])
+async def test_a_label_comes_back_on_every_response(client: httpx.AsyncClient, route: str) -> None:
+    response = await client.get(route, headers={"X-Request-Id": "my-label:1"})
+    assert response.headers["x-request-id"] == "my-label:1"
+
+
+@pytest.mark.parametrize("prompt", ["hi", "!boom", "!invalid"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_label_is_never_the_internal_id(
+    client: httpx.AsyncClient, llm: FakeLLM, prompt: str, stream: bool
+) -> None:
+    body = {"prompt": prompt, "max_tokens": 1, "stream": stream, "request_id": "of-body"}
+    response = await client.post("/v1/completions", json=body, headers={"X-Request-Id": "of-header"})
+    assert response.headers["x-request-id"] == "of-header"
+    response = await client.post("/v1/completions", json=body)
+    assert response.headers["x-request-id"] == "of-body"
+    ids = [call.request_id or "" for call in llm.calls]
+    assert len(set(ids)) == 2
+    assert not any("of-" in item for item in ids)
+
+
+@pytest.mark.parametrize("label", ["", "x" * 129, "a b", "a\tb", "é"])
+async def test_an_odd_label_is_replaced(client: httpx.AsyncClient, label: str) -> None:
+    response = await client.get("/health", headers={b"x-request-id": label.encode()})
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_a_root_path_is_taken_off() -> None:
+    async with make_client(build_app(make_context(FakeLLM(), root_path="/llm"))) as client:
+        assert (await client.get("/llm/v1/models")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
