@@ -19,6 +19,7 @@ from vllm_engine.config.decoder import load_decoder_config
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.errors import ConfigError
 from vllm_engine.loading.loader import load_model
+from vllm_engine.loading.weight_reader import read_tensors
 from vllm_engine.models.causal_lm import CausalLM
 
 TOKENS = [5, 17, 250, 3, 99, 42]
@@ -181,6 +182,18 @@ def test_rows_of_large_dummy_matrices_differ(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path, vocab_size=60_000)
     weight = load(tmp_path, "dummy").get_parameter("lm_head.weight")
     assert len({tuple(row) for row in weight[:, :2].tolist()}) > 59_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("file", "file_format"), [("model.safetensors", "safetensors"), ("pytorch_model.bin", "pt")])
+def test_tensors_are_mapped_from_the_file_instead_of_being_read_into_memory(
+    folder: Path, file: str, file_format: Any
+) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    for _, tensor in read_tensors(folder / file, file_format):
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        ranges = [line.split("-") for line in (entry.split()[0] for entry in maps if entry.endswith(file))]
+        assert any(int(low, 16) <= tensor.data_ptr() < int(high, 16) for low, high in ranges)
 
 
 # ---- files that do not fit ----

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vllm_engine.config.decoder import (
     FULL,
@@ -18,7 +19,7 @@ from vllm_engine.config.decoder import (
 )
 from vllm_engine.config.families import FAMILIES
 from vllm_engine.errors import ConfigError
-from vllm_engine.models.registry import MODELS
+from vllm_engine.models.registry import MODELS, build_model
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -226,6 +227,14 @@ def test_a_file_that_is_no_configuration_is_refused(read: Any, text: str) -> Non
 def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         load_decoder_config(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 8}, {"intermediate_size": 2**31 - 1}]
+)
+def test_a_shape_that_no_machine_can_hold_is_refused(read: Any, sizes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="does not fit into memory"):
+        build_model(read(LLAMA | {"hidden_size": 2**16} | sizes), torch.bfloat16, "cpu", max_len=64)
 
 
 def test_code_that_the_repository_brings_is_not_run(read: Any, tmp_path: Path) -> None:

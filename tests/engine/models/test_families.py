@@ -50,3 +50,44 @@ def test_logits_of_prompts_and_of_decoding_are_those_of_transformers(family: str
         logits = run.step({seq: [tokens[step]] for seq, tokens in enumerate(continuation)})
         for seq, length in enumerate(lengths):
             torch.testing.assert_close(logits[seq][0], expected[seq][length + step], atol=1e-4, rtol=1e-4)
+
+
+def test_long_prompts_of_a_longrope_model_are_those_of_transformers_when_long_ones_are_served(tmp_path: Path) -> None:
+    reference = make_tiny_model("phi3-longrope", tmp_path)
+    (prompt,) = random_prompts([150])  # the original length is 64
+    logits = PagedRun(load(tmp_path, max_model_len=200), 1, max_len=150).step({0: prompt})
+    torch.testing.assert_close(logits[0], expected_logits(reference, prompt), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_cut_into_pieces_beside_others_gives_the_logits_of_the_whole(family: str, tmp_path: Path) -> None:
+    make_tiny_model(family, tmp_path)
+    model = load(tmp_path)
+    first, second = random_prompts([61, 40])
+    whole = PagedRun(model, 1, max_len=61).step({0: first})[0]
+    run = PagedRun(model, 2, max_len=61, block_size=5)
+    pieces = [
+        run.step({0: first[:13]}),
+        run.step({1: second[:30], 0: first[13:14]}),
+        run.step({0: first[14:60], 1: second[30:]}),
+        run.step({0: first[60:]}),
+    ]
+    torch.testing.assert_close(torch.cat([piece[0] for piece in pieces]), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bfloat16_a_model_is_no_further_from_the_truth_than_transformers_is(family: str, tmp_path: Path) -> None:
+    reference = make_tiny_model(family, tmp_path)
+    (prompt,) = random_prompts([60])
+    truth = expected_logits(reference, prompt)
+    theirs = expected_logits(reference.to(torch.bfloat16), prompt).float()
+    ours = PagedRun(load(tmp_path, dtype="bfloat16"), 1, max_len=60).step({0: prompt})[0]
+    assert ours.dtype == torch.float32
+    assert (ours - truth).pow(2).mean() <= 1.3 * (theirs - truth).pow(2).mean()
+
+
+def test_kv_specs_give_each_layer_its_heads_window_and_bytes(tmp_path: Path) -> None:
+    make_tiny_model("gemma3", tmp_path)
+    specs = load(tmp_path, dtype="bfloat16").kv_specs()
+    assert [spec.sliding_window for spec in specs] == [19, 19, None, 19]
+    assert {(spec.num_kv_heads, spec.head_dim, spec.dtype_bytes) for spec in specs} == {(2, 16, 2)}

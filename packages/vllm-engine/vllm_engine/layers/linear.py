@@ -75,6 +75,8 @@ class QKVLinear(nn.Module):
         transposed: bool = False,
     ) -> None:
         super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         sizes = {"q_proj": num_heads * head_dim, "k_proj": num_kv_heads * head_dim, "v_proj": num_kv_heads * head_dim}
         self.sizes = list(sizes.values())
@@ -87,11 +89,9 @@ class QKVLinear(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, hidden_size]`` -> query ``[T, Hq, D]``, key and value ``[T, Hkv, D]``: views of one tensor."""
         q, k, v = self.merged(x).split_with_sizes(self.sizes, dim=-1)
-        return (
-            q.unflatten(-1, (-1, self.head_dim)),
-            k.unflatten(-1, (-1, self.head_dim)),
-            v.unflatten(-1, (-1, self.head_dim)),
-        )
+        heads = (-1, self.num_heads, self.head_dim)
+        kv_heads = (-1, self.num_kv_heads, self.head_dim)
+        return q.view(heads), k.view(kv_heads), v.view(kv_heads)
 
     def checkpoint_tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """As of ``Linear``: the merged layer under this layer's name."""

@@ -55,14 +55,17 @@ def build_model(
             f"{config.architecture} has learned",
             field="max_model_len",
         )
-    # Shapes first, on the meta device, where they cost nothing; memory once, in its final type and place.
-    with torch.device("meta"):
-        model: CausalLM = model_class(config, max_len, device)
     try:
+        # Shapes first, on the meta device, where they cost nothing; memory once, in its final type and place.
+        with torch.device("meta"):
+            model: CausalLM = model_class(config, max_len, device)
         _allocate_parameters(model, dtype, device)
-    except RuntimeError as error:
-        count = sum(parameter.numel() for parameter in model.parameters())
-        raise ConfigError(f"{count:,} parameters in {dtype} do not fit into memory: {error}", field="model") from error
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"a {config.architecture} of this shape in {dtype}, with positions up to {max_len}, does not fit into "
+            f"memory: {error}",
+            field="model",
+        ) from error
     return model.eval()
 
 
