@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_engine import LLM, AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
 
 from tests.engine.models.tiny import make_tiny_model, make_tiny_tokenizer
+from vllm_engine import LLM, AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
 
 NUM_REQUESTS = 64
 WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat", ".", " über", " 猫", "é", " x", "\n", "0", "7 "]
@@ -97,7 +97,7 @@ async def test_each_surviving_output_is_its_solo_output(
     monkeypatch.setenv("VLLM_CHECK_INVARIANTS", "1")
     rng = random.Random(seed)
     with LLM(**engine_options(model_path), kv_cache_memory_bytes=64 * 2**20) as llm:
-        vocab_size = llm.client.ready.vocab_size
+        vocab_size = llm.ready.vocab_size
         work = [(random_prompt(rng), random_params(rng, vocab_size)) for _ in range(NUM_REQUESTS)]
         solo = [picture(llm.generate(prompt, params, use_tqdm=False)[0]) for prompt, params in work]
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_engine import LLM, RequestOutput, SamplingParams
 
 from tests.engine.models.tiny import FAMILIES, make_tiny_model
+from vllm_engine import LLM, RequestOutput, SamplingParams
+from vllm_engine.config.decoder import load_decoder_config
+from vllm_engine.core.kv_cache.layout import group_layers
+from vllm_engine.kv_layout import LayerKVSpec
 
 NUM_PROMPTS = 16
 NUM_TOKENS = 64
@@ -111,11 +114,13 @@ def run_chunked(truth: Truth) -> Iterator[RequestOutput]:
 
 def run_preempted(truth: Truth) -> Iterator[RequestOutput]:
     # Room for about three of the longest requests in one group; more groups need more blocks for the same.
-    with make_llm(truth.path, enable_prefix_caching=False) as probe:
-        groups = len(probe.client.core.limits.layout.groups)
-    with make_llm(truth.path, num_gpu_blocks_override=60 * groups, max_model_len=160) as llm:
-        yield from ask(llm, truth.prompts, greedy())
-        assert llm.client.core.scheduler.stats().num_preemptions > 0, "the cache is not small enough"
+    decoder = load_decoder_config(truth.path)
+    specs = [LayerKVSpec(1, 1, 1, decoder.layer_window(index)) for index in range(decoder.num_layers)]
+    num_blocks = 60 * len(group_layers(specs))
+    with make_llm(truth.path, num_gpu_blocks_override=num_blocks, max_model_len=160) as llm:
+        outputs = ask(llm, truth.prompts, greedy())
+    assert sum(output.metrics.num_preemptions for output in outputs) > 0, "the cache is not small enough"
+    yield from outputs
 
 
 def run_prefix_hits(truth: Truth) -> Iterator[RequestOutput]:
