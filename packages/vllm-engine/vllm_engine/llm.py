@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest
-from vllm_engine.frontend.chat_template import render_chat
+from vllm_engine.frontend.chat_template import check_template_kwargs, render_chat
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_model_path
 from vllm_engine.frontend.input_processor import PreparedRequest
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
@@ -130,6 +130,7 @@ class LLM:
             EngineDead: when the engine is closed.
         """
         tokenizer = self.get_tokenizer()
+        variables = check_template_kwargs(chat_template_kwargs)
         texts = [
             render_chat(
                 tokenizer,
@@ -138,7 +139,7 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 chat_template=chat_template,
-                **(chat_template_kwargs or {}),
+                **variables,
             )
             for conversation in _conversations(messages)
         ]

@@ -10,7 +10,10 @@ from vllm_engine.frontend.template_engine import render_template
 TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kind of a content part -> the key that holds its text."""
 
-RESERVED = ("messages", "tools", "add_generation_prompt")
+RESERVED_VARIABLES = frozenset(
+    {"tokenizer", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
+"""Names that ``render_chat`` takes itself: ``check_template_kwargs`` refuses them."""
 
 
 class HasChatTemplates(Protocol):
@@ -51,9 +54,6 @@ def render_chat(
             "one begins",
             field="continue_final_message",
         )
-    for name in RESERVED:
-        if name in kwargs:
-            raise InvalidRequest(f"chat_template_kwargs must not set {name}", field="chat_template_kwargs")
     conversation = prepare_messages(messages)
     template, from_request = _select_template(tokenizer.chat_templates, chat_template, has_tools=bool(tools))
     variables = {
@@ -67,6 +67,18 @@ def render_chat(
         return render_template(template, variables, from_request=from_request)
     mark = _mark_end(conversation)
     return _cut_at(mark, render_template(template, variables, from_request=from_request))
+
+
+def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further variables for ``render_chat`` as a user gave them. Raises ``InvalidRequest`` for what it takes itself."""
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        raise InvalidRequest("chat_template_kwargs must be an object", field="chat_template_kwargs")
+    for name in kwargs:
+        if name in RESERVED_VARIABLES:
+            raise InvalidRequest(f"chat_template_kwargs must not set {name}", field="chat_template_kwargs")
+    return dict(kwargs)
 
 
 def prepare_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
