@@ -57,7 +57,7 @@ class Sampler:
         if states != self._composition.states:  # compares by identity: a state defines no equality
             self._composition = _Composition(list(states), self._vocab_size)
         batch = self._composition
-        raw = {k: logits.index_select(0, rows) for k, rows in batch.logprob_rows.items()} if batch.adjustments else {}
+        raw = [group.rows_of(logits) if group.adjusted else None for group in batch.logprob_groups]
         for adjustment in batch.adjustments:
             adjustment.apply(logits)
         chosen = ops.greedy(logits) if batch.all_greedy else batch.draw(logits)
@@ -69,10 +69,10 @@ class Sampler:
             elif errors[row] is not None:
                 token_ids[row] = -1
         logprobs: list[PositionLogprobs | None] = [None] * len(states)
-        for k, rows in batch.logprob_rows.items():
-            unadjusted = raw[k] if batch.adjustments else logits.index_select(0, rows)
-            found = _position_logprobs(unadjusted, chosen.index_select(0, rows), k)
-            for row, position in zip(rows.tolist(), found, strict=True):
+        for group, kept in zip(batch.logprob_groups, raw, strict=True):
+            unadjusted = group.rows_of(logits) if kept is None else kept
+            found = _position_logprobs(unadjusted, chosen[group.rows], group.num_top)
+            for row, position in zip(group.rows, found, strict=True):
                 logprobs[row] = position if errors[row] is None else None
         return SamplerOutput(token_ids, logprobs, errors)
 
@@ -92,10 +92,22 @@ class Sampler:
         if next_token_ids and (min(next_token_ids) < 0 or max(next_token_ids) >= self._vocab_size):
             raise ValueError(f"next_token_ids has an id outside the vocabulary of {self._vocab_size} tokens")
         tokens = torch.tensor(next_token_ids, dtype=torch.int64)
-        return _position_logprobs(logits, tokens, self._num_top(num_logprobs))
+        return _position_logprobs(logits, tokens, _num_top(num_logprobs, self._vocab_size))
 
-    def _num_top(self, num_logprobs: int) -> int:
-        return _num_top(num_logprobs, self._vocab_size)
+
+@dataclass(slots=True)
+class _LogprobGroup:
+    """Rows that want equally many log-probabilities. ``adjusted``: their logits will change before the draw."""
+
+    rows: list[int]
+    num_top: int
+    adjusted: bool
+
+    def rows_of(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy, unless it is all rows and they stay as they are."""
+        if len(self.rows) == len(logits) and not self.adjusted:
+            return logits
+        return logits.index_select(0, torch.tensor(self.rows))
 
 
 class _Composition:
@@ -120,11 +132,12 @@ class _Composition:
             adjustment = kind.build(sound)
             if adjustment is not None:
                 self.adjustments.append(adjustment)
-        by_count: dict[int, list[int]] = {}
+        adjusted = {row for adjustment in self.adjustments for row in adjustment.rows}
+        groups: dict[tuple[int, bool], list[int]] = {}
         for row, state in sound:
             if state.params.logprobs is not None:
-                by_count.setdefault(_num_top(state.params.logprobs, vocab_size), []).append(row)
-        self.logprob_rows = {k: torch.tensor(rows, dtype=torch.int64) for k, rows in by_count.items()}
+                groups.setdefault((_num_top(state.params.logprobs, vocab_size), row in adjusted), []).append(row)
+        self.logprob_groups = [_LogprobGroup(rows, *kind) for kind, rows in groups.items()]
 
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
         positions = np.fromiter((state.num_outputs for state in self.states), np.uint64, len(self.states))
@@ -150,7 +163,7 @@ def _why(row: torch.Tensor) -> str:
         return "the model's logits hold NaN"
     if row.isposinf().any():
         return "the model's logits hold infinity"
-    return "no token is allowed: every one is masked"
+    return "no token is possible: every logit is -inf"
 
 
 def _position_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> list[PositionLogprobs]:

@@ -16,8 +16,8 @@ def paged_attention(
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    block_size, num_kv_heads = key_cache.shape[1:3]
-    plan = plan_for(metadata, block_size, sliding_window)
+    num_kv_heads = key_cache.shape[2]
+    plan = plan_for(metadata, key_cache.shape, sliding_window)
     score = _Score(scale, soft_cap, _by_kv_head(alibi_slopes, num_kv_heads), _by_kv_head(sinks, num_kv_heads))
     keys, values = key_cache.flatten(0, 1).flatten(1), value_cache.flatten(0, 1).flatten(1)  # [slots, Hkv * D]
     result = torch.empty_like(query)  # plan covers every token: ops checks that the lengths add up
@@ -37,10 +37,6 @@ class _Score:
         self, scale: float, soft_cap: float | None, alibi: torch.Tensor | None, sinks: torch.Tensor | None
     ) -> None:
         self.scale, self.soft_cap, self.alibi, self.sinks = scale, soft_cap, alibi, sinks
-
-    @property
-    def plain(self) -> bool:
-        return self.soft_cap is None and self.alibi is None and self.sinks is None
 
 
 def _by_kv_head(per_head: torch.Tensor | None, num_kv_heads: int) -> torch.Tensor | None:
@@ -62,16 +58,15 @@ def _decode(
     q = query.index_select(0, call.tokens).view(batch, num_kv_heads, -1, head_dim)
     k = keys.index_select(0, call.slots).view(batch, length, num_kv_heads, head_dim).transpose(1, 2)
     v = values.index_select(0, call.slots).view(batch, length, num_kv_heads, head_dim).transpose(1, 2)
-    bias = None
-    if score.alibi is not None:
-        bias = score.alibi[None, :, :, None] * call.distance[:, None, None, :]  # [B, Hkv, G, L]
+    if q.shape[2] == 1 and query.dtype != torch.float32:
+        # torch's half precision products with a single row are so slow that widening the keys first pays: measured
+        # with 32 sequences of 512 tokens, 8 heads of 64, bf16, 22 ms instead of 47.
+        q, k, v = q.float(), k.float(), v.float()
+    bias = None if score.alibi is None else score.alibi[None, :, :, None] * call.distance[:, None, None, :]
     hidden = None if call.hidden is None else call.hidden[:, None, None, :]
-    if score.sinks is not None:
-        sinks = score.sinks[None, :, :, None].expand(batch, -1, -1, 1)
-        out = _attend(q, k, v, score, bias, hidden, sinks)
-    else:
-        out = _attend(q, k, v, score, bias, hidden, None)
-    result.index_copy_(0, call.tokens, out.reshape(batch, -1, head_dim))
+    sinks = None if score.sinks is None else score.sinks[None, :, :, None].expand(batch, -1, -1, 1)
+    out = _attend(q, k, v, score, bias, hidden, sinks)
+    result.index_copy_(0, call.tokens, out.reshape(batch, -1, head_dim).to(query.dtype))
 
 
 def _prefill(
@@ -88,18 +83,11 @@ def _prefill(
     k = keys.index_select(0, call.slots).view(-1, num_kv_heads, head_dim).transpose(0, 1)  # [Hkv, L, D]
     v = values.index_select(0, call.slots).view(-1, num_kv_heads, head_dim).transpose(0, 1)
 
-    def part(tokens: slice, visible: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q = query[tokens].view(-1, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)  # [Hkv, G, n, D]
-        # KV heads stand as batch, and their query heads as heads that share one key by a stride of zero.
-        return q, k[:, None, visible].expand(-1, group, -1, -1), v[:, None, visible].expand(-1, group, -1, -1)
-
-    if call.square and score.plain:
-        q, tile_k, tile_v = part(call.tokens, slice(None))
-        out = functional.scaled_dot_product_attention(q, tile_k, tile_v, is_causal=True, scale=score.scale)
-        result[call.tokens] = out.permute(2, 0, 1, 3).reshape(-1, num_heads, head_dim)
-        return
     for tile in call.tiles:
-        q, tile_k, tile_v = part(tile.tokens, tile.keys)
+        q = query[tile.tokens].view(-1, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)  # [Hkv, G, n, D]
+        # KV heads stand as batch, and their query heads as heads that share one key by a stride of zero.
+        tile_k = k[:, None, tile.keys].expand(-1, group, -1, -1)
+        tile_v = v[:, None, tile.keys].expand(-1, group, -1, -1)
         bias = None if score.alibi is None else score.alibi[:, :, None, None] * tile.distance
         sinks = None if score.sinks is None else score.sinks[:, :, None, None].expand(-1, -1, q.shape[2], 1)
         out = _attend(q, tile_k, tile_v, score, bias, tile.hidden, sinks)

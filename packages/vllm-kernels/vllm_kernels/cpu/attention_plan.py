@@ -13,9 +13,10 @@ import torch
 
 from vllm_kernels.ops.attention import AttentionMetadata
 
-# Keys of at most so many tokens are gathered for one decode call: the copy stays in the processor's cache.
-DECODE_TOKENS_PER_CALL = 4096
-# Queries of one prefill call; bounds the memory of masks and of explicit scores.
+# Keys of a decode call, in numbers: a few MB of copies stay in the processor's cache until they are used. Measured with
+# 32 sequences of 512 tokens, 8 KV heads of 128, bf16: 49 ms with this, 72 ms with four times as many.
+DECODE_NUMBERS_PER_CALL = 1 << 20
+# Queries of one prefill call. Bounds the memory of masks and explicit scores, and skips most of what is not visible.
 PREFILL_TILE = 256
 
 
@@ -48,14 +49,9 @@ class PrefillTile:
 
 @dataclass(slots=True)
 class PrefillCall:
-    """A sequence with several new tokens. ``slots`` [L]: cache slots of all tokens that any of them sees.
+    """A sequence with several new tokens. ``slots`` [L]: cache slots of all tokens that any of them sees."""
 
-    ``square``: no token before them and none hidden by a window, so that plain causal attention serves.
-    """
-
-    tokens: slice
     slots: torch.Tensor
-    square: bool
     tiles: list[PrefillTile]
 
 
@@ -67,12 +63,14 @@ class AttentionPlan:
     prefill: list[PrefillCall]
 
 
-def plan_for(metadata: AttentionMetadata, block_size: int, sliding_window: int | None) -> AttentionPlan:
-    """Plan of a step, made at the first layer that asks."""
-    key = (block_size, sliding_window)
-    plan = metadata.plans.get(key)
+def plan_for(metadata: AttentionMetadata, cache_shape: torch.Size, sliding_window: int | None) -> AttentionPlan:
+    """Plan of a step, made at the first layer that asks. ``cache_shape``: of a key cache."""
+    _, block_size, num_kv_heads, head_dim = cache_shape
+    key = (block_size, num_kv_heads * head_dim, sliding_window)
+    plan: AttentionPlan | None = metadata.plans.get(key)
     if plan is None:
-        plan = metadata.plans[key] = _make_plan(metadata, block_size, sliding_window)
+        decode_tokens_per_call = DECODE_NUMBERS_PER_CALL // (num_kv_heads * head_dim)
+        plan = metadata.plans[key] = _make_plan(metadata, block_size, sliding_window, decode_tokens_per_call)
     return plan
 
 
@@ -82,7 +80,9 @@ def padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def _make_plan(metadata: AttentionMetadata, block_size: int, sliding_window: int | None) -> AttentionPlan:
+def _make_plan(
+    metadata: AttentionMetadata, block_size: int, sliding_window: int | None, decode_tokens_per_call: int
+) -> AttentionPlan:
     block_table = metadata.block_table.numpy()
     decode_groups: dict[int, list[tuple[int, int, int]]] = {}  # padded length -> (token, sequence, visible tokens)
     prefill: list[PrefillCall] = []
@@ -96,7 +96,7 @@ def _make_plan(metadata: AttentionMetadata, block_size: int, sliding_window: int
         token += query_len
     decode = []
     for length, members in decode_groups.items():
-        per_call = max(1, DECODE_TOKENS_PER_CALL // length)
+        per_call = max(1, decode_tokens_per_call // length)
         for start in range(0, len(members), per_call):
             decode.append(
                 _decode_call(members[start : start + per_call], length, metadata.seq_lens_host, block_table, block_size)
@@ -143,9 +143,4 @@ def _prefill_call(
                 hidden=torch.from_numpy((distance > 0) | (distance <= -window)),
             )
         )
-    return PrefillCall(
-        tokens=slice(token, token + query_len),
-        slots=torch.from_numpy(slots),
-        square=first_query == 0 and window >= seq_len,
-        tiles=tiles,
-    )
+    return PrefillCall(torch.from_numpy(slots), tiles)

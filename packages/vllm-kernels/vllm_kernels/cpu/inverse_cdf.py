@@ -1,87 +1,61 @@
-"""Maxima, sums and inverse distribution functions of rows, in two levels: blocks of columns, then one block.
+"""Drawing a column of each row by its inverse distribution function, in two levels: block of columns, then column.
 
-A full running sum over a vocabulary is serial and slow; sums of blocks are not, and then only one block per row is
-looked into. Also, torch splits a reduction to one number among threads but not a reduction of many rows, so
-that a sum over a whole row would depend on how many rows there are; block sums do not.
+A running sum over a whole vocabulary is serial and slow. Sums of blocks are not, and then only one block per row is
+looked into. A sum over the whole row is avoided for a second reason: torch splits a reduction to a single number
+among threads, but not one to many numbers, so that its last bits would depend on the number of rows.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-BLOCK = 512
-
-
-def block_max(rows: torch.Tensor) -> torch.Tensor:
-    """Largest value of each block of columns: ``[num_rows, num_blocks]``. NaN if a block holds NaN."""
-    whole, rest = _blocks(rows)
-    parts = [whole.amax(2)] if whole is not None else []
-    if rest is not None:
-        parts.append(rest.amax(1, keepdim=True))
-    return torch.cat(parts, dim=1)
+BLOCK = 128
 
 
-def block_sums(rows: torch.Tensor) -> torch.Tensor:
-    """Sum of each block of columns in fp64: ``[num_rows, num_blocks]``."""
-    whole, rest = _blocks(rows)
-    parts = [whole.sum(2, dtype=torch.float64)] if whole is not None else []
-    if rest is not None:
-        parts.append(rest.sum(1, keepdim=True, dtype=torch.float64))
-    return torch.cat(parts, dim=1)
-
-
-def weight_sums(weights: torch.Tensor) -> torch.Tensor:
-    """Sum of each row in fp64: ``[num_rows]``."""
-    return block_sums(weights).cumsum(1)[:, -1]
-
-
-def first_maximum(rows: torch.Tensor, maxima: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Column of the first largest value of each row, and that value.
-
-    ``maxima`` is ``block_max(rows)``. The column is -1 where the largest value is not finite (NaN counts as largest).
-    """
-    highest = maxima.amax(1)
-    block = (maxima == highest[:, None]).int().argmax(1)  # argmax gives the first of equals
-    inside, columns = _block_of(rows, block)
-    column = (inside == highest[:, None]).int().argmax(1) + columns
-    return column.masked_fill_(~highest.isfinite(), -1), highest
-
-
-def pick(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def pick(weights: torch.Tensor, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
     """First column such that the weights up to it add up to more than ``uniform`` of their row's sum.
 
-    ``weights`` ``[num_rows, num_columns]`` at least 0, a row not all 0; ``uniforms`` ``[num_rows]`` fp64 in [0, 1).
-    Never a column of weight 0.
+    Args:
+        weights: ``[num_rows, num_columns]``, fp32, at least 0 and not all 0 in any row; contiguous.
+        uniforms: ``[num_rows]`` in [0, 1).
+
+    Returns:
+        ``[num_rows]``; never a column of weight 0.
     """
-    sums = block_sums(weights).cumsum_(1)
-    target = uniforms * sums[:, -1]
-    # Rounding may put the target at the very end: then the last block, and in it the last column, that weighs anything.
-    last_block = (sums < sums[:, -1:]).sum(1)
-    block = torch.minimum((sums <= target[:, None]).sum(1), last_block)
-    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_(min=0)[:, None])[:, 0], 0.0)
-    inside, columns = _block_of(weights, block)
-    running = inside.double().cumsum_(1)
-    last_column = (running < running[:, -1:]).sum(1)
-    column = (running <= (target - before)[:, None]).sum(1)
-    return torch.minimum(column, last_column) + columns
+    sums = _block_sums(weights)
+    running = np.cumsum(sums, axis=1, dtype=np.float64)
+    target = uniforms * running[:, -1]
+    block = _first_above(running, target)
+    rows = np.arange(len(block))
+    before = np.where(block > 0, running[rows, block - 1], 0.0)
+    # The sum of a block and the running sum inside it differ by rounding, so the target goes over as a share.
+    share = (target - before) / sums[rows, block]
+    num_columns = weights.shape[1]
+    width = min(BLOCK, num_columns)
+    wanted = block * BLOCK
+    first = np.minimum(wanted, num_columns - width)  # a short last block is read with columns of the one before it
+    columns = first[:, None] + np.arange(width)
+    inside = weights.numpy().reshape(-1).take(columns + rows[:, None] * num_columns)
+    inside[columns < wanted[:, None]] = 0
+    running = np.cumsum(inside, axis=1, dtype=np.float64)
+    return first + _first_above(running, share * running[:, -1])
 
 
-def _blocks(rows: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Views: ``[num_rows, whole_blocks, BLOCK]`` and the columns that are left, None where there are none."""
-    width = rows.shape[1]
-    whole = width - width % BLOCK
-    return (
-        rows[:, :whole].unflatten(1, (-1, BLOCK)) if whole else None,
-        rows[:, whole:] if whole < width else None,
-    )
+def _first_above(running: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.int64]:
+    """First column of a running sum above the target, or, where rounding leaves none, the last that adds anything."""
+    above = (running <= target[:, None]).sum(axis=1)
+    last = (running < running[:, -1:]).sum(axis=1)
+    column: NDArray[np.int64] = np.minimum(above, last)
+    return column
 
 
-def _block_of(rows: torch.Tensor, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values of one block per row ``[num_rows, BLOCK]``, and the block's first column ``[num_rows]``.
-
-    The last block is moved left to be inside the row, so that it overlaps the one before.
-    """
-    width = min(BLOCK, rows.shape[1])
-    first = block * BLOCK
-    columns = first[:, None] + torch.arange(width)
-    inside = rows.gather(1, columns.clamp(max=rows.shape[1] - 1))
-    outside = columns >= rows.shape[1]
-    return inside.masked_fill_(outside, 0), first
+def _block_sums(weights: torch.Tensor) -> NDArray[np.float32]:
+    num_columns = weights.shape[1]
+    whole = num_columns - num_columns % BLOCK
+    parts = []
+    if whole:
+        parts.append(weights[:, :whole].view(len(weights), -1, BLOCK).sum(2))
+    if whole < num_columns:
+        parts.append(weights[:, whole:].sum(1, keepdim=True))
+    sums: NDArray[np.float32] = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).numpy()
+    return sums

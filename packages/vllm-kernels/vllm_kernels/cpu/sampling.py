@@ -1,13 +1,13 @@
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from vllm_kernels.cpu.inverse_cdf import block_max, first_maximum, pick, weight_sums
+from vllm_kernels.cpu.inverse_cdf import pick
+from vllm_kernels.cpu.nucleus import keep_nucleus
 from vllm_kernels.cpu.top_tokens import top_tokens
 
-# Rows are worked on in groups of about so many logits, so that intermediate copies stay in the processor's cache.
-_LOGITS_AT_ONCE = 1 << 18
-# How many of the most likely tokens are looked at first for top_p alone; more only where their mass falls short.
-_FIRST_NUCLEUS = 128
-_NUCLEUS_GROWTH = 16
+# Rows are worked on in groups of about so many logits, so that intermediate copies stay small and in cache.
+_LOGITS_AT_ONCE = 1 << 20
 
 
 def apply_penalties(
@@ -41,7 +41,7 @@ def keep_tokens(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tenso
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
-    return first_maximum(logits, block_max(logits))[0]
+    return torch.from_numpy(_most_likely(logits))
 
 
 def sample(
@@ -52,113 +52,99 @@ def sample(
     min_p: torch.Tensor,
     uniforms: torch.Tensor,
 ) -> torch.Tensor:
-    result, highest = first_maximum(logits, block_max(logits))
-    vocab_size = logits.shape[1]
-    drawn = (temperature > 0) & (result >= 0)
-    by_count = drawn & (top_k > 0) & (top_k < vocab_size)
-    by_mass = drawn & ~by_count & (top_p < 1)
-    plain = drawn & ~by_count & ~by_mass
-    batch = _Rows(logits, highest, temperature, top_k, top_p, min_p, uniforms, result)
-    if plain.any():
-        for rows in plain.nonzero().flatten().split(max(1, _LOGITS_AT_ONCE // vocab_size)):
-            batch.draw_plain(rows)
-    if by_count.any():
-        # Rows whose counts have the same power of two above them share one search.
-        bits = torch.where(by_count, (top_k - 1).double().frexp().exponent, -1)
-        for exponent in bits.unique().tolist():
-            if exponent >= 0:
-                batch.draw_top_k((bits == exponent).nonzero().flatten())
-    if by_mass.any():
-        for rows in by_mass.nonzero().flatten().split(max(1, _LOGITS_AT_ONCE // vocab_size)):
-            batch.draw_top_p(rows)
-    return result
+    result = _most_likely(logits)
+    draw = _Draw(logits, temperature, top_p.double().numpy(), min_p.double().numpy(), uniforms.numpy(), result)
+    counts = top_k.numpy()
+    drawn = (temperature.numpy() > 0) & (result >= 0)
+    limited = drawn & (counts > 0) & (counts < logits.shape[1])
+    for rows in _groups(np.flatnonzero(drawn & ~limited), logits.shape[1]):
+        draw.from_vocabulary(rows)
+    if limited.any():
+        # Rows whose counts have the same number of bits share one search.
+        bits = np.frexp(np.where(limited, counts - 1, 0).astype(np.float64))[1]
+        for bit in np.unique(bits[limited]):
+            rows = np.flatnonzero(limited & (bits == bit))
+            draw.from_most_likely(rows, counts[rows])
+    return torch.from_numpy(result)
 
 
-class _Rows:
-    """The arguments of ``sample``, and the three ways to draw some of its rows into ``result``."""
+class _Draw:
+    """The arguments of ``sample``, and the two ways to fill some rows of its ``result``."""
 
     def __init__(
         self,
         logits: torch.Tensor,
-        highest: torch.Tensor,
         temperature: torch.Tensor,
-        top_k: torch.Tensor,
-        top_p: torch.Tensor,
-        min_p: torch.Tensor,
-        uniforms: torch.Tensor,
-        result: torch.Tensor,
+        top_p: NDArray[np.float64],
+        min_p: NDArray[np.float64],
+        uniforms: NDArray[np.float64],
+        result: NDArray[np.int64],
     ) -> None:
-        self.logits, self.highest, self.result = logits, highest, result
-        self.temperature = temperature.to(logits.dtype)
-        self.top_k, self.top_p, self.min_p, self.uniforms = top_k, top_p.double(), min_p, uniforms
+        self._logits, self._temperature = logits, temperature.to(logits.dtype)
+        self._top_p, self._min_p, self._uniforms, self._result = top_p, min_p, uniforms, result
 
-    def weights(self, rows: torch.Tensor) -> torch.Tensor:
-        """Probabilities relative to the most likely token, 0 where ``min_p`` drops: [len(rows), vocab_size] fp32."""
-        return self._weigh(rows, self.logits.index_select(0, rows))
+    def from_vocabulary(self, rows: NDArray[np.int64]) -> None:
+        """Without ``top_k``: probabilities of the whole vocabulary, in the order of ids from the start."""
+        weights = self._probabilities(rows, self._logits[_index(rows, len(self._logits))])
+        for place in np.flatnonzero(self._min_p[rows] > 0):
+            floor = np.float32(self._min_p[rows[place]]) * weights[place, self._result[rows[place]]].numpy()
+            torch.threshold_(weights[place], float(np.nextafter(floor, np.float32(-1))), 0.0)
+        for place in np.flatnonzero(self._top_p[rows] < 1):
+            keep_nucleus(weights[place], self._top_p[rows[place]])
+        self._result[rows] = pick(weights, self._uniforms[rows])
 
-    def _weigh(self, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """In place on ``logits``, some columns of ``rows``."""
-        weights = logits.sub_(self.highest[rows, None]).div_(self.temperature[rows, None]).exp_()
-        min_p = self.min_p[rows, None].to(weights.dtype)
-        if min_p.any():
-            weights.masked_fill_(weights < min_p, 0)
-        return weights
-
-    def draw_plain(self, rows: torch.Tensor) -> None:
-        """No order needed: the whole vocabulary in the order of ids."""
-        self.result[rows] = pick(self.weights(rows), self.uniforms[rows])
-
-    def draw_top_k(self, rows: torch.Tensor) -> None:
-        """Only the most likely tokens are ever turned into probabilities."""
-        top_k = self.top_k[rows]
-        values, ids = top_tokens(self.logits.index_select(0, rows), int(top_k.max()))
-        weights = self._weigh(rows, values)
-        weights.masked_fill_(torch.arange(weights.shape[1]) >= top_k[:, None], 0)
-        self._draw_leading(rows, weights, ids, weights.double().cumsum(1)[:, -1])
-
-    def draw_top_p(self, rows: torch.Tensor) -> None:
-        """The mass is of the whole vocabulary, but only the most likely tokens are put in order."""
-        logits = self.logits.index_select(0, rows)
-        total = weight_sums(self._weigh(rows, logits.clone()))
-        count = _FIRST_NUCLEUS
-        while len(rows):
-            count = min(count, logits.shape[1])
-            values, ids = top_tokens(logits, count)
-            weights = self._weigh(rows, values)
-            enough = weights.double().cumsum(1)[:, -1] >= self.top_p[rows] * total
-            if count == logits.shape[1]:
-                enough[:] = True
-            self._draw_leading(rows[enough], weights[enough], ids[enough], total[enough])
-            rows, logits, total = rows[~enough], logits[~enough], total[~enough]
-            count *= _NUCLEUS_GROWTH
-
-    def _draw_leading(self, rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, total: torch.Tensor) -> None:
-        """Cut the nucleus from tokens in descending order, and draw from it in the order of ids."""
-        before = weights.double().cumsum(1) - weights
-        outside = before >= (self.top_p[rows] * total)[:, None]
-        outside &= self.top_p[rows, None] < 1
+    def from_most_likely(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """With ``top_k``: only the most likely tokens ever become probabilities, largest first until the draw."""
+        values, ids = top_tokens(self._logits[_index(rows, len(self._logits))], int(counts.max()))
+        values.masked_fill_(torch.arange(values.shape[1]) >= torch.from_numpy(counts)[:, None], float("-inf"))
+        weights = self._probabilities(rows, values).numpy()
+        weights[weights < self._min_p[rows, None].astype(np.float32) * weights[:, :1]] = 0
+        running = np.cumsum(weights, axis=1, dtype=np.float64)
+        top_p = self._top_p[rows, None]
+        outside = (running - weights >= top_p * running[:, -1:]) & (top_p < 1)
         outside[:, 0] = False
-        weights = weights.masked_fill(outside, 0)
+        weights[outside] = 0
         ids, order = ids.sort(dim=1)
-        chosen = pick(weights.gather(1, order), self.uniforms[rows])
-        self.result[rows] = ids.gather(1, chosen[:, None])[:, 0]
+        chosen = pick(torch.from_numpy(weights).gather(1, order), self._uniforms[rows])
+        self._result[rows] = ids.numpy()[np.arange(len(rows)), chosen]
+
+    def _probabilities(self, rows: NDArray[np.int64], logits: torch.Tensor) -> torch.Tensor:
+        """Softmax of some columns of the rows; torch computes each row of it alone."""
+        return torch.softmax(logits / self._temperature[_index(rows, len(self._logits)), None], dim=1)
 
 
 def top_logprobs(
     logits: torch.Tensor, token_ids: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    own = logits.gather(1, token_ids[:, None])
-    ids, values = token_ids[:, None], own
-    if k:
-        top_values, top_ids = top_tokens(logits, k)
-        ids, values = torch.cat([ids, top_ids], dim=1), torch.cat([values, top_values], dim=1)
-    ranks, normalisers = [], []
-    for part, part_own in zip(_parts(logits), _parts(own, logits.shape[1]), strict=True):
-        highest = block_max(part).amax(1, keepdim=True)
-        normalisers.append(weight_sums((part - highest).exp_()).log() + highest[:, 0])
-        ranks.append((part > part_own).sum(1) + 1)
-    return ids, (values - torch.cat(normalisers)[:, None]).float(), torch.cat(ranks)
+    num_rows = len(logits)
+    ids = torch.empty(num_rows, k + 1, dtype=torch.int64)
+    logprobs, ranks = torch.empty(num_rows, k + 1), torch.empty(num_rows, dtype=torch.int64)
+    ids[:, 0] = token_ids
+    for rows in _groups(np.arange(num_rows), logits.shape[1]):
+        index = slice(rows[0], rows[-1] + 1)
+        part = logits[index]
+        if k:
+            ids[index, 1:] = top_tokens(part, k)[1]
+        logprobs[index] = torch.log_softmax(part, dim=1).gather(1, ids[index])
+        own = part.gather(1, ids[index, :1]).numpy()
+        ranks[index] = torch.from_numpy(np.count_nonzero(part.numpy() > own, axis=1) + 1)
+    return ids, logprobs, ranks
 
 
-def _parts(rows: torch.Tensor, width: int | None = None) -> tuple[torch.Tensor, ...]:
-    return rows.split(max(1, _LOGITS_AT_ONCE // (width or rows.shape[1])))
+def _most_likely(logits: torch.Tensor) -> NDArray[np.int64]:
+    """First largest column of each row, -1 where it is not finite: numpy's argmax stops at NaN, and is vectorised."""
+    values = logits.numpy()
+    columns: NDArray[np.int64] = values.argmax(axis=1)
+    columns[~np.isfinite(values[np.arange(len(values)), columns])] = -1
+    return columns
+
+
+def _groups(rows: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
+    """Rows in groups of about ``_LOGITS_AT_ONCE`` logits."""
+    size = max(1, _LOGITS_AT_ONCE // width)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _index(rows: NDArray[np.int64], num_rows: int) -> torch.Tensor | slice:
+    """All rows without a copy."""
+    return slice(None) if len(rows) == num_rows else torch.from_numpy(rows)
