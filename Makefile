@@ -62,7 +62,7 @@ types: install ## mypy, strict, over the five wheels
 	@$(BIN)/mypy
 
 contracts: install ## import-linter: who may import whom
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 check: lint types contracts ## all three
 
