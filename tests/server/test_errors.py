@@ -214,6 +214,7 @@ async def test_too_long_a_body_is_a_413_announced_or_not(llm: FakeLLM, monkeypat
         check_error(response, 413)
         assert response.headers["connection"] == "close"
         check_error(await client.post("/v1/completions", content=pieces()), 413)
+        assert taken == 1100
         fits = b'{"prompt": "x", "max_tokens": 1}'.ljust(1000)
         assert (await client.post("/v1/completions", content=fits)).status_code == 200
     assert llm.calls != []

@@ -17,10 +17,11 @@ Ranges are checked where all settings are checked (``EngineArgs``), not here.
 import argparse
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 _MULTIPLIERS = {
@@ -33,6 +34,7 @@ _MULTIPLIERS = {
     "G": 2**30,
     "T": 2**40,
 }
+_NUMBER = re.compile(r"(?P<digits>-?[0-9]{1,20}(\.[0-9]{1,20})?)(?P<multiplier>[kmgtKMGT]?)")
 
 
 def add_group_arguments(parser: argparse.ArgumentParser, group: type[Any]) -> None:
@@ -76,13 +78,11 @@ def integer(text: str) -> int:
 
     Raises ``argparse.ArgumentTypeError`` for anything else, and when the product is no whole number.
     """
-    digits, multiplier = (text[:-1], _MULTIPLIERS[text[-1]]) if text and text[-1] in _MULTIPLIERS else (text, 1)
-    try:
-        value = Decimal(digits.replace("_", "")) * multiplier
+    match = _NUMBER.fullmatch(text)
+    if match is not None:
+        value = Decimal(match["digits"]) * _MULTIPLIERS.get(match["multiplier"], 1)
         if value == int(value):
             return int(value)
-    except (InvalidOperation, ValueError, OverflowError):
-        pass
     raise argparse.ArgumentTypeError(f"expected a whole number such as 4096, 4k or 4K, got {text!r}")
 
 
