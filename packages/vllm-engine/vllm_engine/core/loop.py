@@ -38,6 +38,8 @@ def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None])
         core.add(message.requests)
     elif isinstance(message, AbortRequests):
         core.abort(message.request_ids)
+        if not core.has_unfinished():
+            send(core.step())  # no step follows that would tell that nothing runs any more
     elif isinstance(message, RpcCall):
         try:
             send(RpcResult(message.call_id, core.call(message.method, message.args)))
