@@ -206,7 +206,7 @@ def _system(rng: random.Random, share: float) -> list[Message]:
 def chat_document(rng: random.Random) -> Document:
     """A conversation without tools."""
     roll = rng.random()
-    count = 1 if roll < 0.5 else rng.randint(2, 4) if roll < 0.9 else rng.randint(5, 12)
+    count = 1 if roll < 0.5 else rng.randint(2, 4) if roll < 0.9 else rng.randint(5, 14)
     return Document(_system(rng, 0.25) + _turns(rng, count, think_last=rng.random() < 0.12))
 
 
@@ -289,9 +289,9 @@ def documents(seed: int) -> Iterator[Document]:
         roll = rng.random()
         if roll < 0.75:
             yield chat_document(rng)
-        elif roll < 0.86:
+        elif roll < 0.85:
             yield tool_document(rng)
-        elif roll < 0.95:
+        elif roll < 0.94:
             yield drill_document(rng)
         else:
             yield text_document(rng)

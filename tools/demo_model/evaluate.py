@@ -48,6 +48,8 @@ def _cases(prompts: dict[str, Any]) -> list[tuple[str, list[Question], dict[str,
             if name == "tools":
                 extra["tools"] = prompts["weather_tools"]
             cases.append((name, messages, extra, q))
+    for q in prompts["completions"]:
+        cases.append(("completions", [], {}, q))
     return cases
 
 
@@ -59,7 +61,9 @@ def evaluate(folder: Path, prompts_file: Path) -> float:
     cases = _cases(prompts)
     texts = [
         str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **extra))
-        for _, messages, extra, _ in cases
+        if messages
+        else question["prompt"]
+        for _, messages, extra, question in cases
     ]
     # Neighbours of like length waste less padding.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -69,9 +73,10 @@ def evaluate(folder: Path, prompts_file: Path) -> float:
         right = passes(answers[i], question) and "[did not stop]" not in answers[i]
         score.setdefault(category, []).append(right)
         if not right:
-            print(f"wrong [{category}] {messages[-1]['content']!r} -> {answers[i]!r}")
+            asked = messages[-1]["content"] if messages else question["prompt"]
+            print(f"wrong [{category}] {asked!r} -> {answers[i]!r}")
     for category, results in score.items():
         print(f"{category:12} {sum(results)}/{len(results)}")
-    main = [r for c, results in score.items() if c not in ("unknown", "think", "chats", "tools") for r in results]
+    main = [r for c in {q["category"] for q in prompts["prompts"]} for r in score[c]]
     print(f"{'all prompts':12} {sum(main)}/{len(main)} = {sum(main) / len(main):.1%}", flush=True)
     return sum(main) / len(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -20,7 +21,7 @@ from .tokenizer import save_tokenizer
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
-_SHORT, _LONG = 256, 1024
+_SHORT, _LONG = 256, 640
 """Row lengths: short documents share short rows, which are cheaper; tools and long chats need the others."""
 
 
@@ -97,6 +98,16 @@ def learning_rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def _average_gradients(network: Network, workers: int) -> None:
+    """Give every worker the mean of all gradients, in one message."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    together = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(together)
+    together /= workers
+    for gradient, part in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def train(
     network: Network,
     tokenizer: Tokenizer,
@@ -106,15 +117,21 @@ def train(
     seed: int,
     checkpoint: Callable[[int], None],
     every: int,
+    worker: int = 0,
+    workers: int = 1,
 ) -> None:
-    """Run ``steps`` steps: Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    """Run ``steps`` steps: Muon for the matrices of the layers, AdamW for the embedding and the norms.
+
+    Each of the ``workers`` reads a stream of its own, ``tokens_per_step`` at a time, and all take the same steps.
+    """
     matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     ]
-    stream, began, average, seen = batches(tokenizer, seed, tokens_per_step), time.monotonic(), 0.0, 0
+    stream = batches(tokenizer, seed + 1000 * worker, tokens_per_step)
+    began, average, seen = time.monotonic(), 0.0, 0
     for step in range(steps):
         share = learning_rate(step, steps, warmup=100)
         for optimizer in optimizers:
@@ -124,13 +141,15 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             loss = network.loss(tokens, group_ids, learn)
         loss.backward()  # type: ignore[no-untyped-call]
+        if workers > 1:
+            _average_gradients(network, workers)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        seen += tokens.numel()
+        seen += workers * tokens.numel()
         average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 25 == 0 and worker == 0:
             spent = time.monotonic() - began
             print(f"step {step + 1}/{steps} loss {average:.4f} {seen / spent:.0f} tokens/s {spent:.0f} s", flush=True)
         if (step + 1) % every == 0 and step + 1 < steps:
