@@ -78,6 +78,19 @@ async def test_closing_the_connection_aborts_what_has_not_begun(stream: bool) ->
         assert max(llm.aborted.values()) - closed < ABORTED_WITHIN
 
 
+async def test_a_client_that_leaves_while_sending_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    llm = FakeLLM()
+    with running(make_context(llm)) as url:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+        await asyncio.sleep(0.1)
+    assert llm.calls == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_client_that_only_reads_slowly_is_not_aborted() -> None:
     llm = FakeLLM()
     with running(make_context(llm)) as url:

@@ -11,7 +11,7 @@ from vllm_engine.metrics.stats import RequestStats, StatLogger
 from vllm_server.app import build_app
 from vllm_server.context import ServerContext
 from vllm_server.histogram import Histogram, one_two_five
-from vllm_server.metrics import EngineMetrics
+from vllm_server.metrics import EngineMetrics, new_registry
 
 NAMES = """
     vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:prefix_cache_queries_total
@@ -46,6 +46,12 @@ def finished(**changes: object) -> RequestStats:
     return RequestStats(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+def registry_of(metrics: EngineMetrics) -> CollectorRegistry:
+    registry = new_registry()
+    registry.register(metrics)
+    return registry
+
+
 def samples(registry: CollectorRegistry) -> dict[str, float]:
     """Value by name and, in brackets, the labels beside those that all have."""
     found = {}
@@ -58,7 +64,7 @@ def samples(registry: CollectorRegistry) -> dict[str, float]:
 
 async def read(metrics: EngineMetrics) -> httpx.Response:
     base = make_context(FakeLLM())
-    context = ServerContext(llm=base.llm, config=base.config, chat_template=None, registry=metrics.registry)
+    context = ServerContext(llm=base.llm, config=base.config, chat_template=None, registry=registry_of(metrics))
     async with make_client(build_app(context)) as client:
         return await client.get("/metrics")
 
@@ -84,7 +90,7 @@ def test_counts_are_conserved() -> None:
     logger.on_step(SchedulerStats(0, 0, 0.0, 30, 10, 2, 3), 0, 0)
     logger.on_finished(finished())
     logger.on_finished(finished(finish_reason="abort", n=3, max_tokens=9, queue_time=None, inter_token_latencies=()))
-    found = samples(metrics.registry)
+    found = samples(registry_of(metrics))
     assert found["vllm:num_requests_running"] == found["vllm:num_requests_waiting"] == 0
     assert found["vllm:kv_cache_usage_perc"] == 0
     assert found["vllm:prefix_cache_queries_total"] == 30

@@ -1,5 +1,8 @@
 """Models, health, version, metrics, documentation, and the label of a request."""
 
+import json
+import re
+
 import httpx
 import pytest
 
@@ -36,9 +39,14 @@ async def test_the_version_is_that_of_the_wheel(client: httpx.AsyncClient) -> No
 
 async def test_the_documentation_can_be_switched_off() -> None:
     async with make_client(build_app(make_context(FakeLLM()))) as client:
-        paths = (await client.get("/openapi.json")).json()["paths"]
+        description = (await client.get("/openapi.json")).json()
+        paths = description["paths"]
         assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics"} <= set(paths)
         assert (await client.get("/docs")).status_code == 200
+        known = description["components"]["schemas"]
+        assert {"prompt", "min_p"} <= set(known["CompletionRequest"]["properties"])
+        for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(description)):
+            assert name in known
     async with make_client(build_app(make_context(FakeLLM(), disable_fastapi_docs=True))) as client:
         for route in ("/openapi.json", "/docs", "/redoc"):
             assert (await client.get(route)).status_code == 404

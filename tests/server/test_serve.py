@@ -142,11 +142,18 @@ def test_a_server_starts_answers_and_ends_with_zero_on_sigterm(processes: list[P
 def test_ctrl_c_ends_with_zero_and_flags_are_followed(processes: list[Process]) -> None:
     processes.append(
         process := Process(
-            "--served-model-name", "short", "--disable-frontend-multiprocessing", "--disable-uvicorn-access-log"
+            "--served-model-name",
+            "short",
+            "--disable-frontend-multiprocessing",
+            "--disable-uvicorn-access-log",
+            "--disable-log-stats",
         )
     )
     assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "short"
     assert process.wait_for("engine launched") == "engine launched, multiprocess=False, imported=[]"
+    metrics = httpx.get(f"{process.url}/metrics").text
+    assert "vllm:" not in metrics
+    assert "process_cpu_seconds_total" in metrics
     process.signal(signal.SIGINT)
     assert process.end() == 0
     assert not any("/v1/models" in line for line in process.log)

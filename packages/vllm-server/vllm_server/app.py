@@ -2,12 +2,19 @@
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from vllm_engine.errors import VllmError
 from vllm_server import __version__
 from vllm_server.context import ServerContext
-from vllm_server.errors import handle_http_exception, handle_unexpected_error, handle_vllm_error
+from vllm_server.errors import (
+    handle_client_gone,
+    handle_http_exception,
+    handle_unexpected_error,
+    handle_vllm_error,
+)
+from vllm_server.openapi import add_schemas
 from vllm_server.request_id import RequestIdMiddleware
 from vllm_server.root_path import RootPathMiddleware
 from vllm_server.routes import chat, completions, health, metrics, models
@@ -24,7 +31,9 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.state.context = context
     for routes in (models, completions, chat, health, metrics):
         app.include_router(routes.router)
+    add_schemas(app)
     app.add_exception_handler(VllmError, handle_vllm_error)
+    app.add_exception_handler(ClientDisconnect, handle_client_gone)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(Exception, handle_unexpected_error)
     labelled = RequestIdMiddleware(app)

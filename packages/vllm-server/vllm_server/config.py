@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from vllm_engine.config import EngineConfig
 from vllm_engine.config.option import option
 from vllm_engine.errors import ConfigError
 
@@ -43,6 +44,11 @@ def create_server_config(options: dict[str, Any]) -> ServerConfig:
         message, _, place = str(error).partition(" - at `$.")
         field = place.rstrip("`") or None
         raise ConfigError(f"{field}: {message.replace('`', '')}" if field else message, field=field) from error
+
+
+def served_names(config: EngineConfig) -> list[str]:
+    """Names under which the model answers; the first one is its main name."""
+    return config.model.served_model_name or [config.model.model]
 
 
 def load_chat_template(setting: str | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from vllm_engine.errors import NotFound
-from vllm_server.config import ServerConfig
+from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class ServerContext:
     @property
     def model_names(self) -> list[str]:
         """Names under which the model answers; the first one is its main name."""
-        model = self.llm.config.model
-        return model.served_model_name or [model.model]
+        return served_names(self.llm.config)
 
     @property
     def default_sampling_params(self) -> Mapping[str, Any]:

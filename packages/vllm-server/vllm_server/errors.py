@@ -96,6 +96,11 @@ async def handle_vllm_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
+async def handle_client_gone(request: Request, error: Exception) -> Response:
+    """Exception handler for a client that left: nobody reads the answer, and the log needs no word of it."""
+    return Response(status_code=499)
+
+
 async def handle_unexpected_error(request: Request, error: Exception) -> Response:
     """Exception handler for everything else. Starlette raises the error again, so that it gets into the log."""
     return error_response(error)

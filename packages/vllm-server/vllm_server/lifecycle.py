@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import socket
 import time
 from collections.abc import Awaitable
@@ -11,7 +12,7 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest
 from vllm_engine.logging import get_logger
 from vllm_server.announcement import announce
-from vllm_server.config import ServerConfig, load_chat_template
+from vllm_server.config import ServerConfig, load_chat_template, served_names
 from vllm_server.in_flight import InFlight
 from vllm_server.stop_signals import StopSignals
 
@@ -39,34 +40,37 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
     chat_template = load_chat_template(server_config.chat_template)
     with StopSignals() as signals:
         from vllm_engine.async_llm import AsyncLLM
-        from vllm_server.metrics import EngineMetrics
+        from vllm_server.metrics import EngineMetrics, new_registry
 
-        metrics = EngineMetrics((engine_config.model.served_model_name or [engine_config.model.model])[0])
+        registry = new_registry()
+        metrics = (
+            [] if engine_config.observability.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]
+        )
+        for collector in metrics:
+            registry.register(collector)
         llm = AsyncLLM(
             engine_config,
             multiprocess=not server_config.disable_frontend_multiprocessing,
-            stat_loggers=[metrics],
+            stat_loggers=metrics,
         )
         try:
             start = asyncio.create_task(llm.start())
-            await asyncio.sleep(0)
-            from vllm_server.app import build_app
-            from vllm_server.context import ServerContext
-            from vllm_server.uvicorn_server import create_server
+            # In a thread, because importing takes a third of a second, and the engine's process is launched meanwhile.
+            await asyncio.to_thread(importlib.import_module, "vllm_server.web")
+            from vllm_server.web import ServerContext, build_app, create_server
 
             if not await _first(start, signals.stop.wait()):
                 return 0
             if chat_template is not None:
                 _check_chat_template(llm, chat_template)
-            context = ServerContext(
-                llm=llm, config=server_config, chat_template=chat_template, registry=metrics.registry
-            )
+            context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
             server = create_server(build_app(context), server_config)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
-            if not serving.done():
-                announce(context, listener, time.perf_counter() - launched)
+            if serving.done():
+                raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
+            announce(context, listener, time.perf_counter() - launched)
             return await _until_the_end(serving, server, context.in_flight, llm, signals, server_config)
         finally:
             await llm.close()
@@ -99,7 +103,10 @@ async def _until_the_end(
         await asyncio.wait((serving, at_once), timeout=ABORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         server.force_exit = True
         await asyncio.wait((serving,), timeout=ABORT_SECONDS)
-        return 1 if died or (serving.done() and serving.exception() is not None) else 0
+        if serving.done() and (error := serving.exception()) is not None:
+            logger.error("the HTTP server failed", exc_info=error)
+            return 1
+        return 1 if died else 0
     finally:
         for task in (serving, death, stop, at_once):
             task.cancel()

@@ -25,12 +25,17 @@ _FINISH_REASONS = ("stop", "length", "abort", "error")
 _LABELS = ("model_name", "engine")
 
 
+def new_registry() -> CollectorRegistry:
+    """A registry with the metrics of the process: memory, CPU time, open files."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry
+
+
 class EngineMetrics(Collector):
     """A ``StatLogger`` that counts, and a Prometheus collector that tells. Only one engine: its label is ``0``."""
 
     def __init__(self, model_name: str) -> None:
-        self.registry = CollectorRegistry()
-        """Has these metrics and those of the process (memory, CPU time, open files)."""
         self._labels = (model_name, "0")
         self._stats = SchedulerStats()
         self._prompt_tokens = 0
@@ -51,8 +56,6 @@ class EngineMetrics(Collector):
         self._request_max_tokens = Histogram(_TOKENS)
         self._request_n = Histogram(_FEW)
         self._request_preemptions = Histogram((0, *_FEW))
-        self.registry.register(self)
-        ProcessCollector(registry=self.registry)
 
     # ---- told by the engine ----
 

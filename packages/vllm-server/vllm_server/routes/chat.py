@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest, Unsupported
@@ -18,7 +18,8 @@ from vllm_server.event_stream import EventStream
 from vllm_server.field_names import named_as_in_request
 from vllm_server.generation import Generation
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.protocol.chat import ChatRequest
+from vllm_server.openapi import body_docs
+from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
 from vllm_server.protocol.sampling import check_stream_options, sampling_params
 from vllm_server.request_id import take_label
@@ -28,7 +29,7 @@ router = APIRouter()
 _LONG_CONVERSATION = 64  # messages, beyond which rendering leaves the event loop
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", openapi_extra=body_docs(ChatRequest, ChatCompletion))
 async def create_chat_completion(raw: Request) -> Response:
     """Answer the last message of a conversation."""
     context = context_of(raw)
@@ -55,10 +56,7 @@ async def create_chat_completion(raw: Request) -> Response:
     )
     if request.stream:
         return EventStream(answer.blocks(generation), context.in_flight)
-    try:
-        outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it
+    outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
     return Response(msgspec.json.encode(answer.whole(outputs[0])), media_type="application/json")
 
 

@@ -2,7 +2,7 @@
 
 import msgspec
 from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest
@@ -14,8 +14,9 @@ from vllm_server.event_stream import EventStream
 from vllm_server.field_names import named_as_in_request
 from vllm_server.generation import Generation
 from vllm_server.json_body import convert, parse_object, read_json_body
+from vllm_server.openapi import body_docs
 from vllm_server.prompts import parse_prompts
-from vllm_server.protocol.completions import CompletionRequest
+from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
 from vllm_server.protocol.sampling import check_stream_options, sampling_params
 from vllm_server.request_id import take_label
@@ -25,7 +26,7 @@ router = APIRouter()
 DEFAULT_MAX_TOKENS = 16
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", openapi_extra=body_docs(CompletionRequest, Completion))
 async def create_completion(raw: Request) -> Response:
     """Continue one or more prompts."""
     context = context_of(raw)
@@ -50,10 +51,7 @@ async def create_completion(raw: Request) -> Response:
     )
     if request.stream:
         return EventStream(answer.blocks(generation), context.in_flight)
-    try:
-        outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it
+    outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
     return Response(msgspec.json.encode(answer.whole(outputs)), media_type="application/json")
 
 

@@ -1,0 +1,43 @@
+"""The request and response bodies in ``/openapi.json``: FastAPI sees raw requests, the schemas come from msgspec."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from vllm_server.errors import ErrorBody
+from vllm_server.protocol.chat import ChatCompletion, ChatRequest
+from vllm_server.protocol.completions import Completion, CompletionRequest
+from vllm_server.protocol.models import ModelList
+
+_PREFIX = "#/components/schemas/"
+_TYPES = (CompletionRequest, Completion, ChatRequest, ChatCompletion, ModelList, ErrorBody)
+
+
+def body_docs(request: type[msgspec.Struct], response: type[msgspec.Struct]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that takes and gives JSON."""
+    return {
+        "requestBody": {"required": True, "content": _json(request)},
+        "responses": {
+            "200": {"description": "The answer, or a stream of events", "content": _json(response)},
+            "4XX": {"description": "What is wrong with the request", "content": _json(ErrorBody)},
+            "5XX": {"description": "What is wrong with the server", "content": _json(ErrorBody)},
+        },
+    }
+
+
+def add_schemas(app: FastAPI) -> None:
+    """Put the schemas that ``body_docs`` refers to into the application's description."""
+    describe = app.openapi
+
+    def with_schemas() -> dict[str, Any]:
+        description = describe()
+        _, schemas = msgspec.json.schema_components(_TYPES, ref_template=_PREFIX + "{name}")
+        description.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
+        return description
+
+    app.openapi = with_schemas  # type: ignore[method-assign]
+
+
+def _json(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _PREFIX + kind.__name__}}}
