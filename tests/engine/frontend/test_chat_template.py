@@ -173,7 +173,7 @@ def test_messages_nested_without_end_are_refused() -> None:
 
 
 def test_what_the_template_says_is_wrong_reaches_the_client() -> None:
-    with pytest.raises(InvalidRequest, match="^roles must alternate$") as caught:
+    with pytest.raises(InvalidRequest, match=r"^roles must alternate$") as caught:
         render(STRICT, [CONVERSATION[0], CONVERSATION[0]])
     assert caught.value.field == "messages"
 

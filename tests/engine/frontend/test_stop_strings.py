@@ -10,7 +10,7 @@ STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=6), min_size=1, max
 
 
 def search(pieces: list[str], stops: list[str], inactive: int = 0) -> tuple[int, str, int] | None:
-    """Start, string and number of pieces read of the first stop, found by looking at the whole text after each piece."""
+    """Start, string and number of pieces read of the first stop, by looking at the whole text after each piece."""
     text = ""
     for count, piece in enumerate(pieces, start=1):
         before, text = len(text), text + piece

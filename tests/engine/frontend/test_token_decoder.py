@@ -1,6 +1,5 @@
 """Ids to text piece by piece, against the ``tokenizers`` library's text of all ids at once."""
 
-import os
 from collections.abc import Sequence
 
 import pytest
@@ -32,7 +31,10 @@ def ids(kind: str) -> st.SearchStrategy[list[int]]:
 
 def continuation(whole: str, prompt: str) -> str:
     """What a text adds to the text of its prompt, whose last character may have been broken."""
-    return whole[len(os.path.commonprefix([whole, prompt])) :]
+    if not whole.startswith(prompt):
+        prompt = prompt[:-1]
+        assert whole.startswith(prompt)
+    return whole[len(prompt) :]
 
 
 @given(TEXTS)

@@ -59,4 +59,5 @@ def resolve_model_path(config: EngineConfig) -> Path:
         download_dir=config.load.download_dir,
         ignore_patterns=config.load.ignore_patterns,
         token=config.model.hf_token,
+        load_format=config.load.load_format,
     )

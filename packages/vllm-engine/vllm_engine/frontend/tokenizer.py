@@ -16,9 +16,6 @@ from vllm_engine.logging import get_logger
 
 logger = get_logger(__name__)
 
-WEIGHT_PATTERNS = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx*", "original/**/*"]
-"""Files of a repository that a tokenizer has no use for."""
-
 
 def load_tokenizer(config: ModelConfig, path: Path, *, download_dir: str | None = None) -> "Tokenizer":
     """The tokenizer that goes with a model.
@@ -35,13 +32,16 @@ def load_tokenizer(config: ModelConfig, path: Path, *, download_dir: str | None 
     if config.tokenizer is not None:
         from vllm_engine.config.model_files import resolve_model
 
-        folder = resolve_model(
-            config.tokenizer,
-            revision=config.tokenizer_revision,
-            download_dir=download_dir,
-            ignore_patterns=WEIGHT_PATTERNS,
-            token=config.hf_token,
-        )
+        try:
+            folder = resolve_model(
+                config.tokenizer,
+                revision=config.tokenizer_revision,
+                download_dir=download_dir,
+                token=config.hf_token,
+                load_format="dummy",  # a tokenizer has no weights
+            )
+        except ConfigError as error:
+            raise ConfigError(f"tokenizer: {error}", field="tokenizer") from error
     return Tokenizer.from_folder(folder, model_vocab_size=_model_vocab_size(path))
 
 

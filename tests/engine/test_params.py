@@ -1,0 +1,145 @@
+"""``SamplingParams``: what it takes and what it refuses, field by field."""
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_engine.errors import InvalidRequest
+from vllm_engine.params import MAX_N, MAX_STOP_STRING_LENGTH, MAX_STOP_STRINGS, OutputKind, SamplingParams
+
+NO_NUMBERS = [None, "1", [1], {}, True, object()]
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+
+GOOD: dict[str, list[Any]] = {
+    "n": [1, MAX_N],
+    "temperature": [0, 0.0, 1e-9, 2.0, 100],
+    "top_p": [1e-9, 0.5, 1, 1.0],
+    "top_k": [-1, 0, 1, 10**6],
+    "min_p": [0, 0.5, 1],
+    "repetition_penalty": [0.01, 1, 2.5],
+    "presence_penalty": [-2, 0, 2.0],
+    "frequency_penalty": [-2, 0, 2.0],
+    "seed": [None, 0, -(2**63), 2**63 - 1],
+    "stop": [None, [], "x", ["x", "y"]],
+    "stop_token_ids": [None, [], [0, 5]],
+    "bad_words": [None, [], ["x"]],
+    "min_tokens": [0, 16],
+    "max_tokens": [None, 1, 10**9],
+    "logprobs": [None, -1, 0, 20],
+    "prompt_logprobs": [None, -1, 0, 20],
+    "logit_bias": [None, {}, {5: -100, 6: 100.0}],
+    "allowed_token_ids": [None, [0]],
+    "truncate_prompt_tokens": [None, -1, 1],
+    "output_kind": list(OutputKind),
+    **{
+        name: [True, False]
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+            "detokenize",
+        )
+    },
+}
+
+BAD: dict[str, list[Any]] = {
+    "n": [0, -1, MAX_N + 1, 1.0, *NO_NUMBERS],
+    "temperature": [-0.1, *NOT_FINITE, *NO_NUMBERS],
+    "top_p": [0, -1, 1.01, *NOT_FINITE, *NO_NUMBERS],
+    "top_k": [-2, 1.5, math.nan, *NO_NUMBERS],
+    "min_p": [-0.1, 1.1, *NOT_FINITE, *NO_NUMBERS],
+    "repetition_penalty": [0, -1, *NOT_FINITE, *NO_NUMBERS],
+    "presence_penalty": [-2.1, 2.1, *NOT_FINITE, *NO_NUMBERS],
+    "frequency_penalty": [-2.1, 2.1, *NOT_FINITE, *NO_NUMBERS],
+    "seed": [2**63, -(2**63) - 1, 1.0, "1", True],
+    "stop": [5, [5], [""], "", ["x", None], ["x"] * (MAX_STOP_STRINGS + 1), ["x" * (MAX_STOP_STRING_LENGTH + 1)]],
+    "stop_token_ids": [5, [-1], ["5"], [1.0], [True], list(range(5000))],
+    "bad_words": ["x", [5], [""], ["x"] * 2000],
+    "min_tokens": [-1, 17, 1.0, *NO_NUMBERS],
+    "max_tokens": [0, -1, 1.5, "1", True],
+    "logprobs": [-2, 1.0, "1", True],
+    "prompt_logprobs": [-2, 1.0, "1", True],
+    "logit_bias": [[], {"5": 1}, {-1: 1}, {5: 101}, {5: math.nan}, {5: "x"}, {True: 1}, dict.fromkeys(range(5000), 1)],
+    "allowed_token_ids": [[], [-1], ["x"], 5],
+    "truncate_prompt_tokens": [0, -2, 1.0, "1", True],
+    "output_kind": [None, 0, "DELTA"],
+    "include_stop_str_in_output": [None, 1, "true"],
+    "ignore_eos": [None, 1, "true"],
+    "skip_special_tokens": [None, 1, "true"],
+    "spaces_between_special_tokens": [None, 1, "true"],
+    "detokenize": [None, 1, "true"],
+}
+
+
+def test_every_field_is_in_both_tables() -> None:
+    assert set(GOOD) == set(BAD) == set(SamplingParams.__struct_fields__)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
+def test_values_within_bounds_are_taken(name: str, value: Any) -> None:
+    SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_values_out_of_bounds_are_refused_with_the_name_of_the_field(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**{name: value})
+    assert caught.value.field == name
+    assert name in str(caught.value)
+    assert "0x" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_equal_spellings_become_one() -> None:
+    assert SamplingParams(stop="x").stop == ["x"]
+    assert SamplingParams(stop="x").stop_strings == ["x"]
+    assert SamplingParams().stop_strings == []
+    assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
+
+
+def test_stop_strings_need_text() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(stop=["x"], detokenize=False)
+    assert caught.value.field == "stop"
+
+
+def test_a_temperature_near_zero_is_greedy() -> None:
+    assert SamplingParams(temperature=0).greedy
+    assert SamplingParams(temperature=1e-6).greedy
+    assert not SamplingParams(temperature=0.01).greedy
+
+
+def test_a_changed_copy_is_checked_like_a_new_one_and_leaves_the_first_alone() -> None:
+    params = SamplingParams(temperature=0.5)
+    assert params.replace(n=2) == SamplingParams(temperature=0.5, n=2)
+    assert params.n == 1
+    with pytest.raises(InvalidRequest):
+        params.replace(n=0)
+    with pytest.raises(AttributeError):
+        params.n = 2  # type: ignore[misc]
+
+
+@given(
+    st.builds(
+        SamplingParams,
+        n=st.integers(1, MAX_N),
+        temperature=st.floats(0, 10),
+        top_p=st.floats(0.001, 1),
+        seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+        stop=st.none() | st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), max_size=3),
+        logit_bias=st.none() | st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=3),
+        output_kind=st.sampled_from(OutputKind),
+    )
+)
+def test_parameters_come_through_the_wire_unchanged(params: SamplingParams) -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+def test_unknown_fields_are_refused() -> None:
+    with pytest.raises(TypeError):
+        SamplingParams(temprature=1)  # type: ignore[call-arg]
