@@ -39,6 +39,22 @@ class Terminal:
         """Press keys; ``\\x03`` is Ctrl-C and ``\\x04`` Ctrl-D."""
         os.write(self._master, text.encode())
 
+    def type_until(self, keys: str, expected: str, *, seconds: float = 20.0) -> None:
+        """Press ``keys`` again and again until ``expected`` appears.
+
+        For Ctrl-C at a prompt: Python's ``input`` misses one that comes just before it begins to wait, and notices it
+        with the next key.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            self.type(keys)
+            try:
+                self.wait_for(expected, seconds=0.5)
+                return
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def wait_for(self, expected: str, *, seconds: float = 20.0) -> str:
         """Read until ``expected`` appears; returns everything up to its end and forgets it."""
         deadline = time.monotonic() + seconds

@@ -124,8 +124,9 @@ class TestOnATerminal:
 
     def test_ctrl_c_at_the_prompt_drops_the_line(self, server, terminal):
         terminal.wait_for("> ")
-        terminal.type("never mind\x03")
-        terminal.wait_for("\r\n> ")
+        terminal.type("never mind")
+        terminal.wait_for("never mind")
+        terminal.type_until("\x03", "\r\n> ")
         terminal.type("/exit\n")
         assert terminal.exit_code() == 0
         assert server.bodies == []
