@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest, RequestFailed
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
-from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest
+from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
 from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
 from vllm_engine.frontend.output_queue import OutputQueue
 from vllm_engine.frontend.prompts import Prompt
@@ -199,9 +199,9 @@ class AsyncLLM:
         """
         self.check_health()
         label = uuid.uuid4().hex if request_id is None else request_id
-        if label in self._queues:
-            raise InvalidRequest("a request with this request_id is running", field="request_id")
-        params = self._loaded.default_params() if params is None else params
+        if not isinstance(label, str) or label in self._queues:
+            raise InvalidRequest("request_id must be a text that no running request has", field="request_id")
+        params = self._loaded.default_params() if params is None else check_params(params)
         queue = self._queues[label] = OutputQueue(params.output_kind)
         try:
             self._submit(await self._prepare(label, prompt, params, priority, cache_salt))

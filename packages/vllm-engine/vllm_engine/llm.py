@@ -12,7 +12,7 @@ from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest
 from vllm_engine.frontend.chat_template import check_template_kwargs, render_chat
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_model_path
-from vllm_engine.frontend.input_processor import PreparedRequest
+from vllm_engine.frontend.input_processor import PreparedRequest, check_params
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.tokenizer import Tokenizer
@@ -192,8 +192,8 @@ class LLM:
     ) -> Sequence[SamplingParams]:
         if params is None:
             return [self._model.default_params()] * count
-        if isinstance(params, SamplingParams):
-            return [params] * count
+        if not isinstance(params, (list, tuple)):
+            return [check_params(params)] * count
         if len(params) != count:
             raise InvalidRequest(
                 f"there are {count} prompts, but {len(params)} sampling_params", field="sampling_params"

@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from tests.engine.frontend import tiny_tokenizers as tiny
 from vllm_engine.errors import EngineDead
 from vllm_engine.messages import (
     EngineOutputs,
@@ -153,3 +155,32 @@ class AsyncDouble:
     def close(self) -> None:
         self.closed += 1
         self.is_alive = False
+
+
+TOKENIZER = tiny.load("byte_level")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def ids(text: str) -> list[int]:
+    """Ids of a text in the tiny model's tokenizer."""
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+def says(text: str) -> Answer:
+    """A core that gives the same answer to everyone."""
+    return lambda _: ids(text)
+
+
+def echo(request: EngineRequest) -> Iterable[int]:
+    """A core that says the prompt again, then ends."""
+    return [*request.prompt_token_ids, *request.eos_token_ids[:1]]
+
+
+def model_folder(folder: Path) -> Path:
+    """A folder with everything but weights: tokenizer, chat template and sampling defaults."""
+    tiny.write_folder(folder, "byte_level", chat_template=CHATML)
+    (folder / "generation_config.json").write_text('{"temperature": 0.25, "max_new_tokens": 7}')
+    return folder

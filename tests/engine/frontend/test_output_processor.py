@@ -59,7 +59,9 @@ class Run:
 
     def token_ids(self, index: int = 0) -> list[int]:
         lists = [c.token_ids for output in self.seen for c in output.outputs if c.index == index]
-        return sum(lists, []) if self.prepared.params.output_kind is OutputKind.DELTA else (lists or [[]])[-1]
+        if self.prepared.params.output_kind is OutputKind.DELTA:
+            return [token_id for part in lists for token_id in part]
+        return (lists or [[]])[-1]
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 100])

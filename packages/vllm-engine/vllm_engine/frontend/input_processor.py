@@ -108,10 +108,7 @@ class InputProcessor:
             InvalidRequest: with the name of the field at fault.
         """
         arrival_time, queued_ts = time.time(), time.monotonic()
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequest(
-                f"sampling_params must be a SamplingParams, got a {type(params).__name__}", field="sampling_params"
-            )
+        check_params(params)
         parsed = parse_prompt(prompt)
         self._check_without_tokenizer(params)
         ids = self._prompt_ids(parsed if token_ids is None else ParsedPrompt(parsed.text, token_ids), params)
@@ -294,6 +291,15 @@ class InputProcessor:
             )
             for index in range(params.n)
         ]
+
+
+def check_params(params: object) -> SamplingParams:
+    """The parameters, if that is what they are. Raises ``InvalidRequest`` for anything else."""
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(
+            f"sampling_params must be a SamplingParams, got a {type(params).__name__}", field="sampling_params"
+        )
+    return params
 
 
 def child_seed(seed: int, index: int) -> int:

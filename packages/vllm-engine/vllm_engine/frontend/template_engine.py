@@ -42,8 +42,8 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """Numbers multiply freely; texts and lists only up to a size, and powers not at all beyond 64 bits."""
-        if operator == "**" and not (abs(left) <= 1 << 16 and abs(right) <= 4):
+        """Numbers multiply freely; texts and lists only up to a size, and powers up to about a thousand bits."""
+        if operator == "**" and not (abs(left) <= 1 << 16 and abs(right) <= 64):
             raise SecurityError("a power is too large")
         for sequence, count in ((left, right), (right, left)):
             if hasattr(sequence, "__len__") and isinstance(count, int) and len(sequence) * count > MAX_REPEATED_CHARS:
