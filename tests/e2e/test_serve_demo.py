@@ -117,7 +117,8 @@ def test_a_closed_connection_aborts_its_request(server: DemoServer) -> None:
         with httpx.Client(timeout=60) as http:
             if streamed:
                 with http.stream("POST", f"{server.url}/v1/completions", json=body | {"stream": True}) as response:
-                    next(response.iter_lines())
+                    lines = response.iter_lines()  # dropping the iterator would close the connection
+                    next(lines)
                     until(lambda: server.metric("vllm:num_requests_running") == 1)
             else:
                 with pytest.raises(httpx.ReadTimeout):

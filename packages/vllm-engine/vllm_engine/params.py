@@ -18,6 +18,7 @@ MAX_BAD_WORDS = 1024
 MAX_LOGIT_BIAS = 4096
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_INT32_MAX = 2**31 - 1
 
 
 class OutputKind(enum.Enum):
@@ -98,7 +99,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_int("n", self.n, low=1, high=MAX_N)
         _check_float("temperature", self.temperature, low=0.0)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, low_open=True)
-        _check_int("top_k", self.top_k, low=-1)
+        _check_int("top_k", self.top_k, low=-1, high=_INT32_MAX)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
         _check_float("repetition_penalty", self.repetition_penalty, low=0.0, low_open=True)
         _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
@@ -107,17 +108,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_strings("stop", self.stop, most=MAX_STOP_STRINGS, longest=MAX_STOP_STRING_LENGTH)
         _check_token_ids("stop_token_ids", self.stop_token_ids, most=MAX_STOP_TOKEN_IDS)
         _check_strings("bad_words", self.bad_words, most=MAX_BAD_WORDS, longest=MAX_STOP_STRING_LENGTH)
-        _check_int("min_tokens", self.min_tokens, low=0)
-        _check_int("max_tokens", self.max_tokens, low=1, optional=True)
+        _check_int("min_tokens", self.min_tokens, low=0, high=_INT32_MAX)
+        _check_int("max_tokens", self.max_tokens, low=1, high=_INT32_MAX, optional=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}", field="min_tokens"
             )
-        _check_int("logprobs", self.logprobs, low=-1, optional=True)
-        _check_int("prompt_logprobs", self.prompt_logprobs, low=-1, optional=True)
+        _check_int("logprobs", self.logprobs, low=-1, high=_INT32_MAX, optional=True)
+        _check_int("prompt_logprobs", self.prompt_logprobs, low=-1, high=_INT32_MAX, optional=True)
         _check_logit_bias(self.logit_bias)
         _check_token_ids("allowed_token_ids", self.allowed_token_ids, least=1)
-        _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, low=-1, optional=True)
+        _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, low=-1, high=_INT32_MAX, optional=True)
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequest("truncate_prompt_tokens must be at least 1, or -1", field="truncate_prompt_tokens")
         if not isinstance(self.output_kind, OutputKind):

@@ -102,7 +102,7 @@ def usable_cores() -> int:
 
 def free_memory() -> int:
     """Bytes that can still be taken: what the machine has available, cut by the cgroup's limit."""
-    available = psutil.virtual_memory().available
+    available = int(psutil.virtual_memory().available)
     limit, used = _read_words("/sys/fs/cgroup/memory.max"), _read_words("/sys/fs/cgroup/memory.current")
     if limit and used and limit[0].isdigit():
         available = min(available, int(limit[0]) - int(used[0]))

@@ -1,9 +1,9 @@
 """Reading tensors out of weight files, one at a time, without running anything that stands in them."""
 
-import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ def _read_torch(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         # weights_only refuses every pickled object that is no tensor or plain container.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ConfigError(
             f"{file} was refused: it is damaged, or holds Python objects other than tensors, which could run code; "
             "safetensors files cannot",
