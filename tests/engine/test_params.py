@@ -12,7 +12,7 @@ from vllm_engine.errors import InvalidRequest
 from vllm_engine.params import MAX_N, MAX_STOP_STRING_LENGTH, MAX_STOP_STRINGS, OutputKind, SamplingParams
 
 NO_NUMBERS = [None, "1", [1], {}, True, object()]
-NOT_FINITE = [math.nan, math.inf, -math.inf]
+NOT_FINITE = [math.nan, math.inf, -math.inf, 10**400, -(10**5000)]
 
 GOOD: dict[str, list[Any]] = {
     "n": [1, MAX_N],
@@ -48,23 +48,34 @@ GOOD: dict[str, list[Any]] = {
 }
 
 BAD: dict[str, list[Any]] = {
-    "n": [0, -1, MAX_N + 1, 1.0, *NO_NUMBERS],
+    "n": [0, -1, MAX_N + 1, 10**5000, 1.0, *NO_NUMBERS],
     "temperature": [-0.1, *NOT_FINITE, *NO_NUMBERS],
     "top_p": [0, -1, 1.01, *NOT_FINITE, *NO_NUMBERS],
-    "top_k": [-2, 1.5, math.nan, *NO_NUMBERS],
+    "top_k": [-2, 2**31, 1.5, math.nan, *NO_NUMBERS],
     "min_p": [-0.1, 1.1, *NOT_FINITE, *NO_NUMBERS],
     "repetition_penalty": [0, -1, *NOT_FINITE, *NO_NUMBERS],
     "presence_penalty": [-2.1, 2.1, *NOT_FINITE, *NO_NUMBERS],
     "frequency_penalty": [-2.1, 2.1, *NOT_FINITE, *NO_NUMBERS],
-    "seed": [2**63, -(2**63) - 1, 1.0, "1", True],
+    "seed": [2**63, -(2**63) - 1, 10**5000, 1.0, "1", True],
     "stop": [5, [5], [""], "", ["x", None], ["x"] * (MAX_STOP_STRINGS + 1), ["x" * (MAX_STOP_STRING_LENGTH + 1)]],
     "stop_token_ids": [5, [-1], ["5"], [1.0], [True], list(range(5000))],
     "bad_words": ["x", [5], [""], ["x"] * 2000],
-    "min_tokens": [-1, 17, 1.0, *NO_NUMBERS],
-    "max_tokens": [0, -1, 1.5, "1", True],
-    "logprobs": [-2, 1.0, "1", True],
+    "min_tokens": [-1, 17, 2**31, 1.0, *NO_NUMBERS],
+    "max_tokens": [0, -1, 2**31, 1.5, "1", True],
+    "logprobs": [-2, 2**31, 1.0, "1", True],
     "prompt_logprobs": [-2, 1.0, "1", True],
-    "logit_bias": [[], {"5": 1}, {-1: 1}, {5: 101}, {5: math.nan}, {5: "x"}, {True: 1}, dict.fromkeys(range(5000), 1)],
+    "logit_bias": [
+        [],
+        {"5": 1},
+        {-1: 1},
+        {5: 101},
+        {5: 10**400},
+        {10**5000: "x"},
+        {5: math.nan},
+        {5: "x"},
+        {True: 1},
+        dict.fromkeys(range(5000), 1),
+    ],
     "allowed_token_ids": [[], [-1], ["x"], 5],
     "truncate_prompt_tokens": [0, -2, 1.0, "1", True],
     "output_kind": [None, 0, "DELTA"],
@@ -76,16 +87,25 @@ BAD: dict[str, list[Any]] = {
 }
 
 
+def kind(value: Any) -> str:
+    """Name of a case: the field, or the type of its value."""
+    return value if value in SamplingParams.__struct_fields__ else type(value).__name__
+
+
 def test_every_field_is_in_both_tables() -> None:
     assert set(GOOD) == set(BAD) == set(SamplingParams.__struct_fields__)
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in GOOD.items() for value in values], ids=kind
+)
 def test_values_within_bounds_are_taken(name: str, value: Any) -> None:
     SamplingParams(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=kind
+)
 def test_values_out_of_bounds_are_refused_with_the_name_of_the_field(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**{name: value})

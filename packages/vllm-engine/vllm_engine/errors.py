@@ -50,3 +50,12 @@ class RequestFailed(VllmError):
 
 class EngineDead(VllmError):
     """The engine core has stopped and serves nobody any more (HTTP 503)."""
+
+
+def shown(value: object) -> str:
+    """A short, safe picture of a bad value: no object addresses in messages that reach a client."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the longest ones
+        return "a very large integer"
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from vllm_engine.errors import InvalidRequest
+from vllm_engine.errors import InvalidRequest, shown
 
 # Bounds on what one request may ask for, so that no single request can exhaust the engine before admission.
 MAX_N = 1024
@@ -167,19 +167,19 @@ def _check_int(
     if value is None and optional:
         return
     if not _is_int(value):
-        raise InvalidRequest(f"{name} must be an integer, got {_shown(value)}", field=name)
+        raise InvalidRequest(f"{name} must be an integer, got {shown(value)}", field=name)
     if (low is not None and value < low) or (high is not None and value > high):
-        raise InvalidRequest(f"{name} must be {_range(low, high, False)}, got {value}", field=name)
+        raise InvalidRequest(f"{name} must be {_range(low, high, False)}, got {shown(value)}", field=name)
 
 
 def _check_float(
     name: str, value: object, *, low: float | None = None, high: float | None = None, low_open: bool = False
 ) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise InvalidRequest(f"{name} must be a finite number, got {_shown(value)}", field=name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
+        raise InvalidRequest(f"{name} must be a finite number, got {shown(value)}", field=name)
     too_low = low is not None and (value <= low if low_open else value < low)
     if too_low or (high is not None and value > high):
-        raise InvalidRequest(f"{name} must be {_range(low, high, low_open)}, got {value}", field=name)
+        raise InvalidRequest(f"{name} must be {_range(low, high, low_open)}, got {shown(value)}", field=name)
 
 
 def _check_strings(name: str, value: object, *, most: int, longest: int) -> None:
@@ -212,7 +212,7 @@ def _check_logit_bias(value: object) -> None:
         raise InvalidRequest(f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers", field="logit_bias")
     for token_id, bias in value.items():
         if not _is_int(token_id) or token_id < 0:
-            raise InvalidRequest(f"logit_bias has a key that is no token id: {_shown(token_id)}", field="logit_bias")
+            raise InvalidRequest(f"logit_bias has a key that is no token id: {shown(token_id)}", field="logit_bias")
         _check_float("logit_bias", bias, low=-100.0, high=100.0)
 
 
@@ -224,8 +224,8 @@ def _range(low: float | None, high: float | None, low_open: bool) -> str:
     return " and ".join(parts)
 
 
-def _shown(value: object) -> str:
-    """A short, safe picture of a bad value: no object addresses in messages that reach a client."""
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return repr(value)[:80]
-    return f"a {type(value).__name__}"
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -71,6 +71,7 @@ def test_all_forms_of_a_prompt_mean_the_same() -> None:
         [-1],
         [VOCAB],
         [2**70],
+        [10**5000],
         "\ud800",
     ],
 )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.errors import InvalidRequest, Unsupported, shown
 from vllm_engine.frontend.template_engine import render_template
 
 TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -122,7 +122,7 @@ def _text_of(part: Any, where: str) -> str:
     kind = part.get("type")
     key = TEXT_OF_PART.get(kind) if isinstance(kind, str) else None
     if key is None:
-        raise Unsupported(f"{where} is of type {str(kind)[:40]!r}: this model takes text only", field="messages")
+        raise Unsupported(f"{where} is of type {shown(kind)}: this model takes text only", field="messages")
     text = part.get(key)
     if not isinstance(text, str):
         raise InvalidRequest(f"{where}.{key} must be a text", field="messages")

@@ -9,8 +9,11 @@ from vllm_engine.config.generation import GenerationConfig, load_generation_conf
 from vllm_engine.frontend.input_processor import InputProcessor
 from vllm_engine.frontend.output_processor import OutputProcessor
 from vllm_engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from vllm_engine.logging import get_logger, startup_phase
 from vllm_engine.messages import EngineReady
 from vllm_engine.params import SamplingParams
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,11 @@ class ModelFrontend:
     @classmethod
     def load(cls, config: EngineConfig, model_path: Path) -> "ModelFrontend":
         """Read tokenizer and generation defaults. Raises ``ConfigError`` for broken files."""
-        tokenizer = None
-        if not config.model.skip_tokenizer_init:
-            tokenizer = load_tokenizer(config.model, model_path, download_dir=config.load.download_dir)
-        return cls(tokenizer, load_generation_config(config.model, model_path))
+        with startup_phase(logger, "tokenizer", {}):
+            tokenizer = None
+            if not config.model.skip_tokenizer_init:
+                tokenizer = load_tokenizer(config.model, model_path, download_dir=config.load.download_dir)
+            return cls(tokenizer, load_generation_config(config.model, model_path))
 
     def processors(self, config: EngineConfig, ready: EngineReady) -> tuple[InputProcessor, OutputProcessor]:
         """The two processors, once the core has told its sizes."""
@@ -53,11 +57,12 @@ def resolve_model_path(config: EngineConfig) -> Path:
     """Folder of the model, fetched if need be. Raises ``ConfigError`` when it cannot be had."""
     from vllm_engine.config.model_files import resolve_model
 
-    return resolve_model(
-        config.model.model,
-        revision=config.model.revision,
-        download_dir=config.load.download_dir,
-        ignore_patterns=config.load.ignore_patterns,
-        token=config.model.hf_token,
-        load_format=config.load.load_format,
-    )
+    with startup_phase(logger, "model files", {}):
+        return resolve_model(
+            config.model.model,
+            revision=config.model.revision,
+            download_dir=config.load.download_dir,
+            ignore_patterns=config.load.ignore_patterns,
+            token=config.model.hf_token,
+            load_format=config.load.load_format,
+        )

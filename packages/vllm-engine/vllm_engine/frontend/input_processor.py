@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.generation import GenerationConfig
-from vllm_engine.errors import InvalidRequest
+from vllm_engine.errors import InvalidRequest, shown
 from vllm_engine.frontend.bad_words import bad_word_sequences
 from vllm_engine.frontend.prompts import ParsedPrompt, Prompt, parse_prompt
 from vllm_engine.frontend.tokenizer import Tokenizer
@@ -158,7 +158,7 @@ class InputProcessor:
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
             wrong = next(i for i in token_ids if not 0 <= i < self.vocab_size)
             raise InvalidRequest(
-                f"the prompt has token id {str(wrong)[:40]}, but the model knows 0 to {self.vocab_size - 1}",
+                f"the prompt has token id {shown(wrong)}, but the model knows 0 to {self.vocab_size - 1}",
                 field="prompt",
             )
         if limit is not None and len(token_ids) > limit:
@@ -229,7 +229,7 @@ class InputProcessor:
         wrong = next((token_id for token_id in token_ids if token_id >= self.vocab_size), None)
         if wrong is not None:
             raise InvalidRequest(
-                f"{name} has token id {str(wrong)[:40]}, but the model knows 0 to {self.vocab_size - 1}", field=name
+                f"{name} has token id {shown(wrong)}, but the model knows 0 to {self.vocab_size - 1}", field=name
             )
 
     def _stop_token_ids(self, params: SamplingParams) -> list[int]:

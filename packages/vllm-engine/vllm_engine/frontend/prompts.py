@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.errors import InvalidRequest, Unsupported, shown
 
 
 class PromptDict(TypedDict):
@@ -62,7 +62,7 @@ def _parse_dict(prompt: dict[str, Any]) -> ParsedPrompt:
     if not isinstance(add_special_tokens, bool):
         raise InvalidRequest("add_special_tokens must be true or false", field="add_special_tokens")
     if prompt:
-        raise InvalidRequest(f"a prompt dict has no key {str(next(iter(prompt)))[:40]!r}", field="prompt")
+        raise InvalidRequest(f"a prompt dict has no key {shown(next(iter(prompt)))}", field="prompt")
     return ParsedPrompt(text, None if token_ids is None else _token_ids(token_ids), salt, add_special_tokens)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_engine.config import ModelConfig
-from vllm_engine.errors import ConfigError, InvalidRequest
+from vllm_engine.errors import ConfigError, InvalidRequest, shown
 from vllm_engine.frontend.backends import FastBackend, SlowBackend, TokenizerBackend
 from vllm_engine.frontend.chat_template import render_chat
 from vllm_engine.frontend.token_bytes import rules_of
@@ -250,7 +250,7 @@ class Tokenizer:
         for token_id in token_ids:
             if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < self._num_known_ids:
                 raise InvalidRequest(
-                    f"token ids are integers from 0 to {self._num_known_ids - 1}, got {str(token_id)[:40]}",
+                    f"token ids are integers from 0 to {self._num_known_ids - 1}, got {shown(token_id)}",
                     field="tokens",
                 )
 
