@@ -160,10 +160,10 @@ def _num_top(num_logprobs: int, vocab_size: int) -> int:
 def _why(row: torch.Tensor) -> str:
     """Why no token could be drawn from a row."""
     if row.isnan().any():
-        return "the model's logits hold NaN"
+        return "the logits hold NaN"
     if row.isposinf().any():
-        return "the model's logits hold infinity"
-    return "no token is possible: every logit is -inf"
+        return "the logits hold infinity"
+    return "no token is possible: all are masked"
 
 
 def _position_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> list[PositionLogprobs]:

@@ -56,7 +56,9 @@ class TokenCounts:
     def add(self, token_id: int) -> None:
         """Count one more output token."""
         place = self._index.get(token_id)
-        self._counts[self._place(token_id) if place is None else place] += 1
+        if place is None:
+            place = self._place(token_id)
+        self._counts[place] += 1
 
     @property
     def token_ids(self) -> NDArray[np.int64]:
