@@ -69,15 +69,6 @@ def test_the_reference_equals_textbook_attention():
     assert torch.allclose(oracle(step), expected[0].transpose(0, 1), atol=1e-12)
 
 
-@pytest.fixture(params=[1, 2])
-def num_threads(request):
-    """The number of threads that torch computes with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("kind", features(4))
 @pytest.mark.parametrize(
     ("head_dim", "dtype"), [(16, torch.float32), (20, torch.float32), (16, torch.bfloat16)], ids=str
@@ -184,5 +175,7 @@ def test_wrong_arguments_are_named():
         attend(step, sliding_window=0)
     with pytest.raises(ValueError, match="value_cache must be like key_cache"):
         attend(dataclasses.replace(step, value_cache=step.value_cache[:1]))
+    with pytest.raises(ValueError, match="metadata has 2 new tokens in a sequence of 1"):
+        attend(dataclasses.replace(step, metadata=dataclasses.replace(step.metadata, seq_lens_host=[1])))
     with pytest.raises(ValueError, match="metadata is of 1 sequences"):
         attend(dataclasses.replace(step, metadata=dataclasses.replace(step.metadata, query_lens_host=[1, 1])))

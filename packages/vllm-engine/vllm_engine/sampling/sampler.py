@@ -71,7 +71,7 @@ class Sampler:
         logprobs: list[PositionLogprobs | None] = [None] * len(states)
         for group, kept in zip(batch.logprob_groups, raw, strict=True):
             unadjusted = group.rows_of(logits) if kept is None else kept
-            found = _position_logprobs(unadjusted, chosen[group.rows], group.num_top)
+            found = _position_logprobs(unadjusted, chosen.index_select(0, group.index), group.num_top)
             for row, position in zip(group.rows, found, strict=True):
                 logprobs[row] = position if errors[row] is None else None
         return SamplerOutput(token_ids, logprobs, errors)
@@ -95,19 +95,18 @@ class Sampler:
         return _position_logprobs(logits, tokens, _num_top(num_logprobs, self._vocab_size))
 
 
-@dataclass(slots=True)
 class _LogprobGroup:
     """Rows that want equally many log-probabilities. ``adjusted``: their logits will change before the draw."""
 
-    rows: list[int]
-    num_top: int
-    adjusted: bool
+    def __init__(self, rows: list[int], num_top: int, adjusted: bool) -> None:
+        self.rows, self.num_top, self.adjusted = rows, num_top, adjusted
+        self.index = torch.tensor(rows, dtype=torch.int64)
 
     def rows_of(self, logits: torch.Tensor) -> torch.Tensor:
         """A copy, unless it is all rows and they stay as they are."""
         if len(self.rows) == len(logits) and not self.adjusted:
             return logits
-        return logits.index_select(0, torch.tensor(self.rows))
+        return logits.index_select(0, self.index)
 
 
 class _Composition:

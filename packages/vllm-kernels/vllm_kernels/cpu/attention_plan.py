@@ -60,7 +60,10 @@ class AttentionPlan:
 
 
 def plan_for(metadata: AttentionMetadata, cache_shape: torch.Size, sliding_window: int | None) -> AttentionPlan:
-    """Plan of a step, made at the first layer that asks. ``cache_shape``: of a key cache."""
+    """Plan of a step, made at the first layer that asks. ``cache_shape``: of a key cache.
+
+    Raises ``ValueError`` when a sequence has more new tokens than tokens.
+    """
     _, block_size, num_kv_heads, head_dim = cache_shape
     key = (block_size, num_kv_heads * head_dim, sliding_window)
     plan: AttentionPlan | None = metadata.plans.get(key)
@@ -78,6 +81,8 @@ def _make_plan(
     prefill: list[PrefillCall] = []
     token = 0
     for seq, (query_len, seq_len) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
+        if query_len > seq_len:
+            raise ValueError(f"metadata has {query_len} new tokens in a sequence of {seq_len}")
         if query_len == 1:
             decode.append((token, seq, seq_len if sliding_window is None else min(seq_len, sliding_window)))
         elif query_len > 1:

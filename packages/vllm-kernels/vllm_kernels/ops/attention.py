@@ -71,6 +71,7 @@ def paged_attention(
 
     Raises:
         ValueError: shapes, dtypes or lengths do not fit.
+        IndexError: a block of the table that is followed lies outside the cache.
     """
     check_caches(key_cache, value_cache)
     num_kv_heads, head_dim = key_cache.shape[2:]
