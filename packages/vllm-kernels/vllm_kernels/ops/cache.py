@@ -4,10 +4,16 @@ Layout, known only to this wheel: keys and values are each ``[num_blocks, block_
 Token ``offset`` of block ``block`` is slot ``block * block_size + offset``.
 """
 
+import math
+
+import numpy as np
 import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_dtype, check_shape
+
+_ALIGNMENT = 64
+"""Bytes of a cache line, and of the widest vector register."""
 
 
 def allocate_kv_cache(
@@ -40,7 +46,20 @@ def allocate_kv_cache(
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
     shape = tuple(sizes.values())
+    if torch.device(device).type == "cpu":
+        return _lazy_zeros(shape, dtype), _lazy_zeros(shape, dtype)
     return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros whose memory the system hands out page by page as blocks are first written.
+
+    ``torch.zeros`` writes every byte: a second per GiB of start-up, and memory that a short run never needs.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
 
 
 def write_kv(
