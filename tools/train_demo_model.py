@@ -13,17 +13,19 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 # The tokenizer would otherwise start threads of its own, and the workers look for each other on the network.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 import torch
-from demo_model.corpus import check_renderer
+from demo_model.corpus import EVEN, MORE_TOOLS, Mix, check_renderer
 from demo_model.evaluate import evaluate
 from demo_model.network import CONFIG, Network
 from demo_model.tokenizer import train_tokenizer
 from demo_model.training import save_model, train
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,16 +33,28 @@ DEMO = ROOT / "packages" / "vllm-engine" / "vllm_engine" / "demo"
 PROMPTS = ROOT / "tests" / "e2e" / "demo_prompts.json"
 
 
+class Cycle(NamedTuple):
+    """One rise and fall of the learning rate."""
+
+    steps: int
+    rate: float
+    mix: Mix
+
+
+CYCLES = (Cycle(1300, 4e-3, EVEN), Cycle(700, 2.5e-3, MORE_TOOLS))
+"""The first cycle learns everything; the second polishes it, copying into tool calls above all."""
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DEMO, help="where the model is written")
-    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--tokens-per-step", type=int, default=2560, help="of each process")
-    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=20240)
     parser.add_argument("--threads", type=int, default=2, help="processes of one thread each; part of the recipe")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--shorten", type=int, default=1, help="divide the steps of every cycle by this, for a try")
+    parser.add_argument("--first-cycle", type=int, default=1, help="2: go on from what cycle 1 left in --out")
     parser.add_argument("--eval", type=Path, metavar="DIR", help="only score the model in DIR")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="the prompts to score with")
     return parser.parse_args()
@@ -56,16 +70,19 @@ def main() -> None:
     began = time.monotonic()
     check_renderer((DEMO / "chat_template.jinja").read_text(encoding="utf-8"), args.seed + 1)
     tokenizer = train_tokenizer(CONFIG["vocab_size"], args.seed + 2).to_str()
-    with tempfile.TemporaryDirectory() as meeting_place:
-        torch.multiprocessing.spawn(work, (args, tokenizer, f"{meeting_place}/workers"), nprocs=args.threads)
+    for number in range(args.first_cycle, len(CYCLES) + 1):
+        with tempfile.TemporaryDirectory() as meeting_place:
+            given = (args, number, tokenizer, f"{meeting_place}/workers")
+            torch.multiprocessing.spawn(work, given, nprocs=args.threads)
     digest = hashlib.sha256((args.out / "model.safetensors").read_bytes()).hexdigest()
     print(f"{time.monotonic() - began:.0f} s, sha256 of model.safetensors {digest}", flush=True)
     if args.prompts.exists():
         evaluate(args.out, args.prompts)
 
 
-def work(worker: int, args: argparse.Namespace, tokenizer_json: str, meeting_point: str) -> None:
-    """Train in one of the processes; the first of them writes the model."""
+def work(worker: int, args: argparse.Namespace, number: int, tokenizer_json: str, meeting_point: str) -> None:
+    """Train one cycle in one of the processes; the first of them writes the model."""
+    cycle, seed = CYCLES[number - 1], args.seed + 10_000 * (number - 1)
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     torch.use_deterministic_algorithms(True)
@@ -76,16 +93,18 @@ def work(worker: int, args: argparse.Namespace, tokenizer_json: str, meeting_poi
     template = (DEMO / "chat_template.jinja").read_text(encoding="utf-8")
     tokenizer = Tokenizer.from_str(tokenizer_json)
     network = Network(CONFIG)
+    if number > 1:
+        network.load_state_dict(load_file(args.out / "model.safetensors"))
     if worker == 0:
-        print(f"{sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
+        print(f"cycle {number}, {sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
 
     def checkpoint(step: int) -> None:
         if worker == 0:
             save_model(network, tokenizer, CONFIG, template, args.out)
 
     train(
-        network, tokenizer, args.steps, args.tokens_per_step, args.rate, args.seed, checkpoint, args.every, worker,
-        args.threads,
+        network, tokenizer, cycle.steps // args.shorten, args.tokens_per_step, cycle.rate, cycle.mix, seed, checkpoint,
+        args.every, worker, args.threads,
     )  # fmt: skip
     if args.threads > 1:
         torch.distributed.destroy_process_group()

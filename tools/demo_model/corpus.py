@@ -282,16 +282,24 @@ def drill_document(rng: random.Random) -> Document:
     return Document(drill=lines)
 
 
-def documents(seed: int) -> Iterator[Document]:
+Mix = tuple[float, float, float]
+"""The shares of chats, of conversations with tools and of drills; plain text is the rest."""
+
+EVEN: Mix = (0.75, 0.10, 0.09)
+MORE_TOOLS: Mix = (0.62, 0.25, 0.07)
+
+
+def documents(seed: int, mix: Mix = EVEN) -> Iterator[Document]:
     """All documents, for ever and always in the same order."""
+    chats, tools, drills = mix
     rng = random.Random(seed)
     while True:
         roll = rng.random()
-        if roll < 0.75:
+        if roll < chats:
             yield chat_document(rng)
-        elif roll < 0.85:
+        elif roll < chats + tools:
             yield tool_document(rng)
-        elif roll < 0.94:
+        elif roll < chats + tools + drills:
             yield drill_document(rng)
         else:
             yield text_document(rng)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .corpus import documents, render
+from .corpus import Mix, documents, render
 from .network import Network
 from .tokenizer import save_tokenizer
 
@@ -25,8 +25,8 @@ _SHORT, _LONG = 256, 640
 """Row lengths: short documents share short rows, which are cheaper; tools and long chats need the others."""
 
 
-def _encode(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[list[int], list[bool]]]:
-    stream = documents(seed)
+def _encode(tokenizer: Tokenizer, seed: int, mix: Mix) -> Iterator[tuple[list[int], list[bool]]]:
+    stream = documents(seed, mix)
     while True:
         segments = [render(next(stream)) for _ in range(256)]
         encoded = iter(tokenizer.encode_batch([text for pieces in segments for text, _ in pieces]))
@@ -80,12 +80,12 @@ class _Packer:
         return tokens, group, learn
 
 
-def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[Batch]:
+def batches(tokenizer: Tokenizer, seed: int, mix: Mix, size: int) -> Iterator[Batch]:
     """Batches of ``size`` tokens: ids, document numbers, and what is learnt."""
     pad = tokenizer.token_to_id("<|endoftext|>")
     assert pad is not None
     short, long = _Packer(_SHORT, size // _SHORT, pad), _Packer(_LONG, max(1, size // _LONG), pad)
-    for tokens, learn in _encode(tokenizer, seed):
+    for tokens, learn in _encode(tokenizer, seed, mix):
         batch = (short if len(tokens) <= _SHORT else long).add(tokens, learn)
         if batch is not None:
             yield batch
@@ -114,6 +114,7 @@ def train(
     steps: int,
     tokens_per_step: int,
     rate: float,
+    mix: Mix,
     seed: int,
     checkpoint: Callable[[int], None],
     every: int,
@@ -130,7 +131,7 @@ def train(
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     ]
-    stream = batches(tokenizer, seed + 1000 * worker, tokens_per_step)
+    stream = batches(tokenizer, seed + 1000 * worker, mix, tokens_per_step)
     began, average, seen = time.monotonic(), 0.0, 0
     for step in range(steps):
         share = learning_rate(step, steps, warmup=100)
