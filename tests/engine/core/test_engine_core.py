@@ -88,9 +88,7 @@ def test_an_engine_whose_steps_keep_failing_gives_up(core: EngineCore, monkeypat
             core.step()
 
 
-def test_nan_in_one_row_of_the_logits_ends_only_that_request(
-    core: EngineCore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_in_one_row_of_the_logits_ends_only_that_request(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     core.add([request("good", [1, 2, 3])])
     expected = tokens(run(core)["good"])
     runner = core.executor.worker.runner
