@@ -15,7 +15,7 @@ import torch
 
 from tests.engine.models.tiny import FAMILIES, make_tiny_model
 from vllm_engine import LLM, RequestOutput, SamplingParams
-from vllm_engine.config.decoder import load_decoder_config
+from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.core.kv_cache.layout import group_layers
 from vllm_engine.kv_layout import LayerKVSpec
 

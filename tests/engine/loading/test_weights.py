@@ -15,7 +15,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from tests.engine.models.paged import PagedRun
 from tests.engine.models.tiny import make_tiny_model
-from vllm_engine.config.decoder import load_decoder_config
+from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.errors import ConfigError
 from vllm_engine.loading.loader import load_model

@@ -14,9 +14,9 @@ from vllm_engine.config.decoder import (
     SLIDING,
     DecoderConfig,
     default_max_model_len,
-    load_decoder_config,
     resolve_dtype,
 )
+from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.config.families import FAMILIES
 from vllm_engine.errors import ConfigError
 from vllm_engine.models.registry import MODELS, build_model
@@ -62,7 +62,7 @@ def test_every_architecture_that_can_be_read_can_be_built_and_the_other_way_roun
 def test_reading_a_configuration_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     code = (
-        "import sys, pathlib; from vllm_engine.config.decoder import load_decoder_config;"
+        "import sys, pathlib; from vllm_engine.config.decoder_file import load_decoder_config;"
         "from vllm_engine.config.model_files import resolve_model;"
         "load_decoder_config(resolve_model(sys.argv[1]), {});"
         "sys.exit(' '.join({'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()) or 0)"

@@ -8,7 +8,7 @@ import torch
 
 from tests.engine.models.paged import PagedRun
 from tests.engine.models.tiny import FAMILIES, MAX_POSITIONS, VARIANTS, VOCAB_SIZE, make_tiny_model
-from vllm_engine.config.decoder import load_decoder_config
+from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.loading.loader import load_model
 from vllm_engine.models.causal_lm import CausalLM

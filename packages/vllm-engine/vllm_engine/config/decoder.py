@@ -1,14 +1,10 @@
-"""``DecoderConfig``: every number that a decoder-only language model needs, read from its ``config.json``.
+"""``DecoderConfig``: every number that a decoder-only language model needs.
 
 No torch and no transformers here, so that the processes without a model can ask about it too.
 """
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from vllm_engine.config.rope import RopeConfig
 from vllm_engine.errors import ConfigError
@@ -88,23 +84,6 @@ class DecoderConfig:
         return rope
 
 
-def load_decoder_config(path: Path, overrides: Mapping[str, Any] | None = None) -> DecoderConfig:
-    """Read and check ``config.json`` of a model folder.
-
-    Args:
-        path: the model's folder.
-        overrides: keys that replace those of the file (``hf_overrides``); an object under ``text_config`` is merged.
-
-    Raises:
-        ConfigError: no readable file, an unknown architecture (the message lists the known ones), a value that is
-            missing, of the wrong type or contradicts another (the message names the key), or an override that this
-            architecture does not read.
-    """
-    from vllm_engine.config.families import read_family
-
-    return read_family(_read_json(path / "config.json"), dict(overrides or {}))
-
-
 def default_max_model_len(config: DecoderConfig) -> int:
     """Longest sequence the model is made for, in tokens.
 
@@ -142,15 +121,3 @@ def resolve_dtype(requested: str, config: DecoderConfig) -> str:
         logger.warning("the checkpoint is float16, but %s; running in bfloat16", reason)
         chosen = "bfloat16"
     return chosen
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path.parent} has no config.json, so it is no model folder", field="model") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", field="model") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a JSON object", field="model")
-    return data

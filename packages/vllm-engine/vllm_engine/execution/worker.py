@@ -9,7 +9,8 @@ import torch
 
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
-from vllm_engine.config.decoder import DecoderConfig, default_max_model_len, load_decoder_config
+from vllm_engine.config.decoder import DecoderConfig, default_max_model_len
+from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.model_runner import ModelRunner
