@@ -1,9 +1,11 @@
 """``SamplingParams``: what it takes and what it refuses, field by field."""
 
+import enum
 import math
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +18,11 @@ NOT_FINITE = [math.nan, math.inf, -math.inf, 10**400, -(10**5000)]
 
 GOOD: dict[str, list[Any]] = {
     "n": [1, MAX_N],
-    "temperature": [0, 0.0, 1e-9, 2.0, 100],
+    "temperature": [0, 0.0, 1e-9, 2.0, 100, 3e38],
     "top_p": [1e-9, 0.5, 1, 1.0],
     "top_k": [-1, 0, 1, 10**6],
     "min_p": [0, 0.5, 1],
-    "repetition_penalty": [0.01, 1, 2.5],
+    "repetition_penalty": [1e-20, 0.01, 1, 2.5, 1e20],
     "presence_penalty": [-2, 0, 2.0],
     "frequency_penalty": [-2, 0, 2.0],
     "seed": [None, 0, -(2**63), 2**63 - 1],
@@ -49,11 +51,11 @@ GOOD: dict[str, list[Any]] = {
 
 BAD: dict[str, list[Any]] = {
     "n": [0, -1, MAX_N + 1, 10**5000, 1.0, *NO_NUMBERS],
-    "temperature": [-0.1, *NOT_FINITE, *NO_NUMBERS],
+    "temperature": [-0.1, 1e39, 10**40, *NOT_FINITE, *NO_NUMBERS],
     "top_p": [0, -1, 1.01, *NOT_FINITE, *NO_NUMBERS],
     "top_k": [-2, 2**31, 1.5, math.nan, *NO_NUMBERS],
     "min_p": [-0.1, 1.1, *NOT_FINITE, *NO_NUMBERS],
-    "repetition_penalty": [0, -1, *NOT_FINITE, *NO_NUMBERS],
+    "repetition_penalty": [0, -1, 1e-300, 1e300, *NOT_FINITE, *NO_NUMBERS],
     "presence_penalty": [-2.1, 2.1, *NOT_FINITE, *NO_NUMBERS],
     "frequency_penalty": [-2.1, 2.1, *NOT_FINITE, *NO_NUMBERS],
     "seed": [2**63, -(2**63) - 1, 10**5000, 1.0, "1", True],
@@ -158,6 +160,37 @@ def test_a_changed_copy_is_checked_like_a_new_one_and_leaves_the_first_alone() -
 )
 def test_parameters_come_through_the_wire_unchanged(params: SamplingParams) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+class _Int(int):
+    pass
+
+
+class _Name(str, enum.Enum):
+    X = "x"
+
+
+def test_subclasses_of_pythons_types_come_through_the_wire_as_their_values() -> None:
+    params = SamplingParams(
+        temperature=np.float64(0.5),
+        top_p=2**0,
+        max_tokens=_Int(3),
+        stop=[_Name.X],
+        logit_bias={_Int(5): np.float64(1.5)},
+        stop_token_ids=[_Int(7)],
+    )
+    wired = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    assert wired == params
+    assert (wired.temperature, wired.max_tokens, wired.stop) == (0.5, 3, ["x"])
+    assert (wired.logit_bias, wired.stop_token_ids) == ({5: 1.5}, [7])
+
+
+def test_what_the_caller_does_to_a_list_later_changes_no_parameters() -> None:
+    stops, bias = [5], {5: 1.0}
+    params = SamplingParams(stop_token_ids=stops, logit_bias=bias)
+    stops.append(-1)
+    bias[-1] = 10**6
+    assert (params.stop_token_ids, params.logit_bias) == ([5], {5: 1.0})
 
 
 def test_unknown_fields_are_refused() -> None:

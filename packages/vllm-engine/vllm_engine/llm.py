@@ -88,6 +88,8 @@ class LLM:
         """
         prompt_list = _prompt_list(prompts)
         params_list = self._params_list(sampling_params, len(prompt_list))
+        if priority is not None and not isinstance(priority, (list, tuple)):
+            raise InvalidRequest("priority must be a list with one for each prompt", field="priority")
         priorities = [0] * len(prompt_list) if priority is None else list(priority)
         if len(priorities) != len(prompt_list):
             raise InvalidRequest(
@@ -266,6 +268,8 @@ def _conversations(messages: Sequence[Message] | Sequence[Sequence[Message]]) ->
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidRequest("messages must be a list with at least one message", field="messages")
     if isinstance(messages[0], (list, tuple)):
+        if not all(isinstance(conversation, (list, tuple)) for conversation in messages):
+            raise InvalidRequest("messages mixes conversations with something else", field="messages")
         return [list(conversation) for conversation in messages]
     return [list(messages)]
 

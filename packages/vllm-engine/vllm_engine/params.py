@@ -19,6 +19,9 @@ MAX_LOGIT_BIAS = 4096
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _INT32_MAX = 2**31 - 1
+# Sampling computes in float32: a larger temperature would be infinite there, a smaller or larger penalty make it so.
+_FLOAT32_MAX = 3.4e38
+_PENALTY_MIN, _PENALTY_MAX = 1e-20, 1e20
 
 
 class OutputKind(enum.Enum):
@@ -33,7 +36,7 @@ class OutputKind(enum.Enum):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Sampling and output options of one request. Checked on construction; immutable.
+    """Sampling and output options of one request. Checked on construction; immutable, with lists of its own.
 
     Args:
         n: how many independent completions of the prompt.
@@ -97,11 +100,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         self._normalise()
         _check_int("n", self.n, low=1, high=MAX_N)
-        _check_float("temperature", self.temperature, low=0.0)
+        _check_float("temperature", self.temperature, low=0.0, high=_FLOAT32_MAX)
         _check_float("top_p", self.top_p, low=0.0, high=1.0, low_open=True)
         _check_int("top_k", self.top_k, low=-1, high=_INT32_MAX)
         _check_float("min_p", self.min_p, low=0.0, high=1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, low=0.0, low_open=True)
+        _check_float("repetition_penalty", self.repetition_penalty, low=_PENALTY_MIN, high=_PENALTY_MAX)
         _check_float("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
         _check_float("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
         _check_int("seed", self.seed, low=_INT64_MIN, high=_INT64_MAX, optional=True)
@@ -134,6 +137,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(f"{name} must be true or false", field=name)
         if self.stop and not self.detokenize:
             raise InvalidRequest("stop needs detokenize=True: stop strings are found in the text", field="stop")
+        for name in self.__struct_fields__:
+            msgspec.structs.force_setattr(self, name, _plain(getattr(self, name)))
 
     def _normalise(self) -> None:
         """One spelling for values that mean the same, so that the engine compares against one."""
@@ -155,6 +160,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def replace(self, **changes: Any) -> "SamplingParams":
         """A checked copy with some fields changed."""
         return msgspec.structs.replace(self, **changes)
+
+
+def _plain(value: Any) -> Any:
+    """A copy in Python's own types. Only those cross the process boundary (a ``numpy.float64`` is a float, but not one
+    of them), and what the caller does to a list or dict later must not reach a running request.
+    """
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (int, float, str, bool) or not isinstance(value, (int, float, str)):
+        return value
+    # The base class's own conversions: a subclass may show itself as something else.
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int.__int__(value) if isinstance(value, int) else float.__float__(value)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

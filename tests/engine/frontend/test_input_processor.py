@@ -180,6 +180,30 @@ def test_priorities_are_32_bit_integers(priority: Any) -> None:
     assert processor().process("r", "a", SamplingParams(), priority=-5).requests[0].priority == -5
 
 
+def test_a_request_shares_no_list_with_its_caller_or_its_outputs() -> None:
+    ids = [5, 6, 7]
+    for prompt in (ids, {"prompt_token_ids": ids}):
+        prepared = prepare(prompt)
+        prepared.prompt_token_ids.append(8)
+        assert prepared.requests[0].prompt_token_ids == [5, 6, 7]
+        prepared = prepare(prompt)
+        ids.append(9)
+        assert prepared.prompt_token_ids == prepared.requests[0].prompt_token_ids == [5, 6, 7]
+        ids.pop()
+
+
+def test_a_salt_and_a_priority_of_a_subclass_can_be_sent_to_the_core() -> None:
+    class Text(str):
+        pass
+
+    class Number(int):
+        pass
+
+    prepared = processor().process("r", "x", SamplingParams(), priority=Number(3), cache_salt=Text("tenant"))
+    (wired,) = msgspec.msgpack.decode(msgspec.msgpack.encode(prepared.requests), type=list[EngineRequest])
+    assert (wired.priority, wired.cache_salt) == (3, "tenant")
+
+
 def test_parameters_of_another_type_are_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         processor().process("r", "a", {"temperature": 1})  # type: ignore[arg-type]

@@ -179,7 +179,8 @@ def _plain(value: Any, field: str, depth: int = 0) -> Any:
         return {str(key): _plain(item, field, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, field, depth + 1) for item in value]
-    if callable(dump := getattr(value, "model_dump", None)):  # the message classes of the openai package
+    # The message classes of the openai package: objects of them, not the classes themselves.
+    if not isinstance(value, type) and callable(dump := getattr(value, "model_dump", None)):
         return _plain(dump(exclude_none=True), field, depth + 1)
     raise InvalidRequest(f"{field} holds a {type(value).__name__}, which is no JSON value", field=field)
 

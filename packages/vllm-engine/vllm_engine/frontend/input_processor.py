@@ -128,12 +128,13 @@ class InputProcessor:
             stop_token_ids=stop_ids,
             eos_token_ids=[] if params.ignore_eos else self._eos_token_ids,
             bad_words_token_ids=bad_words,
-            priority=priority,
+            priority=int.__int__(priority),
             cache_salt=salt,
             arrival_time=queued_ts,
         )
         requests = self._fan_out(template, params)
-        return PreparedRequest(request_id, parsed.text, ids, params, requests, arrival_time, queued_ts)
+        # The core's ids are not those of the outputs: what a user does to an output must not reach a core in a thread.
+        return PreparedRequest(request_id, parsed.text, ids.copy(), params, requests, arrival_time, queued_ts)
 
     def tokenizes_long(self, prompt: Prompt, *, more_than: int) -> bool:
         """Whether ``process`` would tokenize a text of more than so many characters, and so take a while."""
@@ -324,4 +325,4 @@ def check_cache_salt(salt: object) -> str | None:
         salt.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest("cache_salt is no valid Unicode text", field="cache_salt") from error
-    return salt
+    return str.__str__(salt)  # of a subclass, what the messages to the core can hold

@@ -70,4 +70,4 @@ def _token_ids(value: Any) -> list[int]:
     """A list of integers; whether they are in the vocabulary is checked later."""
     if not isinstance(value, list) or not set(map(type, value)) <= {int}:
         raise InvalidRequest("prompt_token_ids must be a list of integers", field="prompt")
-    return value
+    return value.copy()  # the caller may go on using theirs while the request runs
