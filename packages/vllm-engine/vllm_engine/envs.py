@@ -1,5 +1,6 @@
 """Environment variables: one table with name, type, default and meaning; read when asked for, never at import."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +34,18 @@ def _log_level(text: str) -> str:
     return level
 
 
+def _positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError("expected a number above 0")
+    return number
+
+
 VARIABLES: dict[str, EnvVar] = {
     "VLLM_LOGGING_LEVEL": EnvVar(_log_level, "INFO", "lowest level that the log shows"),
-    "VLLM_CPU_KVCACHE_SPACE": EnvVar(float, None, "GiB for the KV cache on a CPU; unset: a share of what is free"),
+    "VLLM_CPU_KVCACHE_SPACE": EnvVar(
+        _positive_number, None, "GiB for the KV cache on a CPU; unset: a share of what is free"
+    ),
     "VLLM_CHECK_INVARIANTS": EnvVar(_boolean, False, "check the KV block accounting after every step (for tests)"),
 }
 
