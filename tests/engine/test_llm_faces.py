@@ -73,6 +73,18 @@ def test_parameters_of_another_type_are_refused(make_llm: Callable[..., LLM], pa
     assert caught.value.field == "sampling_params"
 
 
+def test_a_priority_that_is_no_list_is_refused(make_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make_llm(ScriptedCore(echo)).generate("a", use_tqdm=False, priority=5)  # type: ignore[arg-type]
+    assert caught.value.field == "priority"
+
+
+def test_conversations_mixed_with_something_else_are_refused(make_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make_llm(ScriptedCore(echo)).chat([[{"role": "user", "content": "a"}], 5], use_tqdm=False)  # type: ignore[list-item]
+    assert caught.value.field == "messages"
+
+
 def test_the_output_kind_makes_no_difference_to_finished_outputs(make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(ScriptedCore(says("the cat sat")))
     texts = {

@@ -149,6 +149,7 @@ def test_reasoning_reaches_templates_under_the_name_they_read() -> None:
         [{"role": "user", "content": [{"type": "text", "text": 5}]}],
         [{"role": "user", "content": object()}],
         [{"role": "user", 5: "x"}],
+        [type("Message", (), {"model_dump": lambda self, **_: {"role": "user"}})],
         [{"role": "assistant", "tool_calls": {}}],
         [{"role": "assistant", "tool_calls": [5]}],
         [{"role": "assistant", "tool_calls": [{"function": {"name": 5}}]}],
