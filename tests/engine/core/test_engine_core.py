@@ -77,6 +77,38 @@ def test_a_step_that_raises_ends_its_requests_and_the_waiting_ones_get_their_sol
     assert tokens(updates["waiting"]) == expected
 
 
+def test_a_step_that_ctrl_c_ends_leaves_nothing_in_the_prefix_cache(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks had their names before they were to be filled: the next equal prompt must not believe them."""
+    prompt = list(range(10, 40))
+    core.add([request("solo", prompt)])
+    expected = tokens(run(core)["solo"])
+    core.call("reset_prefix_cache", [])
+    runner = core.executor.worker.runner
+    for caches in runner._kv_caches:
+        for cache in caches:
+            cache.fill_(3.0)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    core.add([request("other", [1, 2, 3], count=20)])
+    core.step()
+    core.add([request("cut", prompt)])
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.model, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            core.step()
+    core.abort(["cut", "other"])  # as LLM does
+    core.add([request("again", prompt), request("more", [4, 5, 6])])
+    updates = run(core)
+    assert tokens(updates["again"]) == expected
+    assert len(tokens(updates["more"])) == 5
+    core.scheduler.schedule()
+    assert core.scheduler.kv.pool.num_used == 0
+
+
 def test_an_engine_whose_steps_keep_failing_gives_up(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: Any) -> Any:
         raise RuntimeError("injected")

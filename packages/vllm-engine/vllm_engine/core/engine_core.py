@@ -51,7 +51,7 @@ class EngineCore:
             phases=self.phases,
         )
         self._check_invariants: bool = envs.get("VLLM_CHECK_INVARIANTS")
-        self._refused: list[RequestUpdate] = []
+        self._untold: list[RequestUpdate] = []  # of requests that ended outside of a step
         self._failures_in_a_row = 0
         self._calls: dict[str, Callable[..., Any]] = {
             "reset_prefix_cache": self.scheduler.kv.forget_prefixes,
@@ -65,7 +65,7 @@ class EngineCore:
             if problem is None:
                 self.scheduler.add(request)
             else:
-                self._refused.append(RequestUpdate(request.request_id, [], finish_reason="error", error=problem))
+                self._untold.append(RequestUpdate(request.request_id, [], finish_reason="error", error=problem))
 
     def _problem(self, request: EngineRequest) -> str | None:
         prompt = request.prompt_token_ids
@@ -83,7 +83,7 @@ class EngineCore:
 
     def has_unfinished(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._refused) or self.scheduler.has_unfinished()
+        return bool(self._untold) or self.scheduler.has_unfinished()
 
     def step(self) -> EngineOutputs:
         """Compute one batch.
@@ -93,13 +93,18 @@ class EngineCore:
         Raises:
             EngineDead: after several failed steps in a row.
         """
-        updates, self._refused = self._refused, []
+        updates, self._untold = self._untold, []
         if self.scheduler.has_unfinished():
             batch = self.scheduler.schedule()
             try:
                 result = self.executor.execute(batch)
             except Exception as error:
                 updates += self._contain(error, self.scheduler.fail_batch(batch, "the engine failed on this batch"))
+            except BaseException:
+                # Ctrl-C in the caller's thread. Nobody knows how far the step came: not one block of it may be reused.
+                self._untold += self.scheduler.fail_batch(batch, "the step was interrupted")
+                self.executor.reset()
+                raise
             else:
                 updates += self.scheduler.update(batch, result)
                 self._failures_in_a_row = 0
@@ -108,11 +113,11 @@ class EngineCore:
         return EngineOutputs(updates=updates, timestamp=time.monotonic(), stats=self.scheduler.stats())
 
     def _contain(self, error: Exception, updates: list[RequestUpdate]) -> list[RequestUpdate]:
+        self.executor.reset()
         self._failures_in_a_row += 1
         logger.error("a step failed; %d requests end with an error", len(updates), exc_info=error)
         if self._failures_in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise EngineDead(f"{self._failures_in_a_row} steps failed in a row: {error}") from error
-        self.executor.reset()
         return updates
 
     def call(self, method: str, args: list[Any]) -> Any:
