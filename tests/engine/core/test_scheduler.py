@@ -253,6 +253,38 @@ def test_an_abort_gives_everything_back_whatever_the_request_is_doing() -> None:
     assert harness.scheduler.kv.pool.num_used == 0
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_a_request_id_may_come_again_as_soon_as_its_request_is_gone(policy: str) -> None:
+    harness = Harness(max_num_seqs=1, config=SchedulerConfig(scheduling_policy=policy))
+    harness.scheduler.add(engine_request("first", [1, 2, 3], 4))
+    harness.step()
+    harness.scheduler.add(engine_request("again", [4, 5, 6], 4, priority=-1))
+    harness.scheduler.abort(["again"])
+    harness.scheduler.add(engine_request("between", [7, 8, 9], 4, priority=1))
+    harness.scheduler.add(engine_request("again", [4, 5], 4, priority=2))
+    harness.run()
+    assert list(harness.updates) == ["first", "between", "again"], "a place in the queue is not inherited"
+    assert harness.output("again") == expected_output([4, 5], 4)
+    harness.scheduler.add(engine_request("running", [1, 2, 3], 4))
+    harness.step()
+    harness.scheduler.abort(["running"])
+    harness.scheduler.add(engine_request("running", [1, 2, 4], 4))
+    harness.updates.clear()
+    harness.run()
+    assert harness.output("running") == expected_output([1, 2, 4], 4)
+
+
+def test_requests_that_give_up_while_they_wait_leave_nothing_in_the_queue() -> None:
+    harness = Harness(max_num_seqs=1)
+    harness.scheduler.add(engine_request("runs", [1, 2, 3], 100))
+    harness.step()
+    harness.scheduler.add(engine_request("waits", [1, 2, 3], 1))
+    for index in range(2000):
+        harness.scheduler.add(engine_request(f"r{index}", [1, 2, 3], 1))
+        harness.scheduler.abort([f"r{index}"])
+    assert len(harness.scheduler._waiting._heap) < 100
+
+
 def test_stop_tokens_end_a_request_and_only_a_real_stop_token_is_a_stop_reason() -> None:
     prompt = [3, 4]
     first, second = expected_output(prompt, 2)

@@ -1,7 +1,7 @@
 """The waiting requests: a heap in the order of the policy, with removal by id."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from vllm_engine.core.request import Request
 
@@ -19,29 +19,26 @@ def priority_order(request: Request) -> tuple[int, int]:
 
 
 class RequestQueue:
-    """Push, pop and removal in O(log n); removed entries stay in the heap until they surface."""
+    """Push, pop and removal in O(log n). Removed entries stay in the heap until they surface or are the most of it."""
 
     def __init__(self, order: OrderKey) -> None:
         self._order = order
-        self._heap: list[tuple[tuple[int, int], str]] = []
+        self._heap: list[tuple[tuple[int, int], Request]] = []  # no two of an order: requests are never compared
         self._requests: dict[str, Request] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests.values())
-
     def push(self, request: Request) -> None:
         """Add a request at its place in the order."""
         self._requests[request.request_id] = request
-        heapq.heappush(self._heap, (self._order(request), request.request_id))
+        heapq.heappush(self._heap, (self._order(request), request))
 
     def peek(self) -> Request:
         """The next request. The queue must not be empty."""
-        while self._heap[0][1] not in self._requests:
+        while not self._is_waiting(self._heap[0][1]):
             heapq.heappop(self._heap)
-        return self._requests[self._heap[0][1]]
+        return self._heap[0][1]
 
     def pop(self) -> Request:
         """Take the next request out. The queue must not be empty."""
@@ -52,4 +49,12 @@ class RequestQueue:
 
     def remove(self, request_id: str) -> Request | None:
         """Take out a request by id, if it waits here."""
-        return self._requests.pop(request_id, None)
+        request = self._requests.pop(request_id, None)
+        if len(self._heap) > 2 * len(self._requests) + 64:
+            self._heap = [entry for entry in self._heap if self._is_waiting(entry[1])]
+            heapq.heapify(self._heap)
+        return request
+
+    def _is_waiting(self, request: Request) -> bool:
+        """Whether an entry of the heap is still good: its id may have been removed, and even have come again."""
+        return self._requests.get(request.request_id) is request
