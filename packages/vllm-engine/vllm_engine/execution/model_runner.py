@@ -25,7 +25,6 @@ class ModelRunner:
         self.device = device
         self._dtype = next(model.parameters()).dtype
         self._sampler = Sampler(vocab_size)
-        self._states: list[SamplingState] = []
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache tensors and the batch."""
@@ -87,9 +86,6 @@ class ModelRunner:
     def _sample(self, ids: list[str], inputs: StepInputs, hidden: torch.Tensor, result: BatchResult) -> None:
         logits = self.model.compute_logits(hidden[torch.from_numpy(inputs.sample_indices).to(self.device)])
         states = [state for row in inputs.sample_rows if (state := self.batch.states[row]) is not None]
-        if len(states) == len(self._states) and all(map(_same, states, self._states)):
-            states = self._states  # the same list tells the sampler that nothing changed
-        self._states = states
         output = self._sampler.sample(logits, states)
         for i, (request_id, row) in enumerate(zip(ids, inputs.sample_rows, strict=True)):
             error = output.errors[i]
@@ -127,8 +123,3 @@ class ModelRunner:
     def reset(self) -> None:
         """Forget all requests, after a failed step."""
         self.batch.clear()
-        self._states = []
-
-
-def _same(left: object, right: object) -> bool:
-    return left is right
