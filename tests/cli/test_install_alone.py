@@ -46,7 +46,7 @@ def test_neither_torch_nor_another_wheel_comes_along(fresh: Path):
 
 def test_version_help_and_collect_env_work(fresh: Path):
     assert vllm(fresh, "--version") == f"{vllm_cli.__version__}\n"
-    assert 'pip install "vllm-cli[bench]"' in vllm(fresh, "--help")
+    assert 'comes with "vllm-cli[bench]"' in vllm(fresh, "--help")
     report = vllm(fresh, "collect-env")
     assert "torch: not installed" in report
     assert str(fresh) in report
@@ -69,4 +69,5 @@ def test_a_session_on_a_terminal_works(fresh: Path, server):
 def test_serve_says_what_to_install(fresh: Path):
     done = subprocess.run([str(fresh / "vllm"), "serve", "demo"], cwd=fresh, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == 'vllm: error: `vllm serve` needs more than vllm-cli: pip install "vllm-cli[serve]"\n'
+    assert 'pip install "vllm-cli[serve]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1

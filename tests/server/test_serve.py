@@ -238,14 +238,14 @@ def own_logging() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("flags", "script", "code", "message"),
     [
-        ([], {"fails": "config"}, 2, "max_model_len: too long for the cache"),
+        ([], {"fails": "config"}, 2, "--max-model-len: too long for the cache"),
         ([], {"fails": "dead"}, 1, "the engine process ended with code 1"),
-        (["--max-num-seqs", "0"], {}, 2, "max_num_seqs"),
-        (["--port", "70000"], {}, 2, "port"),
-        (["--host", "256.0.0.1"], {}, 2, "host"),
+        (["--max-num-seqs", "0"], {}, 2, "--max-num-seqs"),
+        (["--port", "70000"], {}, 2, "--port"),
+        (["--host", "256.0.0.1"], {}, 2, "--host"),
         (["--model", "other"], {}, 2, "two models are named"),
-        (["--chat-template", "no/such/file"], {}, 2, "chat_template"),
-        (["--chat-template", "{% if %}"], {}, 2, "chat_template"),
+        (["--chat-template", "no/such/file"], {}, 2, "--chat-template"),
+        (["--chat-template", "{% if %}"], {}, 2, "--chat-template"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(

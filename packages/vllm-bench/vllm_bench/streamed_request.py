@@ -90,7 +90,7 @@ async def send(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Req
     if timing.error is None and not finished:
         timing.error = "the stream ended without [DONE]"
     if timing.error is None and not timing.text_times:
-        timing.error = "the answer has no text"
+        timing.error = "the answer has no text; with --ignore-eos a model cannot end at once"
     return timing
 
 

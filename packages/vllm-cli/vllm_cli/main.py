@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vllm_cli import __version__, registry
 from vllm_cli.command import CommandError
+from vllm_cli.option_parser import OptionParser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +44,7 @@ def _run(arguments: Sequence[str]) -> int:
         return 2
 
     command = registry.load(chosen.command)
-    command_parser = argparse.ArgumentParser(
-        prog=f"vllm {chosen.command}", description=f"{command.summary}.", allow_abbrev=False
-    )
+    command_parser = OptionParser(prog=f"vllm {chosen.command}", description=f"{command.summary}.", allow_abbrev=False)
     command.add_arguments(command_parser)
     code = command.run(command_parser.parse_args(chosen.rest))
     sys.stdout.flush()

@@ -52,13 +52,16 @@ def summaries() -> dict[str, str]:
             except CommandError as error:
                 lines[name] = f"({error})"
     for name, extra in EXTRAS.items():
-        lines.setdefault(name, f'(not installed: pip install "vllm-cli[{extra}]")')
+        lines.setdefault(name, f'(not installed; comes with "vllm-cli[{extra}]")')
     return lines
 
 
 def missing(name: str, extra: str) -> CommandError:
     """The error of a command whose wheel is not installed."""
-    return CommandError(f'`vllm {name}` needs more than vllm-cli: pip install "vllm-cli[{extra}]"', exit_code=2)
+    return CommandError(
+        f'`vllm {name}` needs more than vllm-cli: pip install "vllm-cli[{extra}]" (or `make install` in a checkout)',
+        exit_code=2,
+    )
 
 
 def _entry_points() -> "dict[str, EntryPoint]":

@@ -43,7 +43,20 @@ def create_server_config(options: dict[str, Any]) -> ServerConfig:
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$.")
         field = place.rstrip("`") or None
-        raise ConfigError(f"{field}: {message.replace('`', '')}" if field else message, field=field) from error
+        if field in options:
+            message = f"{field} must be {_allowed(message)}, got {options[field]!r}"
+        raise ConfigError(message, field=field) from error
+
+
+def _allowed(message: str) -> str:
+    """What a setting takes, in words, from msgspec's complaint: an integer of at most 65535."""
+    if "matching regex" in message:
+        return "a path such as /llm, without a slash at its end"
+    words = {"`int`": "an integer", "`float`": "a number", "`str`": "a text", "`bool`": "true or false"}
+    words |= {"`null`": "null", " | ": " or ", ">=": "of at least", "<=": "of at most", "Expected ": ""}
+    for theirs, ours in words.items():
+        message = message.replace(theirs, ours)
+    return message.partition(", got ")[0]
 
 
 def served_names(config: EngineConfig) -> list[str]:
@@ -68,4 +81,4 @@ def load_chat_template(setting: str | None) -> str | None:
             raise ConfigError(f"chat_template: cannot read {setting}: {error}", field="chat_template") from error
     if is_jinja:
         return setting
-    raise ConfigError(f"chat_template: no such file, and not a Jinja template: {setting}", field="chat_template")
+    raise ConfigError(f"chat_template: no such file, and not a Jinja template: {setting[:200]}", field="chat_template")

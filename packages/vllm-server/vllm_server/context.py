@@ -47,7 +47,7 @@ class ServerContext:
         if asked not in names:
             shown = ascii(asked)[1:-1]
             shown = shown if len(shown) <= 100 else shown[:100] + "..."
-            raise NotFound(f"There is no model {shown!r} here; GET /v1/models lists the names.", field="model")
+            raise NotFound(f"There is no model {shown!r} here; this server has {', '.join(names)}.", field="model")
         return asked
 
 

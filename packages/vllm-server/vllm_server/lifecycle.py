@@ -61,8 +61,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
 
             if not await _first(start, signals.stop.wait()):
                 return 0
-            if chat_template is not None:
-                _check_chat_template(llm, chat_template)
+            _check_chat_template(llm, chat_template)
             context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
             server = create_server(build_app(context), server_config)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -140,14 +139,18 @@ async def _first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> b
         other.cancel()
 
 
-def _check_chat_template(llm: "AsyncLLM", chat_template: str) -> None:
-    """Raises ``ConfigError`` for a template that cannot even render a greeting."""
-    if llm.tokenizer is None:
+def _check_chat_template(llm: "AsyncLLM", chat_template: str | None) -> None:
+    """Raises ``ConfigError`` for a template that cannot even render a greeting, or a model's that does not compile."""
+    if llm.tokenizer is None or (chat_template is None and not llm.tokenizer.chat_templates):
         return
     from vllm_engine.frontend.chat_template import render_chat
 
     try:
         render_chat(llm.tokenizer, [{"role": "user", "content": "Hello"}], chat_template=chat_template)
+    except ConfigError as error:
+        raise ConfigError(
+            f"of the model's files: {error}; chat_template names another", field="chat_template"
+        ) from error
     except InvalidRequest as error:
-        if error.field == "chat_template":
+        if chat_template is not None and error.field == "chat_template":
             raise ConfigError(f"chat_template: {error}", field="chat_template") from error

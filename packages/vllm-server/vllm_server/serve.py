@@ -11,6 +11,7 @@ from vllm_engine.config.cli import add_group_arguments, values_from_namespace
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.logging import configure_logging
 from vllm_server.config import ServerConfig, create_server_config
+from vllm_server.flag_words import in_flags
 from vllm_server.sockets import bind
 
 ENGINE_GROUPS: tuple[type[Any], ...] = tuple(field.type for field in dataclasses.fields(EngineConfig))  # type: ignore[misc]
@@ -18,7 +19,9 @@ ENGINE_GROUPS: tuple[type[Any], ...] = tuple(field.type for field in dataclasses
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and all flags of the engine and the server to ``parser``."""
-    parser.add_argument("model_tag", nargs="?", help="the model to serve; the same as --model")
+    # Not the usage that argparse would make: thirty lines of flags, which the help explains below it anyway.
+    parser.usage = "%(prog)s [MODEL] [options]"
+    parser.add_argument("model_tag", nargs="?", metavar="MODEL", help="the model to serve; the same as --model")
     add_group_arguments(parser, ServerConfig)
     for group in ENGINE_GROUPS:
         add_group_arguments(parser, group)
@@ -36,7 +39,7 @@ def run(namespace: argparse.Namespace) -> int:
         server_config = create_server_config(values_from_namespace(namespace, ServerConfig))
         return serve(engine_config, server_config)
     except ConfigError as error:
-        print(f"vllm serve: error: {error}", file=sys.stderr)
+        print(f"vllm serve: error: {in_flags(error, (ServerConfig, *ENGINE_GROUPS))}", file=sys.stderr)
         return 2
     except EngineDead as error:
         print(f"vllm serve: error: the engine could not start: {error}", file=sys.stderr)

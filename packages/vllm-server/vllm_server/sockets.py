@@ -5,6 +5,13 @@ import socket
 
 from vllm_engine.errors import ConfigError
 
+_HINTS = {
+    errno.EADDRINUSE: "; name another port, or 0 for any free one",
+    errno.EACCES: "; ports below 1024 are the administrator's, name one above",
+    errno.EADDRNOTAVAIL: "; name an address of this machine, or 0.0.0.0 for all of them",
+}
+"""What to do about an error of the operating system."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket, not listening yet: until the server runs, clients are refused rather than left waiting.
@@ -16,7 +23,8 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"cannot listen on host {host!r}: {error}", field="host") from error
+        reason = error.strerror if isinstance(error, socket.gaierror) else str(error)
+        raise ConfigError(f"cannot listen on host {host!r}: {reason}", field="host") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -26,8 +34,11 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        field = "host" if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL else "port"
-        raise ConfigError(f"cannot listen on {host} port {port}: {reason}", field=field) from error
+        number = error.errno if isinstance(error, OSError) else None
+        field = "host" if number == errno.EADDRNOTAVAIL else "port"
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {reason}{_HINTS.get(number or 0, '')}", field=field
+        ) from error
     listener.setblocking(False)
     return listener
 
