@@ -146,6 +146,12 @@ def test_a_wheel_contains_every_file_of_its_package_and_nothing_beside_it(wheel:
     assert {name for name in names if not name.endswith(".so")} == wanted
 
 
+@pytest.mark.parametrize("wheel", WHEELS)
+def test_a_wheel_carries_the_licence_of_the_repository(wheel: str, built):
+    (name,) = (name for name in built[wheel].namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+    assert built[wheel].read(name) == (ROOT / "LICENSE").read_bytes()
+
+
 def test_the_engine_carries_the_demo_model(built):
     names = built["engine"].namelist()
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
