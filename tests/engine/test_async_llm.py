@@ -14,6 +14,7 @@ import pytest
 from tests.engine.frontend.scripted_core import AsyncDouble, ScriptedCore, echo, ids, model_folder, says
 from vllm_engine import AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
 from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest, RequestFailed
+from vllm_engine.frontend.engine_frontend import ModelFrontend
 from vllm_engine.messages import SchedulerStats
 from vllm_engine.metrics.stats import RequestStats
 
@@ -367,6 +368,57 @@ async def test_the_built_in_model_streams_what_it_answers_at_once() -> None:
                 texts.append(outputs[-1].outputs[0].text)
         assert len(set(texts)) == 1
         assert texts[0]
+
+
+async def test_closing_while_the_model_is_looked_for_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(_: Any) -> Path:
+        time.sleep(0.1)
+        return Path("nowhere")
+
+    created: list[int] = []
+    monkeypatch.setattr("vllm_engine.async_llm.resolve_model_path", slow)
+    monkeypatch.setattr(AsyncLLM, "_create_client", lambda *_: created.append(1))
+    llm = AsyncLLM(EngineArgs("demo"))
+    start = asyncio.create_task(llm.start())
+    await asyncio.sleep(0.02)
+    await llm.close()
+    with pytest.raises(EngineDead):
+        await start
+    assert not created
+
+
+async def test_closing_while_the_tokenizer_loads_ends_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ModelFrontend.load
+    client = AsyncDouble(ScriptedCore(echo))
+    monkeypatch.setattr(ModelFrontend, "load", lambda *arguments: (time.sleep(0.1), load(*arguments))[1])
+    monkeypatch.setattr(AsyncLLM, "_create_client", lambda *_: client)
+    llm = AsyncLLM(EngineArgs(str(folder)))
+    start = asyncio.create_task(llm.start())
+    await asyncio.sleep(0.02)
+    await asyncio.gather(llm.close(), llm.close())
+    with pytest.raises(EngineDead):
+        await start
+    assert client.closed
+    with pytest.raises(EngineDead):
+        llm.check_health()
+
+
+async def test_a_start_that_is_cancelled_closes_the_core(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = AsyncDouble(ScriptedCore(echo))
+    started = asyncio.Event()
+
+    async def never_ready() -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(client, "start", never_ready)
+    monkeypatch.setattr(AsyncLLM, "_create_client", lambda *_: client)
+    start = asyncio.create_task(AsyncLLM(EngineArgs(str(folder))).start())
+    await started.wait()
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert client.closed == 1
 
 
 @pytest.mark.slow

@@ -80,17 +80,19 @@ class AsyncLLM:
         if self._client is not None or self._death is not None:
             raise RuntimeError("an AsyncLLM starts once")
         model_path = await asyncio.to_thread(resolve_model_path, self.config)
+        self._check_not_closed()
         client = self._client = self._create_client(model_path)
         try:
             loading = asyncio.create_task(client.start())
             try:
                 self._model = await asyncio.to_thread(ModelFrontend.load, self.config, model_path)
                 self._ready = await loading
+                self._check_not_closed()
             finally:
                 loading.cancel()
         except BaseException as error:
-            self._death = EngineDead("the engine did not start")
-            client.close()
+            self._death = self._death or EngineDead("the engine did not start")
+            await client.aclose()
             # A core that failed in the same moment must not leave an unread error behind.
             await asyncio.gather(loading, return_exceptions=True)
             raise error
@@ -113,7 +115,12 @@ class AsyncLLM:
             await asyncio.gather(self._output_task, return_exceptions=True)
             self._output_task = None
         if self._client is not None:
-            self._client.close()
+            await self._client.aclose()
+
+    def _check_not_closed(self) -> None:
+        """Whether ``start`` may go on. Raises ``EngineDead`` when ``close`` was called meanwhile."""
+        if self._death is not None:
+            raise self._death
 
     async def __aenter__(self) -> "AsyncLLM":
         await self.start()

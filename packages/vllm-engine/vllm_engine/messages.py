@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from vllm_engine.errors import ConfigError
 from vllm_engine.outputs import FinishReason
 from vllm_engine.params import SamplingParams
 
@@ -96,10 +97,19 @@ class EngineReady(msgspec.Struct, array_like=True, tag="ready"):
 
 
 class EngineFailed(msgspec.Struct, array_like=True, tag="failed"):
-    """The engine core ends: ``message`` for the user; ``config_field`` when a setting is at fault."""
+    """The engine core ends: ``message`` for the user. ``config_field`` names the setting at fault, if one is; empty for
+    settings that are at fault together.
+    """
 
     message: str
     config_field: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> "EngineFailed":
+        """What an error that ended the core tells its users."""
+        if isinstance(error, ConfigError):
+            return cls(str(error), error.field or "")
+        return cls(f"{type(error).__name__}: {error}")
 
 
 class RpcResult(msgspec.Struct, array_like=True, tag="result"):

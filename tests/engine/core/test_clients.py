@@ -2,21 +2,26 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from tests.engine.models.tiny import make_tiny_model
 from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.core import client as client_module
 from vllm_engine.core.client import AsyncClient, InprocClient, ProcessClient, ThreadClient
+from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.errors import ConfigError, EngineDead
-from vllm_engine.messages import EngineRequest
+from vllm_engine.messages import EngineFailed, EngineRequest
 from vllm_engine.params import SamplingParams
 
 
@@ -159,6 +164,152 @@ def test_no_orphan_survives_a_parent_that_was_killed(model_path: Path) -> None:
         assert time.monotonic() < deadline, "the engine process outlived its parent"
         time.sleep(0.02)
     assert not Path(socket_path).parent.exists()
+
+
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+async def test_a_client_that_was_closed_does_not_start(kind: type[AsyncClient], model_path: Path) -> None:
+    client = kind(config(model_path), model_path)
+    client.close()
+    with pytest.raises(EngineDead):
+        await client.start()
+    assert not client.is_alive
+    client.close()
+
+
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+async def test_a_close_while_the_model_loads_ends_the_start(kind: type[AsyncClient], model_path: Path) -> None:
+    client = kind(config(model_path), model_path)
+    start = asyncio.create_task(client.start())
+    await asyncio.sleep(0)
+    await client.aclose()
+    with pytest.raises(EngineDead):
+        await start
+    assert not client.is_alive
+
+
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+async def test_a_start_that_is_cancelled_leaves_no_engine_that_looks_alive(
+    kind: type[AsyncClient], model_path: Path
+) -> None:
+    client = kind(config(model_path), model_path)
+    start = asyncio.create_task(client.start())
+    await asyncio.sleep(0)
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    assert not client.is_alive
+    await client.aclose()
+
+
+async def test_a_message_that_cannot_be_read_is_the_end_and_not_a_hang(model_path: Path) -> None:
+    client = ProcessClient(config(model_path), model_path)
+    try:
+        await client.start()
+        client._decoder = msgspec.msgpack.Decoder(int)  # type: ignore[assignment]
+        client.add([request("a", 5)])
+        with pytest.raises(EngineDead, match="cannot be read"):
+            while True:
+                await asyncio.wait_for(client.next_outputs(), 10)
+    finally:
+        client.close()
+
+
+async def test_a_message_of_many_megabytes_gets_through(model_path: Path) -> None:
+    client = ProcessClient(config(model_path), model_path)
+    try:
+        await client.start()
+        too_long = EngineRequest("long", [1] * 5_000_000, SamplingParams(), 1, 0, [], [], [])
+        client.add([too_long, request("a", 5)])
+        assert len((await collect(client, {"long", "a"}))["a"]) == 10
+    finally:
+        client.close()
+
+
+async def test_a_thread_that_ends_by_whatever_error_is_noticed(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: EngineCore) -> None:
+        raise SystemExit("no exception that one would expect")
+
+    client = ThreadClient(config(model_path), model_path)
+    try:
+        await client.start()
+        monkeypatch.setattr(EngineCore, "step", fail)
+        client.add([request("a", 5)])
+        with pytest.raises(EngineDead):
+            await asyncio.wait_for(client.next_outputs(), 10)
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+async def test_the_event_loop_goes_on_while_a_busy_core_is_closed(
+    kind: type[AsyncClient], model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "SHUTDOWN_SECONDS", 0.3)
+    monkeypatch.setattr(client_module, "PIPE_SECONDS", 0.3)
+    client = kind(config(model_path), model_path)
+    await client.start()
+    if isinstance(client, ProcessClient):
+        os.kill(client.pid, signal.SIGSTOP)  # it does not even notice that its pipe is closed
+    else:
+        step = EngineCore.step
+        monkeypatch.setattr(EngineCore, "step", lambda core: (time.sleep(0.6), step(core))[1])
+        client.add([request("a", 5)])
+        await asyncio.sleep(0.05)
+    call = asyncio.create_task(client.call("check_invariants"))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(client.aclose())
+    longest, before = 0.0, time.monotonic()
+    while not closing.done():
+        await asyncio.sleep(0.005)
+        longest, before = max(longest, time.monotonic() - before), time.monotonic()
+    await closing
+    assert longest < 0.25
+    with pytest.raises(EngineDead):
+        await call
+    if isinstance(client, ProcessClient):
+        assert not psutil.pid_exists(client.pid) and not Path(client.socket_path).parent.exists()
+
+
+@pytest.mark.parametrize("folder", ["no such folder", "x" * 120])
+async def test_a_folder_that_can_hold_no_socket_is_a_setting_at_fault(
+    folder: str, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if folder.startswith("x"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+    with pytest.raises(ConfigError) as caught:
+        ProcessClient(config(model_path), model_path)
+    assert caught.value.field == "TMPDIR"
+    assert not list(tmp_path.glob("*/vllm-*"))
+
+
+@pytest.mark.parametrize("program", ["/no/such/python", shutil.which("false")])
+async def test_a_process_that_cannot_start_says_so_and_leaves_nothing(
+    program: str, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A short folder of our own: what is left behind would be seen.
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setattr(sys, "executable", program)
+        client = None
+        with pytest.raises(EngineDead):
+            client = ProcessClient(config(model_path), model_path)
+            await client.start()
+        if client is not None:
+            await client.aclose()
+        assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+async def test_a_setting_at_fault_without_a_name_is_still_a_setting(kind: type[AsyncClient], tmp_path: Path) -> None:
+    client = kind(config(tmp_path), tmp_path)
+    ready = client._begin()
+    client._receive(EngineFailed.of(ConfigError("these two exclude each other")))
+    with pytest.raises(ConfigError, match="exclude") as caught:
+        await ready
+    assert caught.value.field is None
+    client.close()
 
 
 async def test_an_abort_at_any_moment_stops_a_request(model_path: Path) -> None:

@@ -152,7 +152,7 @@ class AsyncDouble:
         self._go.set()
         self._awake.set()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self.closed += 1
         self.is_alive = False
 

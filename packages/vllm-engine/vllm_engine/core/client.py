@@ -40,8 +40,18 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+SOCKET_NAME = "core.sock"
+
 PROCESS_POLL_SECONDS = 0.2
 """How often a silent engine process is looked after."""
+SHUTDOWN_SECONDS = 2.0
+"""How long an engine process may take to end when it is asked to."""
+PIPE_SECONDS = 1.0
+"""How long it may then take to notice that its pipe is closed, before it is killed."""
+THREAD_SECONDS = 30.0
+"""How long an engine thread is waited for: it cannot be killed, and may be loading or in a step."""
+MAX_SOCKET_PATH_BYTES = 107
+"""Longest name of a UNIX socket (``sun_path`` of ``sockaddr_un``, less its terminator)."""
 
 
 class InprocClient:
@@ -103,7 +113,8 @@ class AsyncClient(ABC):
     @property
     def is_alive(self) -> bool:
         """Whether the core can take requests."""
-        return self._death is None and self._ready is not None and self._ready.done()
+        ready = self._ready
+        return self._death is None and ready is not None and ready.done() and not ready.cancelled()
 
     def add(self, requests: list[EngineRequest]) -> None:
         """Queue requests. Raises ``EngineDead`` when nobody would take them."""
@@ -133,6 +144,43 @@ class AsyncClient(ABC):
         finally:
             self._calls.pop(call_id, None)
 
+    def close(self) -> None:
+        """End the core, and wait until it has ended. May be called again."""
+        self._ask_to_end()
+        self._wait_for_end()
+        self._clean_up()
+
+    async def aclose(self) -> None:
+        """``close``, with the event loop free while the core ends."""
+        self._ask_to_end()
+        try:
+            await asyncio.to_thread(self._wait_for_end)
+        finally:
+            self._clean_up()
+
+    @abstractmethod
+    async def start(self) -> EngineReady:
+        """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
+
+    @abstractmethod
+    def _ask_to_end(self) -> None:
+        """Tell the core to end, and everyone who waits that it will. Does not wait."""
+
+    @abstractmethod
+    def _wait_for_end(self) -> None:
+        """Block until the core has ended. Runs in any thread."""
+
+    @abstractmethod
+    def _clean_up(self) -> None:
+        """Give back what is left when the core has ended. Does not wait."""
+
+    def _begin(self) -> "asyncio.Future[EngineReady]":
+        """What ``start`` waits for. Raises ``EngineDead`` when there is nothing to start any more."""
+        if self._death is not None:
+            raise self._death
+        self._ready = asyncio.get_running_loop().create_future()
+        return self._ready
+
     @abstractmethod
     def _send(self, message: ToCore) -> None:
         """Hand a message to the core without waiting. Raises ``EngineDead`` when the core is gone."""
@@ -156,7 +204,7 @@ class AsyncClient(ABC):
 
     def _on_failed(self, failure: EngineFailed) -> None:
         if self._ready is not None and not self._ready.done() and failure.config_field is not None:
-            self._ready.set_exception(ConfigError(failure.message, field=failure.config_field))
+            self._ready.set_exception(ConfigError(failure.message, field=failure.config_field or None))
         self._die(failure.message)
 
     def _die(self, message: str) -> None:
@@ -183,11 +231,11 @@ class ThreadClient(AsyncClient):
 
     async def start(self) -> EngineReady:
         """Load the model. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
+        ready = self._begin()
         self._loop = asyncio.get_running_loop()
-        self._ready = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="engine-core", daemon=True)
         self._thread.start()
-        return await self._ready
+        return await ready
 
     def _run(self) -> None:
         from vllm_engine.core.engine_core import EngineCore
@@ -198,11 +246,10 @@ class ThreadClient(AsyncClient):
             self._post(core.ready)
             run_core(core, self._take, self._post)
             core.close()
-        except ConfigError as error:
-            self._post(EngineFailed(str(error), error.field or "configuration"))
-        except Exception as error:
-            logger.exception("the engine core ends")
-            self._post(EngineFailed(f"{type(error).__name__}: {error}"))
+        except BaseException as error:  # nobody else would hear of a SystemExit in a thread
+            if not isinstance(error, ConfigError):
+                logger.exception("the engine core ends")
+            self._post(EngineFailed.of(error))
 
     def _take(self, *, block: bool) -> ToCore | None:
         try:
@@ -220,12 +267,19 @@ class ThreadClient(AsyncClient):
             raise self._death
         self._inbox.put(message)
 
-    def close(self) -> None:
-        """End the thread after the step that it is in. May be called again."""
+    def _ask_to_end(self) -> None:
         self._inbox.put(Shutdown())
-        if self._thread is not None:
-            self._thread.join(timeout=30)
         self._die("the engine is closed")
+
+    def _wait_for_end(self) -> None:
+        """After the step that the thread is in, or when it has loaded."""
+        if self._thread is not None:
+            self._thread.join(THREAD_SECONDS)
+            if self._thread.is_alive():
+                logger.warning("the engine thread does not end: it is left behind")
+
+    def _clean_up(self) -> None:
+        pass
 
 
 class ProcessClient(AsyncClient):
@@ -236,12 +290,17 @@ class ProcessClient(AsyncClient):
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         super().__init__(config, model_path)
-        self._folder = tempfile.mkdtemp(prefix="vllm-")  # mode 0700: no other user reaches the socket
-        self.socket_path = os.path.join(self._folder, "core.sock")
-        self._process = _launch(Launch(config, str(model_path), self.socket_path))
+        self._folder = _private_folder()
+        self.socket_path = os.path.join(self._folder, SOCKET_NAME)
+        try:
+            self._process = _launch(Launch(config, str(model_path), self.socket_path))
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self._socket: zmq.asyncio.Socket | None = None
         self._context: zmq.asyncio.Context | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._was_asked = False
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
 
@@ -255,20 +314,22 @@ class ProcessClient(AsyncClient):
         import zmq
         import zmq.asyncio
 
-        self._ready = asyncio.get_running_loop().create_future()
+        ready = self._begin()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.set_hwm(0)
         self._socket.bind(f"ipc://{self.socket_path}")
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
-        return await self._ready
+        self._tasks = [asyncio.create_task(self._read(self._socket)), asyncio.create_task(self._watch())]
+        return await ready
 
-    async def _read(self) -> None:
-        if self._socket is None:
-            return
-        while True:
-            self._receive(self._decoder.decode(await self._socket.recv()))
+    async def _read(self, socket: "zmq.asyncio.Socket") -> None:
+        try:
+            while True:
+                self._receive(self._decoder.decode(await socket.recv()))
+        except Exception as error:
+            logger.exception("a message of the engine process cannot be read")
+            self._die(f"a message of the engine process cannot be read ({type(error).__name__})")
 
     async def _watch(self) -> None:
         while self._process.poll() is None:
@@ -284,23 +345,30 @@ class ProcessClient(AsyncClient):
         # Goes out at once or, without a limit, into the socket's queue; the future is of no interest.
         self._socket.send(self._encoder.encode(message))
 
-    def close(self) -> None:
-        """End the process, by force after two seconds. May be called again."""
+    def _ask_to_end(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self.is_alive:
             with contextlib.suppress(EngineDead):
                 self._send(Shutdown())
+                self._was_asked = True
+        self._die("the engine is closed")
+
+    def _wait_for_end(self) -> None:
+        """By word, by the pipe, by force."""
+        if self._was_asked:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=2)
+                self._process.wait(SHUTDOWN_SECONDS)
         if self._process.stdin is not None:
-            self._process.stdin.close()  # the process takes that as the death of its parent
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()  # the process takes that as the death of its parent
         try:
-            self._process.wait(timeout=1)
+            self._process.wait(PIPE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._die("the engine is closed")
+
+    def _clean_up(self) -> None:
         if self._socket is not None:
             self._socket.close()
         if self._context is not None:
@@ -308,12 +376,31 @@ class ProcessClient(AsyncClient):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _private_folder() -> str:
+    """A new folder for the socket, of mode 0700: no other user reaches it. Raises ``ConfigError`` naming ``TMPDIR``."""
+    try:
+        folder = tempfile.mkdtemp(prefix="vllm-")
+    except OSError as error:
+        raise ConfigError(f"there is no place for the engine's socket ({error}): set TMPDIR", field="TMPDIR") from error
+    if len(os.fsencode(os.path.join(folder, SOCKET_NAME))) > MAX_SOCKET_PATH_BYTES:
+        os.rmdir(folder)
+        raise ConfigError(f"{tempfile.gettempdir()} is too long a path for a socket: set TMPDIR", field="TMPDIR")
+    return folder
+
+
 def _launch(launch: Launch) -> "subprocess.Popen[bytes]":
-    """Start the engine process and hand it its settings through the pipe that also tells it that we live."""
-    process = subprocess.Popen([sys.executable, "-m", "vllm_engine.core.process"], stdin=subprocess.PIPE)
+    """Start the engine process and hand it its settings through the pipe that also tells it that we live.
+
+    A process that ends before it has read them is found out by who waits for it. Raises ``EngineDead`` when there is
+    none.
+    """
     message = msgspec.msgpack.encode(launch)
-    if process.stdin is None:
-        raise EngineDead("the engine process has no input pipe")
-    process.stdin.write(LENGTH.pack(len(message)) + message)
-    process.stdin.flush()
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "vllm_engine.core.process"], stdin=subprocess.PIPE)
+    except OSError as error:
+        raise EngineDead(f"the engine process cannot be started: {error}") from error
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(LENGTH.pack(len(message)) + message)
+            process.stdin.flush()
     return process

@@ -93,11 +93,11 @@ def serve(launch: Launch) -> int:
         core.close()
         return 0
     except ConfigError as error:
-        send(EngineFailed(str(error), error.field))
+        send(EngineFailed.of(error))
         return 2
     except Exception as error:
         logger.exception("the engine core ends")
-        send(EngineFailed(f"{type(error).__name__}: {error}"))
+        send(EngineFailed.of(error))
         return 1
     finally:
         socket.close()
