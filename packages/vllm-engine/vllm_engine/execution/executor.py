@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.threads import let_waiting_threads_sleep
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
@@ -34,9 +35,9 @@ class UniExecutor:
 
     @property
     def worker(self) -> "Worker":
-        """The worker. Raises ``RuntimeError`` after ``shutdown``."""
+        """The worker. Raises ``EngineDead`` after ``shutdown``, which another thread may call in the midst of a step."""
         if self._worker is None:
-            raise RuntimeError("the executor is shut down")
+            raise EngineDead("the engine is closed")
         return self._worker
 
     def load_model(self) -> LoadedModel:
