@@ -35,7 +35,7 @@ class UniExecutor:
 
     @property
     def worker(self) -> "Worker":
-        """The worker. Raises ``EngineDead`` after ``shutdown``, which another thread may call in the midst of a step."""
+        """The worker. Raises ``EngineDead`` after ``shutdown``: another thread may call that during a step."""
         if self._worker is None:
             raise EngineDead("the engine is closed")
         return self._worker
