@@ -153,5 +153,5 @@ def test_a_chat_template_that_does_not_compile_is_refused_wherever_it_comes_from
     assert error_of(capsys, "demo", *flags, "--chat-template", broken).startswith("--chat-template: the chat template")
     (model / "chat_template.jinja").write_text(broken)
     error = error_of(capsys, str(model), *flags)
-    assert "of the model's files" in error
+    assert error.startswith("in the model's files, the chat template is broken: ")
     assert error.endswith("; --chat-template names another")

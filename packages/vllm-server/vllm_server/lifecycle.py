@@ -148,8 +148,9 @@ def _check_chat_template(llm: "AsyncLLM", chat_template: str | None) -> None:
     try:
         render_chat(llm.tokenizer, [{"role": "user", "content": "Hello"}], chat_template=chat_template)
     except ConfigError as error:
+        reason = str(error).rstrip(".")
         raise ConfigError(
-            f"of the model's files: {error}; chat_template names another", field="chat_template"
+            f"in the model's files, {reason}; chat_template names another", field="chat_template"
         ) from error
     except InvalidRequest as error:
         if chat_template is not None and error.field == "chat_template":
