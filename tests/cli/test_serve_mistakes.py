@@ -1,10 +1,8 @@
 """What ``vllm serve`` says to likely mistakes: one line that names the flag, exit code 2, no traceback."""
 
 import json
-import logging
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +10,9 @@ import pytest
 from vllm_cli.main import main
 from vllm_engine.config.model_files import resolve_model
 
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+
 HELP = " (`vllm serve --help` lists the options)"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """The server configures logging; the tests that follow want it as they found it."""
-    trees = [
-        logging.getLogger(name) for name in ("vllm_kernels", "vllm_engine", "vllm_server", "vllm_cli", "vllm_bench")
-    ]
-    before = [(list(tree.handlers), tree.level, tree.propagate) for tree in trees]
-    yield
-    for tree, (handlers, level, propagate) in zip(trees, before, strict=True):
-        tree.handlers[:] = handlers
-        tree.setLevel(level)
-        tree.propagate = propagate
 
 
 @pytest.fixture(autouse=True)
