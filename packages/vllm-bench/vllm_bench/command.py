@@ -13,7 +13,7 @@ _BENCHMARKS = {
 
 def add_arguments(parser: ArgumentParser) -> None:
     """One sub-command for each benchmark, with its own options."""
-    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    benchmarks = parser.add_subparsers(dest="benchmark", metavar="{" + ",".join(_BENCHMARKS) + "}", required=True)
     for name, module in _BENCHMARKS.items():
         summary = module.SUMMARY
         benchmark = benchmarks.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)

@@ -60,12 +60,8 @@ def load_lines(figures: dict[str, Any], percents: Sequence[float]) -> list[str]:
     ]
     if figures["total_token_throughput"] is not None:
         lines.append(f"total token throughput    {figures['total_token_throughput']:.1f} /s")
-    columns = ["mean", "median", *(f"p{percent:g}" for percent in percents)]
-    lines += ["", f"{'milliseconds':<40}" + "".join(f"{column:>10}" for column in columns)]
-    for name, title in _TITLES.items():
-        values = [figures[f"{column}_{name}_ms"] for column in columns]
-        shown = (f"{value:>10.2f}" if value is not None else f"{'-':>10}" for value in values)
-        lines.append(f"{f'{title} ({name})':<40}" + "".join(shown))
+    if figures["completed"]:
+        lines += ["", *_time_lines(figures, percents)]
     if figures["errors"]:
         lines += ["", "errors:", *(f"  {count} x {message}" for message, count in figures["errors"].items())]
     if figures["completed"] and figures["tokens_counted_by"] == "chunks":
@@ -73,4 +69,15 @@ def load_lines(figures: dict[str, Any], percents: Sequence[float]) -> list[str]:
     if figures["client_cpu_share"] > _BUSY_CLIENT_SHARE:
         share = figures["client_cpu_share"]
         lines += ["", f"note: this client used {share:.0%} of a CPU; it may be slower than the server"]
+    return lines
+
+
+def _time_lines(figures: dict[str, Any], percents: Sequence[float]) -> list[str]:
+    """A table with a line for each of the times."""
+    columns = ["mean", "median", *(f"p{percent:g}" for percent in percents)]
+    lines = [f"{'milliseconds':<46}" + "".join(f"{column:>10}" for column in columns)]
+    for name, title in _TITLES.items():
+        values = [figures[f"{column}_{name}_ms"] for column in columns]
+        shown = (f"{value:>10.2f}" if value is not None else f"{'-':>10}" for value in values)
+        lines.append(f"{f'{title} ({name})':<46}" + "".join(shown))
     return lines

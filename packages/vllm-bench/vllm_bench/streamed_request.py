@@ -1,5 +1,6 @@
 """One streamed request, timed: when it was sent, when each piece of text came, when it ended."""
 
+import contextlib
 import itertools
 import json
 import time
@@ -72,8 +73,8 @@ async def send(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Req
     try:
         async with client.stream("POST", url, json=body) as response:
             if response.status_code != 200:
-                said = (await response.aread()).decode(errors="replace")
-                timing.error = f"status {response.status_code}: {' '.join(said.split())[:200]}"
+                said = _message((await response.aread()).decode(errors="replace"))
+                timing.error = f"status {response.status_code}: {said}"
             else:
                 async for piece in response.aiter_bytes():
                     now = time.perf_counter()
@@ -92,6 +93,13 @@ async def send(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Req
     if timing.error is None and not timing.text_times:
         timing.error = "the answer has no text; with --ignore-eos a model cannot end at once"
     return timing
+
+
+def _message(body: str) -> str:
+    """What the body of an error says: OpenAI's ``{"error": {"message": ...}}``, else its first 200 characters."""
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+        body = str(json.loads(body)["error"]["message"])
+    return " ".join(body.split())[:200]
 
 
 def _read_chunk(chunk: dict[str, Any], now: float, timing: RequestTiming) -> None:
