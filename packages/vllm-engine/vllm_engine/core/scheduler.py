@@ -120,8 +120,9 @@ class Scheduler:
             if request.num_cached_tokens is None:
                 request.num_cached_tokens = prefix.num_tokens
                 request.scheduled_ts = time.monotonic()
-                self._counters.prefix_cache_queries += request.num_tokens
-                self._counters.prefix_cache_hits += prefix.num_tokens
+                if self.kv.looks_up(request):
+                    self._counters.prefix_cache_queries += request.num_tokens
+                    self._counters.prefix_cache_hits += prefix.num_tokens
             batch.new_requests.append(
                 NewRequest(
                     request=request.request,

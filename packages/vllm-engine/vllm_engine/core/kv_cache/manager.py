@@ -31,6 +31,10 @@ class KVCacheManager:
         """Share of the blocks that requests hold, 0 to 1."""
         return self.pool.usage
 
+    def looks_up(self, request: Request) -> bool:
+        """Whether a request may begin with cached blocks: not when the logits of its whole prompt are wanted."""
+        return self.enable_prefix_caching and not request.wants_prompt_logprobs
+
     def cached_prefix(self, request: Request) -> CachedPrefix:
         """The longest cached beginning of a request, in whole blocks, that leaves at least one token to compute.
 
@@ -38,7 +42,7 @@ class KVCacheManager:
         token can see. Changes nothing.
         """
         groups = self.layout.groups
-        if not self.enable_prefix_caching or request.wants_prompt_logprobs:
+        if not self.looks_up(request):
             return CachedPrefix(0, [[] for _ in groups])
         limit = (request.num_tokens - 1) // self._block_size
         names = request.block_hashes.upto(request.token_ids, limit)
