@@ -109,6 +109,19 @@ def test_a_step_that_ctrl_c_ends_leaves_nothing_in_the_prefix_cache(
     assert core.scheduler.kv.pool.num_used == 0
 
 
+def test_a_request_that_leaves_within_its_prompt_leaves_no_row(core: EngineCore) -> None:
+    core.scheduler._token_budget = 4
+    core.add([request("leaves", list(range(1, 20)), prompt_logprobs=1), request("stays", [1, 2, 3])])
+    core.step()
+    batch = core.executor.worker.runner.batch
+    assert list(batch.wants_prompt_logprobs) == ["leaves"]
+    core.abort(["leaves"])
+    run(core)
+    core.executor.execute(core.scheduler.schedule())
+    assert batch.wants_prompt_logprobs == {}
+    assert batch._row_of == {} and batch.states == [None] * 2
+
+
 def test_an_engine_whose_steps_keep_failing_gives_up(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: Any) -> Any:
         raise RuntimeError("injected")

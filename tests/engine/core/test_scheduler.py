@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from vllm_engine.config import SchedulerConfig
@@ -253,6 +254,43 @@ def test_an_abort_gives_everything_back_whatever_the_request_is_doing() -> None:
     assert harness.scheduler.kv.pool.num_used == 0
 
 
+def test_the_tail_of_a_cached_sequence_is_evicted_before_its_head() -> None:
+    harness = Harness(num_blocks=11)  # ten to give away
+    harness.scheduler.add(engine_request("first", list(range(20)), 1))
+    harness.run()
+    harness.scheduler.add(engine_request("evicts", list(range(100, 128)), 1))  # five free blocks, and two of the others
+    harness.run()
+    harness.scheduler.add(engine_request("again", [*range(20), 1], 1))
+    harness.run()
+    assert harness.updates["again"][0].num_cached_tokens == 12
+
+
+def test_only_what_is_looked_up_counts_as_looked_up() -> None:
+    for caching, expected in ((True, 20), (False, 0)):
+        harness = Harness(prefix_caching=caching)
+        harness.scheduler.add(engine_request("plain", list(range(20)), 1))
+        request = engine_request("logprobs", list(range(20)), 1)
+        harness.scheduler.add(msgspec.structs.replace(request, params=SamplingParams(prompt_logprobs=1)))
+        harness.run()
+        assert harness.scheduler.stats().prefix_cache_queries == expected
+
+
+def test_blocks_of_a_preempted_request_go_to_those_who_run_before_anyone_else() -> None:
+    """And its share of the cache is what it first found, not what it had put there itself."""
+    harness = Harness(num_blocks=11, max_num_seqs=2)
+    harness.scheduler.add(engine_request("old", list(range(15)), 12))
+    harness.scheduler.add(engine_request("young", list(range(50, 67)), 8))
+    harness.scheduler.add(engine_request("waits", [1], 1))
+    while not harness.scheduler.stats().num_preemptions:
+        harness.step()
+    assert harness.batches[-1].removed == ["young"]
+    assert harness.batches[-1].new_requests == []
+    harness.run()
+    reruns = [new for batch in harness.batches for new in batch.new_requests if new.request.request_id == "young"]
+    assert len(reruns) == 2 and reruns[1].num_computed_tokens > 0
+    assert harness.updates["young"][-1].num_cached_tokens == 0
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_a_request_id_may_come_again_as_soon_as_its_request_is_gone(policy: str) -> None:
     harness = Harness(max_num_seqs=1, config=SchedulerConfig(scheduling_policy=policy))
@@ -290,13 +328,15 @@ def test_stop_tokens_end_a_request_and_only_a_real_stop_token_is_a_stop_reason()
     first, second = expected_output(prompt, 2)
     eos = EngineRequest("eos", prompt, SamplingParams(), 9, 0, [second], [second], [])
     stop = EngineRequest("stop", prompt, SamplingParams(stop_token_ids=[first]), 9, 0, [first, second], [second], [])
+    both = EngineRequest("both", prompt, SamplingParams(stop_token_ids=[first]), 9, 0, [first], [first], [])
     harness = Harness()
-    harness.scheduler.add(eos)
-    harness.scheduler.add(stop)
+    for request in (eos, stop, both):
+        harness.scheduler.add(request)
     harness.run()
     assert (harness.updates["eos"][-1].finish_reason, harness.updates["eos"][-1].stop_reason) == ("stop", None)
     assert (harness.updates["stop"][-1].finish_reason, harness.updates["stop"][-1].stop_reason) == ("stop", first)
     assert harness.output("stop") == [first]
+    assert harness.updates["both"][-1].stop_reason == first, "who asks for the end token is told that it came"
 
 
 def test_a_request_ends_at_max_tokens_or_at_the_length_of_the_model() -> None:
