@@ -15,6 +15,7 @@ from tests.engine.models.tiny import VOCAB_SIZE, make_tiny_model
 from vllm_engine.config import EngineArgs
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.kv_cache.layout import blocks_per_request
+from vllm_engine.execution import model_runner
 from vllm_engine.messages import EngineRequest, PositionLogprobs, RequestUpdate
 from vllm_engine.params import SamplingParams
 
@@ -155,6 +156,15 @@ def test_prompts_up_to_the_length_of_the_model_bring_what_fits_after_them(make_c
         assert tokens(again["edge"]) == tokens(updates)
         assert len(tokens(again["edg2"])) == expected
         assert tight.scheduler.stats().kv_cache_usage == 0
+
+
+def test_prompt_logprobs_do_not_depend_on_how_many_rows_of_logits_are_held_at_once(
+    make_core: MakeCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = request("long", 50, 1, prompt_logprobs=2)
+    at_once = prompt_logprobs(run(make_core(), wanted)["long"])
+    monkeypatch.setattr(model_runner, "PROMPT_LOGPROB_ROWS", 7)
+    assert_same_positions(prompt_logprobs(run(make_core(), wanted)["long"]), at_once)
 
 
 def test_a_prompt_of_one_token_has_no_prompt_logprobs_and_one_token_may_be_all(make_core: MakeCore) -> None:

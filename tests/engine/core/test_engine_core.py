@@ -133,6 +133,24 @@ def test_an_engine_whose_steps_keep_failing_gives_up(core: EngineCore, monkeypat
             core.step()
 
 
+def test_failed_steps_with_sound_ones_between_them_are_no_reason_to_give_up(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = core.executor.worker.runner.model
+
+    def failing(*args: Any) -> Any:
+        raise RuntimeError("injected")
+
+    for index in range(2 * MAX_CONSECUTIVE_FAILURES):
+        core.add([request(f"bad{index}", [1, 2, 3])])
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", failing)
+            (update,) = core.step().updates
+        assert update.finish_reason == "error"
+        core.add([request(f"good{index}", [1, 2, 3], count=2)])
+        assert len(tokens(run(core)[f"good{index}"])) == 2
+
+
 def test_nan_in_one_row_of_the_logits_ends_only_that_request(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
     core.add([request("good", [1, 2, 3])])
     expected = tokens(run(core)["good"])
