@@ -133,6 +133,23 @@ def test_an_engine_whose_steps_keep_failing_gives_up(core: EngineCore, monkeypat
             core.step()
 
 
+def test_a_step_that_fails_before_it_has_begun_loses_no_row(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch that told which rows are free again never arrived."""
+    core.add([request("done", [1, 2, 3], count=1)])
+    core.step()
+
+    def failing(_: Any) -> None:
+        raise MemoryError
+
+    core.add([request("bad", [1, 2, 3])])
+    with monkeypatch.context() as patch:
+        patch.setattr(core.executor.worker.runner, "_update_batch", failing)
+        core.step()
+    core.add([request(name, [1, 2, 3], count=2) for name in ("a", "b")])
+    updates = run(core)
+    assert len(tokens(updates["a"])) == len(tokens(updates["b"])) == 2
+
+
 def test_failed_steps_with_sound_ones_between_them_are_no_reason_to_give_up(
     core: EngineCore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
