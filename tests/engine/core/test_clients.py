@@ -312,6 +312,20 @@ async def test_a_setting_at_fault_without_a_name_is_still_a_setting(kind: type[A
     client.close()
 
 
+@pytest.mark.parametrize("kind", [ThreadClient, ProcessClient])
+async def test_after_the_last_abort_the_state_says_that_nothing_runs(kind: type[AsyncClient], model_path: Path) -> None:
+    client = kind(config(model_path), model_path)
+    try:
+        await client.start()
+        client.add([request("a", 5, count=100)])
+        assert (await client.next_outputs()).stats.num_running == 1
+        client.abort(["a"])
+        while (await asyncio.wait_for(client.next_outputs(), 5)).stats.num_running:
+            pass
+    finally:
+        client.close()
+
+
 async def test_an_abort_at_any_moment_stops_a_request(model_path: Path) -> None:
     client = ProcessClient(config(model_path), model_path)
     try:

@@ -275,6 +275,16 @@ def test_only_what_is_looked_up_counts_as_looked_up() -> None:
         assert harness.scheduler.stats().prefix_cache_queries == expected
 
 
+def test_nobody_enters_in_the_step_of_a_preemption() -> None:
+    harness = Harness(num_blocks=11, budget=8, prefix_caching=False)  # a first chunk would fit the freed blocks
+    for name in ("old", "young"):
+        harness.scheduler.add(engine_request(name, [ord(name[0])] * 12, 20))
+    while not harness.scheduler.stats().num_preemptions:
+        harness.step()
+    assert harness.batches[-1].removed == ["young"]
+    assert harness.batches[-1].new_requests == []
+
+
 def test_blocks_of_a_preempted_request_go_to_those_who_run_before_anyone_else() -> None:
     """And its share of the cache is what it first found, not what it had put there itself."""
     harness = Harness(num_blocks=11, max_num_seqs=2)
