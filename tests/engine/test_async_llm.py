@@ -292,6 +292,7 @@ async def test_a_broken_tokenizer_stops_the_core_that_was_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "config.json").write_text("{}")
     client = AsyncDouble(ScriptedCore(echo))
     monkeypatch.setattr(AsyncLLM, "_create_client", lambda *_: client)
     with pytest.raises(ConfigError, match="tokenizer"):

@@ -2,8 +2,11 @@
 
 import pytest
 
+from vllm_engine.config import EngineArgs
 from vllm_engine.core.kv_cache.layout import blocks_per_request, bytes_per_block, group_layers, plan_layout
+from vllm_engine.core.limits import resolve_limits
 from vllm_engine.errors import ConfigError
+from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.kv_layout import KVGroup, LayerKVSpec
 
 FULL = LayerKVSpec(2, 16, 2)
@@ -51,3 +54,17 @@ def test_a_cache_too_small_for_one_request_is_refused_with_a_length_that_fits() 
         [FULL], block_size=16, memory_bytes=5 * block_bytes, max_model_len=64, max_step_tokens=64, max_num_seqs=3
     )
     assert fitting.num_blocks == 5
+
+
+def test_a_cache_larger_than_the_free_memory_is_refused() -> None:
+    model = LoadedModel(vocab_size=10, max_model_len=160, kv_specs=[FULL])
+    with pytest.raises(ConfigError, match="are free") as caught:
+        resolve_limits(
+            EngineArgs(kv_cache_memory_bytes=2**30).create_config(), model, available_memory=2**20, free_memory=2**20
+        )
+    assert caught.value.field == "kv_cache_memory_bytes"
+
+
+def test_without_room_for_a_single_block_no_length_is_proposed() -> None:
+    with pytest.raises(ConfigError, match=r": raise kv_cache_memory_bytes"):
+        plan_layout([FULL], block_size=16, memory_bytes=1, max_model_len=16, max_step_tokens=16, max_num_seqs=1)

@@ -182,5 +182,6 @@ def echo(request: EngineRequest) -> Iterable[int]:
 def model_folder(folder: Path) -> Path:
     """A folder with everything but weights: tokenizer, chat template and sampling defaults."""
     tiny.write_folder(folder, "byte_level", chat_template=CHATML)
+    (folder / "config.json").write_text("{}")
     (folder / "generation_config.json").write_text('{"temperature": 0.25, "max_new_tokens": 7}')
     return folder

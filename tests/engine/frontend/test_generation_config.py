@@ -84,3 +84,19 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(ConfigError, match="generation_config"):
         load(tmp_path, None)
+
+
+def test_a_file_that_says_not_to_sample_means_greedy_decoding(tmp_path: Path) -> None:
+    assert load(tmp_path, {"do_sample": False, "top_k": 5}).sampling == {"temperature": 0.0, "top_k": 5}
+    assert load(tmp_path, {"top_k": 5}).sampling == {"top_k": 5}
+    override = {"temperature": 0.7}
+    assert load(tmp_path, {"do_sample": False}, override_generation_config=override).sampling == override
+
+
+def test_a_bad_value_is_blamed_on_where_it_came_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"temperature": -1})
+    assert caught.value.field == "generation_config"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {}, override_generation_config={"temperature": -1})
+    assert caught.value.field == "override_generation_config"

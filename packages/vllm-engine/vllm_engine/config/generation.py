@@ -49,19 +49,26 @@ def load_generation_config(config: ModelConfig, model_path: Path) -> GenerationC
             raise ConfigError(f"generation_config: there is no {FILE_NAME} in {folder}", field="generation_config")
         data = _read(folder / FILE_NAME)
     sampling = {} if config.generation_config == "vllm" else _sampling(data)
+    _check(sampling, FILE_NAME, "generation_config")
     sampling |= _overrides(config.override_generation_config)
-    try:
-        SamplingParams(**sampling)
-    except InvalidRequest as error:
-        raise ConfigError(f"{FILE_NAME}: {error}", field="generation_config") from error
+    _check(sampling, "override_generation_config", "override_generation_config")
     for source in (config.override_generation_config, data, model_data, *_model_configs(model_path)):
         if ids := JsonFields(source, FILE_NAME).token_ids("eos_token_id"):
             return GenerationConfig(sampling, tuple(dict.fromkeys(ids)))
     return GenerationConfig(sampling)
 
 
+def _check(sampling: dict[str, Any], source: str, field: str) -> None:
+    try:
+        SamplingParams(**sampling)
+    except InvalidRequest as error:
+        raise ConfigError(f"{source}: {error}", field=field) from error
+
+
 def _sampling(data: dict[str, Any]) -> dict[str, Any]:
-    return {ours: data[theirs] for theirs, ours in SAMPLING_FIELDS.items() if data.get(theirs) is not None}
+    values = {ours: data[theirs] for theirs, ours in SAMPLING_FIELDS.items() if data.get(theirs) is not None}
+    # A file that says so means greedy decoding; one that is silent means nothing, as most of the hub's are.
+    return {**values, "temperature": 0.0} if data.get("do_sample") is False else values
 
 
 def _overrides(data: dict[str, Any]) -> dict[str, Any]:

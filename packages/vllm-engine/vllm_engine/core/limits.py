@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vllm_engine.config import EngineConfig
-from vllm_engine.core.kv_cache.layout import plan_layout
+from vllm_engine.core.kv_cache.layout import bytes_per_block, plan_layout
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.kv_layout import KVCacheLayout
@@ -26,13 +26,16 @@ class EngineLimits:
     layout: KVCacheLayout
 
 
-def resolve_limits(config: EngineConfig, model: LoadedModel, available_memory: int) -> EngineLimits:
+def resolve_limits(
+    config: EngineConfig, model: LoadedModel, *, available_memory: int, free_memory: int
+) -> EngineLimits:
     """Fill in what was not set, and refuse what does not fit together.
 
     Args:
         config: the settings.
         model: what the worker says of the loaded model.
-        available_memory: bytes that the KV cache may take.
+        available_memory: bytes that the KV cache may take when nothing is said.
+        free_memory: bytes that are there at all.
 
     Raises:
         ConfigError: naming the setting at fault and a value that works.
@@ -71,6 +74,13 @@ def resolve_limits(config: EngineConfig, model: LoadedModel, available_memory: i
         max_num_seqs=max_num_seqs,
         num_blocks_override=config.cache.num_gpu_blocks_override,
     )
+    cache_bytes = layout.num_blocks * bytes_per_block(model.kv_specs, layout.groups, layout.block_size)
+    if cache_bytes > free_memory:
+        raise ConfigError(
+            f"the KV cache of {layout.num_blocks} blocks would take {cache_bytes / 2**30:.1f} GiB, "
+            f"but only {free_memory / 2**30:.1f} GiB are free: set kv_cache_memory_bytes to less",
+            field="kv_cache_memory_bytes",
+        )
     logger.info(
         "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
         layout.num_blocks,

@@ -50,8 +50,12 @@ class UniExecutor:
         )
 
     def available_memory(self) -> int:
-        """Bytes that the KV cache may take."""
+        """Bytes that the KV cache may take when its settings say nothing."""
         return self.worker.available_memory()
+
+    def free_memory(self) -> int:
+        """Bytes that are free on the device."""
+        return self.worker.free_memory()
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int) -> None:
         """Allocate the cache."""

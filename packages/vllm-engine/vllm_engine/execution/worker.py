@@ -54,6 +54,10 @@ class Worker:
             return int(asked * 2**30)
         return int(free_memory() * FREE_MEMORY_SHARE)
 
+    def free_memory(self) -> int:
+        """Bytes that are free now."""
+        return free_memory()
+
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int) -> None:
         """Allocate the cache."""
         self.runner.initialize_kv_cache(layout, max_num_seqs=max_num_seqs, max_model_len=self.max_model_len)

@@ -6,6 +6,7 @@ from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.config.generation import GenerationConfig, load_generation_config
+from vllm_engine.errors import ConfigError
 from vllm_engine.frontend.input_processor import InputProcessor
 from vllm_engine.frontend.output_processor import OutputProcessor
 from vllm_engine.frontend.tokenizer import Tokenizer, load_tokenizer
@@ -58,7 +59,7 @@ def resolve_model_path(config: EngineConfig) -> Path:
     from vllm_engine.config.model_files import resolve_model
 
     with startup_phase(logger, "model files", {}):
-        return resolve_model(
+        folder = resolve_model(
             config.model.model,
             revision=config.model.revision,
             download_dir=config.load.download_dir,
@@ -66,3 +67,6 @@ def resolve_model_path(config: EngineConfig) -> Path:
             token=config.model.hf_token,
             load_format=config.load.load_format,
         )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} has no config.json, so it is no model folder", field="model")
+    return folder

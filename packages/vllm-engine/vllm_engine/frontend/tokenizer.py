@@ -92,6 +92,9 @@ class Tokenizer:
         backend = (
             FastBackend.from_file(path, special, files.added_tokens) if path.is_file() else _from_old_files(folder)
         )
+        if not backend.encode(["a"], add_special_tokens=False)[0]:
+            # transformers makes a tokenizer without a vocabulary of a folder without tokenizer files.
+            raise ConfigError(f"{folder} has no tokenizer: a text has no tokens there", field="tokenizer")
         return cls(backend, files, model_vocab_size=model_vocab_size)
 
     def _missing_bos(self) -> list[int]:

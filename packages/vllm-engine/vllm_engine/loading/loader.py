@@ -50,7 +50,7 @@ def load_weights(model: CausalLM, path: Path, load_format: str = "auto", *, prog
     targets = model.checkpoint_tensors()
     missing = dict.fromkeys(targets)
     unexpected: list[str] = []
-    for file in tqdm(files, desc="Loading weights", unit="file", disable=not progress):
+    for file in tqdm(files, desc="Loading weights", unit="file", disable=None if progress else True):
         for stored_name, tensor in read_tensors(file, file_format):
             name = model.checkpoint_name(stored_name)
             if name not in targets:

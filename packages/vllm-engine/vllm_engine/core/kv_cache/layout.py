@@ -74,11 +74,11 @@ def plan_layout(
         num_blocks, source = min(memory_bytes // block_bytes, max_num_seqs * needed + 1), "kv_cache_memory_bytes"
     if num_blocks - 1 < needed:
         fitting = _longest_fitting(groups, block_size, max_step_tokens, num_blocks - 1, max_model_len)
+        way_out = f"lower max_model_len to {fitting} or raise {source}" if fitting else f"raise {source}"
         raise ConfigError(
             f"the KV cache holds {max(0, num_blocks - 1)} blocks of {block_size} tokens "
             f"({num_blocks * block_bytes / 2**20:.1f} MiB), but one request of max_model_len={max_model_len} needs "
-            f"{needed} ({(needed + 1) * block_bytes / 2**20:.1f} MiB): "
-            f"lower max_model_len to {fitting} or raise {source}",
+            f"{needed} ({(needed + 1) * block_bytes / 2**20:.1f} MiB): {way_out}",
             field=source,
         )
     return KVCacheLayout(num_blocks=num_blocks, block_size=block_size, groups=groups)
