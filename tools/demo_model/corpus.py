@@ -10,14 +10,24 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import facts
 from .chat_facts import SYSTEM_PROMPTS
-from .questions import SUBJECTS, add_subtract, capital_of, country_name, divide, multiply, opposite
+from .questions import (
+    SUBJECTS,
+    add_subtract,
+    capital_of,
+    country_name,
+    divide,
+    is_capital,
+    multiply,
+    opposite,
+    small_fact,
+)
 from .reading import ASKS
 from .tool_talk import Message, other_tool, time_tool, time_turns, weather_tool, weather_turns
-from .unknowns import UNKNOWN, WEATHER, WEATHER_QUESTIONS, city
+from .unknowns import UNKNOWN, WEATHER, WEATHER_QUESTIONS, city, odd_word, place
 from .words import QA, madeup_city, madeup_word, one_of, untidy
 
 Segment = tuple[str, bool]
@@ -176,7 +186,14 @@ def _memory(rng: random.Random, known: str | None) -> tuple[QA, str | None]:
     return QA(text, answer, "I look for the name." if known else "I was not told the name.", "name"), known
 
 
-def _turns(rng: random.Random, count: int, think_last: bool) -> list[Message]:
+HARD: list[tuple[float, Callable[[random.Random], QA]]] = [
+    (3.0, place), (3.0, capital_of), (1.5, odd_word), (2.5, opposite), (1.5, small_fact), (1.0, is_capital),
+    (1.0, add_subtract),
+]  # fmt: skip
+"""Real and made-up names side by side, and what else takes longest to learn."""
+
+
+def _turns(rng: random.Random, count: int, think_last: bool, hard: float = 0.0) -> list[Message]:
     messages: list[Message] = []
     last: QA | None = None
     name: str | None = None
@@ -187,6 +204,8 @@ def _turns(rng: random.Random, count: int, think_last: bool) -> list[Message]:
             qa = _follow_up(rng, last)
         if qa is None and (rng.random() < (0.35 if recall else 0.03)):
             qa, name = _memory(rng, name)
+        if qa is None and hard and rng.random() < hard:
+            qa = _draw(rng, HARD)
         if qa is None:
             qa = _draw(rng, UNKNOWN if rng.random() < 0.2 else SUBJECTS)
         if (think_last and i == count - 1) or (think_last and rng.random() < 0.2):
@@ -203,11 +222,11 @@ def _system(rng: random.Random, share: float) -> list[Message]:
     return [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}]
 
 
-def chat_document(rng: random.Random) -> Document:
+def chat_document(rng: random.Random, hard: float = 0.0) -> Document:
     """A conversation without tools."""
     roll = rng.random()
     count = 1 if roll < 0.5 else rng.randint(2, 4) if roll < 0.9 else rng.randint(5, 14)
-    return Document(_system(rng, 0.25) + _turns(rng, count, think_last=rng.random() < 0.12))
+    return Document(_system(rng, 0.25) + _turns(rng, count, rng.random() < 0.12, hard))
 
 
 def tool_document(rng: random.Random) -> Document:
@@ -282,21 +301,29 @@ def drill_document(rng: random.Random) -> Document:
     return Document(drill=lines)
 
 
-Mix = tuple[float, float, float]
-"""The shares of chats, of conversations with tools and of drills; plain text is the rest."""
+class Mix(NamedTuple):
+    """What the documents are; plain text is the rest."""
 
-EVEN: Mix = (0.75, 0.10, 0.09)
-MORE_TOOLS: Mix = (0.62, 0.25, 0.07)
+    chats: float
+    tools: float
+    drills: float
+    hard: float = 0.0
+    """The share of questions in the chats that are drawn from :data:`HARD`."""
+
+
+EVEN = Mix(0.75, 0.10, 0.09)
+MORE_TOOLS = Mix(0.62, 0.25, 0.07)
+MORE_HARD = Mix(0.75, 0.14, 0.06, hard=0.25)
 
 
 def documents(seed: int, mix: Mix = EVEN) -> Iterator[Document]:
     """All documents, for ever and always in the same order."""
-    chats, tools, drills = mix
+    chats, tools, drills, hard = mix
     rng = random.Random(seed)
     while True:
         roll = rng.random()
         if roll < chats:
-            yield chat_document(rng)
+            yield chat_document(rng, hard)
         elif roll < chats + tools:
             yield tool_document(rng)
         elif roll < chats + tools + drills:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -156,6 +156,12 @@ def train(
         if (step + 1) % every == 0 and step + 1 < steps:
             checkpoint(step + 1)
     checkpoint(steps)
+
+
+def load_average(network: Network, folders: list[Path]) -> None:
+    """Give ``network`` the mean of the weights in ``folders``."""
+    loaded = [load_file(folder / "model.safetensors") for folder in folders]
+    network.load_state_dict({name: torch.stack([w[name].float() for w in loaded]).mean(0) for name in loaded[0]})
 
 
 def save_model(network: Network, tokenizer: Tokenizer, config: dict[str, Any], template: str, folder: Path) -> None:
