@@ -38,8 +38,3 @@ class KVCacheLayout:
     num_blocks: int
     block_size: int
     groups: tuple[KVGroup, ...]
-
-    @property
-    def num_tensors(self) -> int:
-        """Cache tensors to allocate: the largest number of layers in a group."""
-        return max(len(group.layers) for group in self.groups)
