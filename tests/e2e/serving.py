@@ -30,7 +30,7 @@ class DemoServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the server)
         command = [sys.executable, "-m", "vllm_cli", "serve", "demo", "--port", str(self.port), *flags]
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", **(env or {})}
+        environment = {**os.environ, **(env or {})}
         self.launched = time.perf_counter()
         self.process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, env=environment, start_new_session=True

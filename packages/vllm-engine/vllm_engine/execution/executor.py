@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
-from vllm_engine.execution.threads import let_waiting_threads_sleep
+from vllm_engine.execution.threads import limit_spinning
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class UniExecutor:
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         """Set up the device. Raises ``ConfigError`` for a model or setting that cannot be honoured."""
-        let_waiting_threads_sleep()
+        limit_spinning()
         from vllm_engine.execution.worker import Worker  # torch comes in here
 
         self._worker: Worker | None = Worker(config, model_path)

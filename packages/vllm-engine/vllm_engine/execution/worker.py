@@ -14,6 +14,7 @@ from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.model_runner import ModelRunner
+from vllm_engine.execution.threads import num_threads
 from vllm_engine.kv_layout import KVCacheLayout
 from vllm_engine.loading.loader import load_model
 from vllm_engine.logging import get_logger
@@ -33,8 +34,6 @@ class Worker:
         self._config = config
         self._model_path = model_path
         self.device = torch.device("cpu")
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(usable_cores())
         torch.manual_seed(config.model.seed)
         self.decoder: DecoderConfig = load_decoder_config(model_path, config.model.hf_overrides)
         self.max_model_len = _max_model_len(config, self.decoder)
@@ -44,6 +43,9 @@ class Worker:
         # The length is settled here, so that rotary tables and the engine's limits agree.
         settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len)
         model = load_model(self._model_path, self.decoder, settings, self._config.load, self.device)
+        if "OMP_NUM_THREADS" not in os.environ:
+            layer_bytes = sum(p.nbytes for p in model.parameters()) // self.decoder.num_layers
+            torch.set_num_threads(num_threads(layer_bytes, usable_cores()))
         self.runner = ModelRunner(model, vocab_size=self.decoder.vocab_size, device=self.device)
         return self.runner
 
