@@ -18,7 +18,7 @@ import pytest
 
 from tests.engine.models.tiny import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
 from vllm_engine import AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
-from vllm_engine.core.client import AsyncClient
+from vllm_engine.core.clients.base import AsyncClient
 from vllm_engine.errors import InvalidRequest
 from vllm_engine.messages import EngineRequest
 

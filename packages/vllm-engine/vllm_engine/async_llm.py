@@ -22,7 +22,8 @@ from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
 
 if TYPE_CHECKING:
-    from vllm_engine.core.client import ProcessClient, ThreadClient
+    from vllm_engine.core.clients.process import ProcessClient
+    from vllm_engine.core.clients.thread import ThreadClient
 
     CoreClient = ProcessClient | ThreadClient
 
@@ -100,7 +101,8 @@ class AsyncLLM:
         self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
 
     def _create_client(self, model_path: Path) -> "CoreClient":
-        from vllm_engine.core.client import ProcessClient, ThreadClient
+        from vllm_engine.core.clients.process import ProcessClient
+        from vllm_engine.core.clients.thread import ThreadClient
 
         return ProcessClient(self.config, model_path) if self._multiprocess else ThreadClient(self.config, model_path)
 

@@ -22,7 +22,7 @@ from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import OutputKind, SamplingParams
 
 if TYPE_CHECKING:
-    from vllm_engine.core.client import InprocClient
+    from vllm_engine.core.clients.inproc import InprocClient
 
 logger = get_logger(__name__)
 
@@ -56,7 +56,7 @@ class LLM:
         self._inputs, self._outputs = self._model.processors(self.config, self.ready)
 
     def _create_client(self, model_path: Path) -> "InprocClient":
-        from vllm_engine.core.client import InprocClient
+        from vllm_engine.core.clients.inproc import InprocClient
 
         return InprocClient(self.config, model_path)
 

@@ -17,8 +17,11 @@ import pytest
 
 from tests.engine.models.tiny import make_tiny_model
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.core import client as client_module
-from vllm_engine.core.client import AsyncClient, InprocClient, ProcessClient, ThreadClient
+from vllm_engine.core.clients import process as client_module
+from vllm_engine.core.clients.base import AsyncClient
+from vllm_engine.core.clients.inproc import InprocClient
+from vllm_engine.core.clients.process import ProcessClient
+from vllm_engine.core.clients.thread import ThreadClient
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.messages import EngineFailed, EngineRequest
@@ -144,7 +147,7 @@ def test_no_orphan_survives_a_parent_that_was_killed(model_path: Path) -> None:
         "import asyncio, sys\n"
         "from pathlib import Path\n"
         "from vllm_engine.config import EngineArgs\n"
-        "from vllm_engine.core.client import ProcessClient\n"
+        "from vllm_engine.core.clients.process import ProcessClient\n"
         "async def main():\n"
         "    path = Path(sys.argv[1])\n"
         "    args = EngineArgs(str(path), dtype='float32', kv_cache_memory_bytes=2**24)\n"

@@ -1,6 +1,7 @@
 """What every model offers to the engine and to the loader."""
 
 import re
+from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -29,6 +30,7 @@ class CausalLM(TensorModule):
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
         """One step over the tokens of all sequences, side by side without padding.
 
@@ -40,7 +42,6 @@ class CausalLM(TensorModule):
         Returns:
             Hidden states after the last norm, ``[T, H]`` in the weights' data type.
         """
-        raise NotImplementedError
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[R, H]`` of the rows that need logits -> float32 logits ``[R, vocab_size]``."""

@@ -1,5 +1,6 @@
 """The trunk that decoders with rotary positions share: embedding, blocks, last norm, head."""
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -57,9 +58,9 @@ class RotaryCausalLM(CausalLM):
         )
         self.lm_head = LMHead(self.model.embed_tokens, tied=config.tie_word_embeddings, soft_cap=config.final_soft_cap)
 
+    @abstractmethod
     def block(self, config: DecoderConfig, layer_index: int, rotary: Rotary) -> nn.Module:
         """Layer ``layer_index``: called as ``(x, residual, positions, ctx)``, see ``layers.blocks``."""
-        raise NotImplementedError
 
     def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
         return self.model(input_ids, positions, ctx)

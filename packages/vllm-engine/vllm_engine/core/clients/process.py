@@ -1,0 +1,164 @@
+"""The engine core in a process of its own. The other end is ``core.process``."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.core.clients.base import AsyncClient
+from vllm_engine.core.process import LENGTH, Launch
+from vllm_engine.errors import ConfigError, EngineDead
+from vllm_engine.logging import get_logger
+from vllm_engine.messages import (
+    EngineReady,
+    FromCore,
+    Shutdown,
+    ToCore,
+)
+
+if TYPE_CHECKING:
+    import zmq.asyncio
+
+logger = get_logger(__name__)
+
+SOCKET_NAME = "core.sock"
+PROCESS_POLL_SECONDS = 0.2
+"""How often a silent engine process is looked after."""
+SHUTDOWN_SECONDS = 2.0
+"""How long an engine process may take to end when it is asked to."""
+PIPE_SECONDS = 1.0
+"""How long it may then take to notice that its pipe is closed, before it is killed."""
+MAX_SOCKET_PATH_BYTES = 107
+"""Longest name of a UNIX socket (``sun_path`` of ``sockaddr_un``, less its terminator)."""
+
+
+class ProcessClient(AsyncClient):
+    """The core in a process of its own, which ends when this one does.
+
+    The process starts on construction, so that it loads while the caller goes on with other things.
+    """
+
+    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+        super().__init__(config, model_path)
+        self._folder = _private_folder()
+        self.socket_path = os.path.join(self._folder, SOCKET_NAME)
+        try:
+            self._process = _launch(Launch(config, str(model_path), self.socket_path))
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._socket: zmq.asyncio.Socket | None = None
+        self._context: zmq.asyncio.Context | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._was_asked = False
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine core."""
+        return self._process.pid
+
+    async def start(self) -> EngineReady:
+        """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
+        import zmq
+        import zmq.asyncio
+
+        ready = self._begin()
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.set_hwm(0)
+        self._socket.bind(f"ipc://{self.socket_path}")
+        self._tasks = [asyncio.create_task(self._read(self._socket)), asyncio.create_task(self._watch())]
+        return await ready
+
+    async def _read(self, socket: "zmq.asyncio.Socket") -> None:
+        try:
+            while True:
+                self._receive(self._decoder.decode(await socket.recv()))
+        except Exception as error:
+            logger.exception("a message of the engine process cannot be read")
+            self._die(f"a message of the engine process cannot be read ({type(error).__name__})")
+
+    async def _watch(self) -> None:
+        while self._process.poll() is None:
+            await asyncio.sleep(PROCESS_POLL_SECONDS)
+        await asyncio.sleep(0.05)  # its last words may still be on the way
+        self._die(f"the engine process ended with code {self._process.returncode}")
+
+    def _send(self, message: ToCore) -> None:
+        if self._death is not None:
+            raise self._death
+        if self._socket is None:
+            raise EngineDead("the engine is not started")
+        # Goes out at once or, without a limit, into the socket's queue; the future is of no interest.
+        self._socket.send(self._encoder.encode(message))
+
+    def _ask_to_end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self.is_alive:
+            with contextlib.suppress(EngineDead):
+                self._send(Shutdown())
+                self._was_asked = True
+        self._die("the engine is closed")
+
+    def _wait_for_end(self) -> None:
+        """By word, by the pipe, by force."""
+        if self._was_asked:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(SHUTDOWN_SECONDS)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()  # the process takes that as the death of its parent
+        try:
+            self._process.wait(PIPE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _clean_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._context is not None:
+            self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _private_folder() -> str:
+    """A new folder for the socket, of mode 0700: no other user reaches it. Raises ``ConfigError`` naming ``TMPDIR``."""
+    try:
+        folder = tempfile.mkdtemp(prefix="vllm-")
+    except OSError as error:
+        raise ConfigError(f"there is no place for the engine's socket ({error}): set TMPDIR", field="TMPDIR") from error
+    if len(os.fsencode(os.path.join(folder, SOCKET_NAME))) > MAX_SOCKET_PATH_BYTES:
+        os.rmdir(folder)
+        raise ConfigError(f"{tempfile.gettempdir()} is too long a path for a socket: set TMPDIR", field="TMPDIR")
+    return folder
+
+
+def _launch(launch: Launch) -> "subprocess.Popen[bytes]":
+    """Start the engine process and hand it its settings through the pipe that also tells it that we live.
+
+    A process that ends before it has read them is found out by who waits for it. Raises ``EngineDead`` when there is
+    none.
+    """
+    message = msgspec.msgpack.encode(launch)
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "vllm_engine.core.process"], stdin=subprocess.PIPE)
+    except OSError as error:
+        raise EngineDead(f"the engine process cannot be started: {error}") from error
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(LENGTH.pack(len(message)) + message)
+            process.stdin.flush()
+    return process
