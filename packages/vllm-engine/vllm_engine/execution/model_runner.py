@@ -61,9 +61,8 @@ class ModelRunner:
         if self.batch.wants_prompt_logprobs:
             self._prompt_logprobs(ids, rows, inputs, hidden, result)
         self.batch.num_computed_tokens[rows] += counts
-        if len(inputs.sample_rows):
-            sampled_ids = [ids[i] for i in np.flatnonzero(np.isin(rows, inputs.sample_rows))]
-            self._sample(sampled_ids, inputs, hidden, result)
+        if len(inputs.sampled):
+            self._sample(ids, rows, inputs, hidden, result)
         return result
 
     def _update_batch(self, scheduled: ScheduledBatch) -> None:
@@ -83,11 +82,16 @@ class ModelRunner:
             kv_caches=self._kv_caches,
         )
 
-    def _sample(self, ids: list[str], inputs: StepInputs, hidden: torch.Tensor, result: BatchResult) -> None:
+    def _sample(
+        self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, result: BatchResult
+    ) -> None:
+        """A token for every sequence that reached its last known one."""
+        sampled_rows = rows[inputs.sampled]
         logits = self.model.compute_logits(hidden[torch.from_numpy(inputs.sample_indices).to(self.device)])
-        states = [state for row in inputs.sample_rows if (state := self.batch.states[row]) is not None]
+        states = [state for row in sampled_rows if (state := self.batch.states[row]) is not None]
         output = self._sampler.sample(logits, states)
-        for i, (request_id, row) in enumerate(zip(ids, inputs.sample_rows, strict=True)):
+        for i, (sequence, row) in enumerate(zip(inputs.sampled, sampled_rows, strict=True)):
+            request_id = ids[sequence]
             error = output.errors[i]
             if error is not None:
                 result.errors[request_id] = error

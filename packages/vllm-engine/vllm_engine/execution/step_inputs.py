@@ -14,7 +14,8 @@ class StepInputs:
     """The tokens of one step, sequence after sequence.
 
     ``input_ids`` and ``positions`` are int64 [T]. ``metadata`` and ``slot_mappings`` have one entry per KV group.
-    ``sample_rows`` are the batch rows that reach their last known token, ``sample_indices`` where in [T] it stands.
+    ``sampled`` are the sequences (places in [S]) that reach their last known token, ``sample_indices`` where in [T] it
+    stands.
     ``starts`` [S] is the first position of each sequence in this step, ``offsets`` [S + 1] its place in [T].
     """
 
@@ -22,7 +23,7 @@ class StepInputs:
     positions: torch.Tensor
     metadata: list[AttentionMetadata]
     slot_mappings: list[torch.Tensor]
-    sample_rows: np.ndarray
+    sampled: np.ndarray
     sample_indices: np.ndarray
     starts: np.ndarray
     offsets: np.ndarray
@@ -62,14 +63,14 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
                 seq_lens_host=seq_lens.tolist(),
             )
         )
-    complete = seq_lens == batch.num_tokens[rows]
+    sampled = np.flatnonzero(seq_lens == batch.num_tokens[rows])
     return StepInputs(
         input_ids=_to(device, input_ids),
         positions=_to(device, positions),
         metadata=metadata,
         slot_mappings=slot_mappings,
-        sample_rows=rows[complete],
-        sample_indices=offsets[1:][complete] - 1,
+        sampled=sampled,
+        sample_indices=offsets[1:][sampled] - 1,
         starts=starts,
         offsets=offsets,
     )
