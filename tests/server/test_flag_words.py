@@ -3,9 +3,8 @@
 import pytest
 
 from vllm_engine.errors import ConfigError
-from vllm_server.config import ServerConfig
+from vllm_server.config import CONFIGS
 from vllm_server.flag_words import in_flags
-from vllm_server.serve import ENGINE_GROUPS
 
 
 @pytest.mark.parametrize(
@@ -26,4 +25,4 @@ from vllm_server.serve import ENGINE_GROUPS
 def test_settings_are_called_by_their_flags_but_paths_are_left_alone(
     message: str, field: str | None, shown: str
 ) -> None:
-    assert in_flags(ConfigError(message, field=field), (ServerConfig, *ENGINE_GROUPS)) == shown
+    assert in_flags(ConfigError(message, field=field), CONFIGS) == shown

@@ -185,7 +185,7 @@ def test_with_a_timeout_streams_finish_and_nothing_new_is_taken(processes: list[
 
 
 def test_when_the_timeout_is_over_streams_are_ended(processes: list[Process]) -> None:
-    processes.append(process := Process("--shutdown-timeout", "0.3", delay=0.05))
+    processes.append(process := Process("--shutdown-timeout", "1", delay=0.05))
     stream = start_stream(process.url, 400)
     process.signal(signal.SIGTERM)
     assert process.end() == 0

@@ -55,7 +55,7 @@ class AsyncLLM:
         self.config: EngineConfig = resolve_config(args)
         self._multiprocess = multiprocess
         self._stat_loggers = list(stat_loggers)
-        if not self.config.observability.disable_log_stats:
+        if not self.config.engine.disable_log_stats:
             self._stat_loggers.append(LoggingStatLogger())
         self.scheduler_stats = SchedulerStats()
         """State of the scheduler after the last step."""
@@ -270,7 +270,7 @@ class AsyncLLM:
         if self._death is not None:
             raise self._death
         outputs.add(prepared)
-        if self.config.observability.enable_log_requests:
+        if self.config.async_engine.enable_log_requests:
             logger.info(
                 "request %s: %d prompt tokens, %r", prepared.request_id, len(prepared.prompt_token_ids), prepared.params
             )

@@ -2,61 +2,146 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.config.engine_args import build, check_options
+from vllm_engine.config.groups.reasons import NO_LORA
+from vllm_engine.config.groups.types import Positive
+from vllm_engine.config.old_options import OldOptions, old, translate
 from vllm_engine.config.option import option
+from vllm_engine.config.support import refuse_unsupported, tell_no_effect
 from vllm_engine.errors import ConfigError
+
+DEFAULT_HOST = "127.0.0.1"
+
+_NO_KEYS = "this version of the server has no access control"
+_NO_CORS = "this version of the server sends no CORS headers"
+_NO_TLS = "this version of the server speaks plain HTTP; put a TLS proxy before it"
+_NO_TOOLS = "this version of the server does not parse tool calls"
+_ONE_SERVER = "this version has one server process"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """How the server listens, answers and stops."""
 
-    host: str = option("127.0.0.1", help="address to listen on; 0.0.0.0 takes calls from other machines")
-    port: Annotated[int, Meta(ge=0, le=65535)] = option(8000, help="TCP port to listen on; 0 picks a free one")
-    root_path: Annotated[str, Meta(pattern=r"^(/[^/\s]+)*$")] = option(
-        "", help="path prefix under which a proxy publishes the server, such as /llm"
+    GROUP: ClassVar[str] = "Frontend"
+
+    host: str | None = option(
+        None, help="address to listen on; unset: 127.0.0.1; 0.0.0.0 takes calls from other machines", common=True
     )
-    chat_template: str | None = option(None, help="chat template that wins over the model's: a file, or the Jinja text")
+    port: Annotated[int, Meta(ge=0, le=65535)] = option(
+        8000, help="TCP port to listen on; 0 picks a free one", common=True
+    )
+    root_path: (
+        Annotated[str, Meta(pattern=r"^(/[^/\s]+)*$", description="a path such as /llm, without a slash at its end")]
+        | None
+    ) = option(None, help="path prefix under which a proxy publishes the server, such as /llm")
+    api_key: str | None = option(
+        None, help="key that requests must carry", unsupported=_NO_KEYS, metavar="KEY", common=True
+    )
+    api_server_count: Positive = option(
+        1, help="server processes that share the port", short=("-asc",), unsupported=_ONE_SERVER
+    )
+    headless: bool = option(False, help="run engines only, for a server on another machine", unsupported=_ONE_SERVER)
+    allow_credentials: bool = option(False, help="CORS: let browsers send credentials", unsupported=_NO_CORS)
+    allowed_origins: list[str] = option(["*"], help="CORS: origins that may call", unsupported=_NO_CORS, json=True)
+    allowed_methods: list[str] = option(["*"], help="CORS: methods that may be called", unsupported=_NO_CORS, json=True)
+    allowed_headers: list[str] = option(
+        ["*"], help="CORS: headers that requests may carry", unsupported=_NO_CORS, json=True
+    )
+    ssl_keyfile: str | None = option(None, help="file with the private key for TLS", unsupported=_NO_TLS)
+    ssl_certfile: str | None = option(None, help="file with the certificate for TLS", unsupported=_NO_TLS)
+    ssl_ca_certs: str | None = option(
+        None, help="file with the authorities of client certificates", unsupported=_NO_TLS
+    )
+    enable_ssl_refresh: bool = option(False, help="take up certificate files when they change", unsupported=_NO_TLS)
+    ssl_cert_reqs: Literal[0, 1, 2] = option(
+        0, help="client certificates: 0 not asked for, 1 optional, 2 required", unsupported=_NO_TLS
+    )
+    middleware: list[str] = option(
+        [],
+        help="ASGI middleware as an import path, a class or a function; may be repeated",
+        unsupported="this version of the server takes no middleware",
+        append=True,
+    )
+    enable_request_id_headers: bool = option(
+        False,
+        help="send X-Request-Id with every answer",
+        no_effect="the server always sends it",
+    )
+    chat_template: str | None = option(
+        None, help="chat template that wins over the model's: a file, or the Jinja text", common=True
+    )
+    chat_template_content_format: Literal["auto", "string", "openai"] = option(
+        "auto",
+        help="how message content reaches the template: as text, or as a list of parts",
+        unsupported="this version finds out by itself what the template takes",
+    )
     response_role: str = option("assistant", help="role named in the answers of the chat API")
+    enable_auto_tool_choice: bool = option(False, help="let the model decide which tool to call", unsupported=_NO_TOOLS)
+    tool_call_parser: str | None = option(
+        None, help="parser that finds tool calls in an answer", unsupported=_NO_TOOLS, metavar="PARSER"
+    )
+    tool_parser_plugin: str = option("", help="Python file that registers more parsers", unsupported=_NO_TOOLS)
+    lora_modules: list[str] | None = option(
+        None, help="adapters to serve, as name=path or JSON", unsupported=NO_LORA, metavar="ADAPTER"
+    )
+    return_tokens_as_token_ids: bool = option(
+        False,
+        help="write tokens of logprobs as token_id:<id>",
+        unsupported="this version of the server writes tokens as text",
+    )
+    enable_prompt_tokens_details: bool = option(
+        False,
+        help="tell the cached tokens of a prompt in usage",
+        unsupported="this version of the server always or never tells them",
+    )
+    enable_server_load_tracking: bool = option(
+        False, help="count running requests for /load", unsupported="this version of the server has no /load"
+    )
     disable_fastapi_docs: bool = option(False, help="serve no /docs, /redoc and /openapi.json")
     disable_frontend_multiprocessing: bool = option(
         False, help="run the engine core in a thread of the server's process (for debugging)"
-    )
-    shutdown_timeout: Annotated[float, Meta(ge=0, le=86400)] = option(
-        0.0, help="seconds that running requests get to finish when the server is told to stop; then they are aborted"
     )
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option(
         "info", help="lowest level that uvicorn logs"
     )
     disable_uvicorn_access_log: bool = option(False, help="no log line for each HTTP request")
+    log_config_file: str | None = option(
+        None,
+        help="JSON file with a configuration of Python's logging",
+        unsupported="this version of the server logs in its own format",
+    )
+    max_log_len: Annotated[int, Meta(ge=0)] | None = option(
+        None,
+        help="most characters or token ids of a prompt in the log; unset: all",
+        unsupported="this version of the server logs no prompts",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldServerOptions:
+    """Settings of earlier servers, accepted with a warning."""
+
+    GROUP: ClassVar[str] = "Deprecated"
+
+    prompt_adapters: list[str] | None = old(None, "prompt adapters are gone; nothing replaces them", refused=True)
+
+
+CONFIGS: tuple[type[Any], ...] = (ServerConfig, EngineConfig, OldServerOptions, OldOptions)
+"""What may stand on the command line and in the YAML file of ``vllm serve``."""
 
 
 def create_server_config(options: dict[str, Any]) -> ServerConfig:
     """A checked ``ServerConfig``. Raises ``ConfigError`` naming the setting that has a wrong type or range."""
-    try:
-        return msgspec.convert(options, ServerConfig)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$.")
-        field = place.rstrip("`") or None
-        if field in options:
-            message = f"{field} must be {_allowed(message)}, got {options[field]!r}"
-        raise ConfigError(message, field=field) from error
-
-
-def _allowed(message: str) -> str:
-    """What a setting takes, in words, from msgspec's complaint: an integer of at most 65535."""
-    if "matching regex" in message:
-        return "a path such as /llm, without a slash at its end"
-    words = {"`int`": "an integer", "`float`": "a number", "`str`": "a text", "`bool`": "true or false"}
-    words |= {"`null`": "null", " | ": " or ", ">=": "of at least", "<=": "of at most", "Expected ": ""}
-    for theirs, ours in words.items():
-        message = message.replace(theirs, ours)
-    return message.partition(", got ")[0]
+    config: ServerConfig = build(ServerConfig, check_options(ServerConfig, translate(options, OldServerOptions)))
+    refuse_unsupported(config)
+    tell_no_effect(config)
+    return config
 
 
 def served_names(config: EngineConfig) -> list[str]:

@@ -43,9 +43,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
         from vllm_server.metrics import EngineMetrics, new_registry
 
         registry = new_registry()
-        metrics = (
-            [] if engine_config.observability.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]
-        )
+        metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]
         for collector in metrics:
             registry.register(collector)
         llm = AsyncLLM(
@@ -63,14 +61,16 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
                 return 0
             _check_chat_template(llm, chat_template)
             context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
-            server = create_server(build_app(context), server_config)
+            server = create_server(build_app(context), server_config, engine_config.engine.shutdown_timeout)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
             if serving.done():
                 raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
             announce(context, listener, time.perf_counter() - launched)
-            return await _until_the_end(serving, server, context.in_flight, llm, signals, server_config)
+            return await _until_the_end(
+                serving, server, context.in_flight, llm, signals, engine_config.engine.shutdown_timeout
+            )
         finally:
             await llm.close()
 
@@ -81,7 +81,7 @@ async def _until_the_end(
     in_flight: InFlight,
     llm: "AsyncLLM",
     signals: StopSignals,
-    config: ServerConfig,
+    shutdown_timeout: float,
 ) -> int:
     death = asyncio.create_task(_engine_death(llm))
     stop = asyncio.create_task(signals.stop.wait())
@@ -92,10 +92,10 @@ async def _until_the_end(
         if died:
             logger.error("the engine has died; the server ends")
         elif stop.done():
-            logger.info("stopping: %d running requests have %g s to finish", len(in_flight), config.shutdown_timeout)
+            logger.info("stopping: %d running requests have %g s to finish", len(in_flight), shutdown_timeout)
         in_flight.drain()
         server.should_exit = True
-        deadline = time.monotonic() + (ABORT_SECONDS if died else config.shutdown_timeout)
+        deadline = time.monotonic() + (ABORT_SECONDS if died else shutdown_timeout)
         while len(in_flight) and time.monotonic() < deadline and not at_once.done() and not (death.done() and not died):
             await asyncio.sleep(0.02)
         in_flight.abort_all()

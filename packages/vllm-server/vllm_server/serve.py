@@ -2,19 +2,20 @@
 
 import argparse
 import asyncio
-import dataclasses
 import sys
 from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.config.cli import add_group_arguments, values_from_namespace
+from vllm_engine.config.cli import add_settings
+from vllm_engine.config.config_file import write_config
+from vllm_engine.config.engine_args import check_options
+from vllm_engine.config.old_options import translate
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.logging import configure_logging
-from vllm_server.config import ServerConfig, create_server_config
+from vllm_server.command_line import Settings, read_settings
+from vllm_server.config import CONFIGS, DEFAULT_HOST, OldServerOptions, ServerConfig, create_server_config
 from vllm_server.flag_words import in_flags
 from vllm_server.sockets import bind
-
-ENGINE_GROUPS: tuple[type[Any], ...] = tuple(field.type for field in dataclasses.fields(EngineConfig))  # type: ignore[misc]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Not the usage that argparse would make: thirty lines of flags, which the help explains below it anyway.
     parser.usage = "%(prog)s [MODEL] [options]"
     parser.add_argument("model_tag", nargs="?", metavar="MODEL", help="the model to serve; the same as --model")
-    add_group_arguments(parser, ServerConfig)
-    for group in ENGINE_GROUPS:
-        add_group_arguments(parser, group)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; the command line wins over it")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the given settings as YAML for --config, with keys and tokens in clear, and end",
+    )
+    for config in CONFIGS:
+        add_settings(parser, config)
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -35,11 +41,14 @@ def run(namespace: argparse.Namespace) -> int:
     """
     configure_logging()
     try:
-        engine_config = EngineArgs(**_engine_options(namespace)).create_config()
-        server_config = create_server_config(values_from_namespace(namespace, ServerConfig))
-        return serve(engine_config, server_config)
+        settings = read_settings(namespace)
+        if namespace.print_config:
+            print(_as_yaml(settings))
+            return 0
+        engine_config = EngineArgs(**settings.engine).create_config()
+        return serve(engine_config, create_server_config(settings.server))
     except ConfigError as error:
-        print(f"vllm serve: error: {in_flags(error, (ServerConfig, *ENGINE_GROUPS))}", file=sys.stderr)
+        print(f"vllm serve: error: {in_flags(error, CONFIGS)}", file=sys.stderr)
         return 2
     except EngineDead as error:
         print(f"vllm serve: error: the engine could not start: {error}", file=sys.stderr)
@@ -55,19 +64,14 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     """
     from vllm_server import lifecycle
 
-    listener = bind(server_config.host, server_config.port)
+    listener = bind(server_config.host or DEFAULT_HOST, server_config.port)
     with listener, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(lifecycle.serve(engine_config, server_config, listener))
 
 
-def _engine_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    options = values_from_namespace(namespace, *ENGINE_GROUPS)
-    tag = getattr(namespace, "model_tag", None)
-    if tag is not None:
-        if options.get("model", tag) != tag:
-            raise ConfigError(f"two models are named: {tag} and --model {options['model']}", field="model")
-        options["model"] = tag
-    return options
+def _as_yaml(settings: Settings) -> str:
+    server = check_options(ServerConfig, translate(settings.server, OldServerOptions))
+    return write_config((ServerConfig, server), (EngineConfig, EngineArgs(**settings.engine).options))
 
 
 def _loop_factory() -> Any:

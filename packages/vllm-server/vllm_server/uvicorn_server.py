@@ -22,8 +22,14 @@ class Server(uvicorn.Server):
         yield
 
 
-def create_server(app: ASGIApp, config: ServerConfig) -> Server:
-    """A server for ``app``; ``await server.serve(sockets=[...])`` runs it."""
+def create_server(app: ASGIApp, config: ServerConfig, shutdown_timeout: float = 0.0) -> Server:
+    """A server for ``app``; ``await server.serve(sockets=[...])`` runs it.
+
+    Args:
+        app: the application.
+        config: how it listens and logs.
+        shutdown_timeout: seconds that running requests get when the server is told to stop.
+    """
     _share_log_handlers()
     return Server(
         uvicorn.Config(
@@ -36,7 +42,7 @@ def create_server(app: ASGIApp, config: ServerConfig) -> Server:
             log_level=config.uvicorn_log_level,
             access_log=not config.disable_uvicorn_access_log,
             server_header=False,
-            timeout_graceful_shutdown=round(config.shutdown_timeout) + FORCED_END_AFTER,
+            timeout_graceful_shutdown=round(shutdown_timeout) + FORCED_END_AFTER,
         )
     )
 

@@ -1,140 +1,139 @@
-"""Command-line flags made from the fields of configuration groups; nothing about a flag is written twice.
+"""Command-line flags made from settings; nothing about a flag is written twice.
 
-A field ``max_num_seqs`` becomes ``--max-num-seqs``. The type of the field decides how its text is read:
+A setting ``max_num_seqs`` becomes ``--max-num-seqs``. Only the shape of a flag is told to ``argparse`` here:
 
 =====================  ==============================================================
 ``bool``               ``--name`` and ``--no-name``
-``int``                a number, also as ``1k`` (1,000), ``1K`` (1,024), ``25.6k``, ``2M``
-``float``, ``str``     as they stand
-``Literal[...]``       one of its values
 ``list[...]``          one or more words
-``dict[...]``          a JSON object
+``dict[...]``, groups  a JSON object, or its keys one by one (``--name.key value``)
+anything else          one word
 =====================  ==============================================================
 
-Ranges are checked where all settings are checked (``EngineArgs``), not here.
+What the words mean, and whether they are allowed, is decided where all settings are read (``values.convert``).
 """
 
 import argparse
 import dataclasses
 import json
-import re
-import types
 import typing
-from collections.abc import Callable
-from decimal import Decimal
+from collections.abc import Callable, Sequence
 from typing import Any
 
-_MULTIPLIERS = {
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "K": 2**10,
-    "M": 2**20,
-    "G": 2**30,
-    "T": 2**40,
-}
-_NUMBER = re.compile(r"(?P<digits>-?[0-9]{1,20}(\.[0-9]{1,20})?)(?P<multiplier>[kmgtKMGT]?)")
+from vllm_engine.config.settings import Setting, group_summaries, settings_of
+from vllm_engine.config.values import choices_of, plain
 
 
-def add_group_arguments(parser: argparse.ArgumentParser, group: type[Any]) -> None:
-    """Add one flag for each field of the configuration dataclass ``group``, under a heading with the group's name.
+def add_settings(parser: argparse.ArgumentParser, config: type[Any]) -> None:
+    """Add a flag for each setting of the configuration dataclass ``config``, under the headings of its groups.
 
     A flag that is not given leaves no trace in the namespace, so that defaults stay where they are declared.
     """
-    summary = (group.__doc__ or "").strip().splitlines()[0]
-    section = parser.add_argument_group(group.__name__, summary)
-    hints = typing.get_type_hints(group)
-    for field in dataclasses.fields(group):
-        section.add_argument(
-            flag_of(field),
-            dest=field.name,
+    summaries = group_summaries(config)
+    # Private, but argparse has no other way to find a group: two configurations may share a heading.
+    sections: dict[str, Any] = {group.title: group for group in parser._action_groups if group.title}
+    for setting in settings_of(config).values():
+        if setting.group not in sections:
+            sections[setting.group] = parser.add_argument_group(setting.group, summaries[setting.group])
+        action = sections[setting.group].add_argument(
+            setting.flag,
+            *setting.short,
+            dest=setting.name,
             default=argparse.SUPPRESS,
-            help=_help(field),
-            **_reader(hints[field.name], field.metadata.get("metavar")),
+            help=_help(setting),
+            **_shape(setting),
         )
+        action.takes_keys = takes_keys(setting)
+        action.common = bool(setting.facts.get("common"))
+        action.allowed = [str(choice) for choice in choices_of(setting.hint)]
 
 
-def values_from_namespace(namespace: argparse.Namespace, *groups: type[Any]) -> dict[str, Any]:
-    """The settings of ``groups`` that were given on the command line, by field name."""
+def given_settings(namespace: argparse.Namespace, *configs: type[Any]) -> dict[str, Any]:
+    """The settings of ``configs`` that were given on the command line, by name, as they were written."""
     given = vars(namespace)
-    return {
-        field.name: given[field.name] for group in groups for field in dataclasses.fields(group) if field.name in given
-    }
+    return {name: given[name] for config in configs for name in settings_of(config) if name in given}
 
 
-def flag_of(field: dataclasses.Field[Any]) -> str:
-    """The flag of a field: its own spelling when it declares one, else its name with dashes."""
-    return field.metadata.get("flag") or "--" + field.name.replace("_", "-")
-
-
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The declared default of a field, ``dataclasses.MISSING`` when it has none."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def integer(text: str) -> int:
-    """An integer, also with a multiplier: ``k m g t`` are powers of 1,000, ``K M G T`` powers of 1,024.
-
-    Raises ``argparse.ArgumentTypeError`` for anything else, and when the product is no whole number.
-    """
-    match = _NUMBER.fullmatch(text)
-    if match is not None:
-        value = Decimal(match["digits"]) * _MULTIPLIERS.get(match["multiplier"], 1)
-        if value == int(value):
-            return int(value)
-    raise argparse.ArgumentTypeError(f"expected a whole number such as 4096, 4k or 4K, got {text!r}")
+def takes_keys(setting: Setting) -> bool:
+    """Whether a setting is a JSON object, whose keys may be given one by one."""
+    return setting.keys is not None or typing.get_origin(plain(setting.hint)) is dict
 
 
 def json_object(text: str) -> dict[str, Any]:
     """A JSON object. Raises ``argparse.ArgumentTypeError`` with the place of the mistake."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"not valid JSON ({error}): {text!r}") from error
+    value = _json(text)
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"key\": 1}}', got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"key\": 1}}', got {text[:200]!r}")
     return value
 
 
-def _reader(hint: Any, metavar: str | None) -> dict[str, Any]:
-    """What ``add_argument`` needs to know about a type."""
-    hint = _plain(hint)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+def _object_reader(setting: Setting) -> Callable[[str], dict[str, Any]]:
+    """A JSON object; a number alone stands for the key that the setting names as ``number_means``."""
+    key = setting.facts.get("number_means")
+    return lambda text: {key: int(text)} if key and text.isdecimal() else json_object(text)
+
+
+def json_list(text: str) -> list[Any]:
+    """A JSON list. Raises ``argparse.ArgumentTypeError`` with the place of the mistake."""
+    value = _json(text)
+    if not isinstance(value, list):
+        raise argparse.ArgumentTypeError(f"expected a JSON list such as '[\"*\"]', got {text[:200]!r}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A default value in help and documentation."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return json.dumps(dataclasses.asdict(value))
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+class _Switch(argparse.Action):
+    """``--name`` is true, ``--no-name`` is false; short flags are true."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        negated = [f"--no-{flag[2:]}" for flag in option_strings if flag.startswith("--")]
+        super().__init__([*option_strings, *negated], dest, nargs=0, **settings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, not str(option_string).startswith("--no-"))
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON ({error}): {text[:200]!r}") from error
+
+
+def _shape(setting: Setting) -> dict[str, Any]:
+    """What ``add_argument`` needs to know about a setting."""
+    hint, metavar = plain(setting.hint), setting.facts.get("metavar")
+    choices = choices_of(setting.hint)
+    if choices:
+        metavar = "{" + ",".join(map(str, choices)) + "}"
     if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if origin is typing.Literal:
-        return {"choices": list(arguments), "type": type(arguments[0])}
-    if origin is list:
-        return {"nargs": "+", "type": _scalar(arguments[0]), "metavar": metavar or "VALUE"}
-    if origin is dict:
-        return {"type": json_object, "metavar": metavar or "JSON"}
-    reader = _scalar(hint)
-    return {"type": reader, "metavar": metavar or reader.__name__.upper().replace("INTEGER", "INT")}
+        return {"action": _Switch}
+    if takes_keys(setting):
+        return {"type": _object_reader(setting), "metavar": metavar or "JSON"}
+    if setting.facts.get("json"):
+        return {"type": json_list, "metavar": metavar or "JSON"}
+    if setting.facts.get("append"):
+        return {"action": "append", "metavar": metavar or "VALUE"}
+    if typing.get_origin(hint) is list:
+        return {"nargs": "+", "metavar": metavar or "VALUE"}
+    if setting.facts.get("bare"):
+        return {"nargs": "?", "const": True, "metavar": metavar or "VALUE"}
+    names: dict[Any, str] = {int: "INT", float: "NUMBER"}
+    return {"metavar": metavar or names.get(hint, setting.flag.rpartition("-")[2].upper())}
 
 
-def _scalar(hint: Any) -> Callable[[str], Any]:
-    readers: dict[Any, Callable[[str], Any]] = {int: integer, float: float, str: str}
-    reader = readers.get(_plain(hint))
-    if reader is None:
-        raise TypeError(f"no command-line reader for a field of type {hint}")
-    return reader
-
-
-def _plain(hint: Any) -> Any:
-    """The type without ``Annotated`` and without ``| None``."""
-    if typing.get_origin(hint) is typing.Annotated:
-        return _plain(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (only,) = (item for item in typing.get_args(hint) if item is not type(None))
-        return _plain(only)
-    return hint
-
-
-def _help(field: dataclasses.Field[Any]) -> str:
-    text: str = field.metadata["help"]
-    default = default_of(field)
-    if default in (None, dataclasses.MISSING) or default == {} or default == []:
-        return text.replace("%", "%%")
-    shown = " ".join(map(str, default)) if isinstance(default, list) else default
-    return f"{text} (default: {shown})".replace("%", "%%")
+def _help(setting: Setting) -> str:
+    text = setting.help
+    default = setting.default
+    if not (default in (None, "", {}, []) or default is False or dataclasses.is_dataclass(default)):
+        text = f"{text} (default: {shown(default)})"
+    return text.replace("%", "%%")

@@ -2,79 +2,119 @@
 
 import dataclasses
 import difflib
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-import msgspec
+from collections.abc import Mapping
+from typing import Any
 
 from vllm_engine.config.groups import EngineConfig
+from vllm_engine.config.old_options import translate
+from vllm_engine.config.relations import check_relations
+from vllm_engine.config.settings import Setting, settings_of
+from vllm_engine.config.support import refuse_unsupported, tell_no_effect
+from vllm_engine.config.values import convert
 from vllm_engine.errors import ConfigError
-
-
-def option_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
-    """Every setting by name: the group of ``EngineConfig`` that holds it, and its field."""
-    return {
-        field.name: (group.name, field)
-        for group in dataclasses.fields(EngineConfig)
-        for field in dataclasses.fields(group.type)  # type: ignore[arg-type]
-    }
 
 
 class EngineArgs:
     """The settings of an engine as flat keywords: ``EngineArgs(model="demo", max_num_seqs=8)``.
 
+    ``options`` are the given ones, converted. Any setting can be read as an attribute, given or not.
+
     Raises:
         ConfigError: for an unknown name (with the nearest known one) or a value of the wrong type or range.
     """
 
+    options: dict[str, Any]
+
     def __init__(self, model: str | None = None, **options: Any) -> None:
         if model is not None:
             options["model"] = model
-        known = option_fields()
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"unknown setting {name!r}{hint}", field=name)
-        self.options = options
-        self._config = _check(options)
+        self.options = check_options(EngineConfig, translate(options))
 
     def create_config(self) -> EngineConfig:
-        """The checked, immutable configuration."""
-        return self._config
+        """The checked, immutable configuration.
+
+        Raises:
+            ConfigError: for settings that contradict one another, or that this version cannot honour.
+        """
+        config: EngineConfig = build(EngineConfig, self.options)
+        refuse_unsupported(config)
+        check_relations(config)
+        tell_no_effect(config)
+        return config
+
+    def __getattr__(self, name: str) -> Any:
+        setting = settings_of(EngineConfig).get(name)
+        if setting is None or name == "options":
+            raise AttributeError(name)
+        return self.options.get(name, setting.default)
 
 
-def _check(options: dict[str, Any]) -> EngineConfig:
-    """Convert value by value, so that a message names the setting at fault and what it takes."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, (group, field) in option_fields().items():
+def check_options(config: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the configuration dataclass ``config`` among ``options``, each converted to its type.
+
+    Raises:
+        ConfigError: for an unknown name or a value that does not fit.
+    """
+    known = settings_of(config)
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r}{nearest(name, known)}", field=name)
+    return {name: convert(known[name], value) for name, value in options.items()}
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    """``; did you mean ...?`` where a known name is near."""
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def build(config: type[Any], options: Mapping[str, Any]) -> Any:
+    """The configuration that holds ``options``, as ``check_options`` gives them, and defaults elsewhere.
+
+    A value may be given by its own setting and as a key of a JSON setting (``attention_backend`` and
+    ``attention_config.backend``), but then it must be the same.
+    """
+    tree: dict[str, Any] = {}
+    given_by: dict[tuple[str, ...], tuple[str, Any]] = {}
+
+    def put(path: tuple[str, ...], name: str, value: Any) -> None:
+        if path in given_by and given_by[path][1] != value:
+            other, held = given_by[path]
+            raise ConfigError(f"{name}={value!r} contradicts {other}={held!r}", field=name)
+        given_by[path] = (name, value)
+        place = tree
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+
+    def put_keys(setting: Setting, path: tuple[str, ...], name: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and setting.keys is not None and _is_group(setting.keys, key):
+                for inner, held in value.items():
+                    put((*path, key, inner), f"{name}.{key}.{inner}", held)
+            else:
+                put((*path, key), f"{name}.{key}", value)
+
+    for name, setting in settings_of(config).items():
         if name not in options:
             continue
-        try:
-            groups.setdefault(group, {})[name] = msgspec.convert(options[name], field.type, strict=True)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"{name} must be {_allowed(field.type)}, got {options[name]!r}", field=name) from error
-    return EngineConfig(
-        **{group.name: group.type(**groups.get(group.name, {})) for group in dataclasses.fields(EngineConfig)}  # type: ignore[operator]
-    )
+        if setting.keys is None:
+            put(setting.path, name, options[name])
+        else:
+            put_keys(setting, setting.path, name, options[name])
+    return _filled(config, tree)
 
 
-def _allowed(annotation: Any) -> str:
-    """What a field's type takes, in words: ``an integer of at least 1 or null``."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = [
-            f"{word} {value}"
-            for meta in arguments[1:]
-            for word, value in (("at least", meta.ge), ("at most", meta.le))
-            if value is not None
-        ]
-        return f"{_allowed(arguments[0])} of {' and '.join(bounds)}"
-    if origin in (Union, UnionType):
-        return " or ".join(_allowed(member) for member in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is list:
-        return f"a list, each {_allowed(arguments[0])}"
-    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
-    return names.get(annotation, "an object")
+def _is_group(group: type[Any], key: str) -> bool:
+    return any(field.name == key and dataclasses.is_dataclass(field.type) for field in dataclasses.fields(group))
+
+
+def _filled(group: type[Any], values: Mapping[str, Any]) -> Any:
+    """An instance of a group; fields that are groups themselves are filled in the same way."""
+    filled = {}
+    for field in dataclasses.fields(group):
+        if field.name in values:
+            value, inner = values[field.name], field.type
+            is_group = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            filled[field.name] = _filled(inner, value) if is_group else value  # type: ignore[arg-type]
+    return group(**filled)

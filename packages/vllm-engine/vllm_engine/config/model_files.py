@@ -22,7 +22,7 @@ def resolve_model(
     revision: str | None = None,
     download_dir: str | None = None,
     ignore_patterns: Sequence[str] = (),
-    token: str | None = None,
+    token: str | bool | None = None,
     load_format: str = "auto",
 ) -> Path:
     """The folder with the files of a model.
@@ -36,7 +36,7 @@ def resolve_model(
         revision: branch, tag or commit on the hub.
         download_dir: cache folder instead of the hub's own.
         ignore_patterns: files of the repository to leave out.
-        token: access token for the hub.
+        token: access token for the hub; true takes the stored one.
         load_format: as of ``LoadConfig``: which weights to fetch; none at all for ``dummy``.
 
     Raises:

@@ -46,7 +46,7 @@ class EngineCore:
             max_num_batched_tokens=self.limits.max_num_batched_tokens,
             max_num_seqs=self.limits.max_num_seqs,
             max_model_len=self.limits.max_model_len,
-            enable_prefix_caching=config.cache.enable_prefix_caching,
+            enable_prefix_caching=config.cache.prefix_caching,
         )
         self.ready = EngineReady(
             max_model_len=self.limits.max_model_len,

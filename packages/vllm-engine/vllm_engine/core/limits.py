@@ -44,7 +44,7 @@ def resolve_limits(
     max_model_len = model.max_model_len
     max_num_seqs = scheduler.max_num_seqs or DEFAULT_MAX_NUM_SEQS
     budget = scheduler.max_num_batched_tokens
-    if not scheduler.enable_chunked_prefill:
+    if not scheduler.chunked_prefill:
         budget = budget or max(max_model_len, DEFAULT_MAX_NUM_BATCHED_TOKENS)
         if budget < max_model_len:
             raise ConfigError(

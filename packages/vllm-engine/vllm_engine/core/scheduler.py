@@ -45,7 +45,7 @@ class Scheduler:
         self._token_budget = max_num_batched_tokens
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
-        self._chunked = config.enable_chunked_prefill
+        self._chunked = config.chunked_prefill
         self._prefill_limit = config.long_prefill_token_threshold or max_num_batched_tokens
         self._block_size = layout.block_size
         self._counters = SchedulerStats()

@@ -1,0 +1,45 @@
+"""Attention."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_engine.config.groups.types import Positive
+from vllm_engine.config.option import key, option
+
+_GPU = "it chooses among GPU kernels, and this version runs on a CPU"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Which kernels compute attention, and how."""
+
+    backend: str | None = option(
+        None, help="kernels that compute attention", flag="--attention-backend", metavar="BACKEND"
+    )
+    flash_attn_version: Literal[2, 3, 4] | None = key(None, help="version of FlashAttention", unsupported=_GPU)
+    use_prefill_decode_attention: bool = key(False, help="separate kernels for prefill and decode", unsupported=_GPU)
+    flash_attn_max_num_splits_for_cuda_graph: Positive = key(
+        32, help="most parts of a sequence in a captured FlashAttention call", unsupported=_GPU
+    )
+    tq_max_kv_splits_for_cuda_graph: Positive = key(
+        32, help="most parts of a sequence in a captured TurboQuant call", unsupported=_GPU
+    )
+    use_cudnn_prefill: bool = key(False, help="prefill by cuDNN", unsupported=_GPU)
+    use_trtllm_ragged_deepseek_prefill: bool = key(False, help="prefill of DeepSeek by TensorRT-LLM", unsupported=_GPU)
+    use_trtllm_attention: bool | None = key(None, help="attention by TensorRT-LLM", unsupported=_GPU, possible=(False,))
+    disable_flashinfer_prefill: bool | None = key(
+        None, help="no prefill by FlashInfer", unsupported=_GPU, possible=(True,)
+    )
+    disable_flashinfer_q_quantization: bool = key(
+        False, help="no quantised queries in FlashInfer", unsupported=_GPU, possible=(True,)
+    )
+    mla_prefill_backend: str | None = key(
+        None, help="kernels for the prefill of latent attention", unsupported="this version has no latent attention"
+    )
+    use_prefill_query_quantization: bool = key(False, help="quantise the queries of a prefill", unsupported=_GPU)
+    use_fp4_indexer_cache: bool = key(
+        False, help="keep the sparse indexer's cache in 4 bits", unsupported="this version has no sparse attention"
+    )
+    use_non_causal: bool = key(
+        False, help="let tokens attend to later ones", unsupported="this version runs causal decoders"
+    )

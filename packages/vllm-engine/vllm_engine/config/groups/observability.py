@@ -1,0 +1,45 @@
+"""Metrics and traces."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from vllm_engine.config.groups.reasons import NO_GRAPHS
+from vllm_engine.config.option import option
+
+_NO_TRACES = "this version sends no traces"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservabilityConfig:
+    """What the engine tells about itself."""
+
+    show_hidden_metrics_for_version: str | None = option(
+        None,
+        help="show metrics that were hidden since this version",
+        unsupported="no metric of this version is hidden",
+        metavar="VERSION",
+    )
+    otlp_traces_endpoint: str | None = option(
+        None, help="URL to which OpenTelemetry traces are sent", unsupported=_NO_TRACES, metavar="URL"
+    )
+    collect_detailed_traces: list[Literal["all", "model", "worker"]] | None = option(
+        None, help="parts of the engine to trace in detail", unsupported=_NO_TRACES, commas=True
+    )
+    kv_cache_metrics: bool = option(
+        False, help="metrics of the life of KV blocks", unsupported="this version does not follow single KV blocks"
+    )
+    kv_cache_metrics_sample: Annotated[float, Meta(gt=0.0, le=1.0)] = option(
+        0.01, help="share of KV blocks to follow", unsupported="this version does not follow single KV blocks"
+    )
+    cudagraph_metrics: bool = option(False, help="metrics of CUDA graphs", unsupported=NO_GRAPHS)
+    enable_layerwise_nvtx_tracing: bool = option(
+        False,
+        help="NVTX ranges around layers",
+        unsupported="NVTX belongs to NVIDIA's tools, and this version runs on a CPU",
+    )
+    enable_mfu_metrics: bool = option(
+        False, help="metrics of arithmetic and memory traffic", unsupported="this version does not count operations"
+    )
+    enable_logging_iteration_details: bool = option(False, help="log what each step of the engine did")

@@ -1,0 +1,47 @@
+"""How requests share the steps of the engine."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_engine.config.groups.reasons import NO_MEDIA
+from vllm_engine.config.groups.types import NonNegative, Positive
+from vllm_engine.config.option import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """How requests share the steps of the engine."""
+
+    max_num_batched_tokens: Positive | None = option(None, help="most tokens in one step; unset: 2048", common=True)
+    max_num_seqs: Positive | None = option(None, help="most requests running at once; unset: 256", common=True)
+    max_num_partial_prefills: Positive = option(1, help="most prompts that may be part-way through at once")
+    max_long_partial_prefills: Positive = option(
+        1, help="most of those that may be longer than the threshold, so that short prompts pass them"
+    )
+    long_prefill_token_threshold: NonNegative = option(
+        0, help="a prompt with more tokens is long, and no step takes more of one request; 0 is no limit"
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = option(
+        "fcfs", help="order of requests: by arrival, or by priority"
+    )
+    enable_chunked_prefill: bool | None = option(None, help="split long prompts over several steps; unset: yes")
+    disable_chunked_mm_input: bool = option(False, help="never split a media item over steps", unsupported=NO_MEDIA)
+    scheduler_cls: str | None = option(
+        None, help="scheduler class to use instead of ours, as an import path (module:Class)", metavar="CLASS"
+    )
+    scheduler_reserve_full_isl: bool = option(
+        True, help="start a request only when the KV cache has room for its whole prompt"
+    )
+    disable_hybrid_kv_cache_manager: bool | None = option(None, help="keep all tokens of sliding-window layers, too")
+    async_scheduling: bool | None = option(
+        None,
+        help="schedule the next step while this one runs",
+        unsupported="on a CPU a step and its scheduling would compete for the same cores",
+        possible=(False,),
+    )
+    stream_interval: Positive = option(1, help="tokens between two parts of a stream")
+
+    @property
+    def chunked_prefill(self) -> bool:
+        """Whether prompts may be split over steps, with the default filled in."""
+        return self.enable_chunked_prefill is not False

@@ -1,0 +1,59 @@
+"""What this version cannot honour: refused before anything is loaded; and what changes nothing: said once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_engine.config.settings import Setting, keys_of, settings_of
+from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+def refuse_unsupported(config: Any) -> None:
+    """Raise ``ConfigError`` for the first setting whose value this version cannot honour.
+
+    The message has the setting, what was asked, why not, and what is possible.
+    """
+    for name, setting, value in values_of(config):
+        because = setting.facts["unsupported"]
+        if because and value != setting.default and value not in setting.facts["possible"]:
+            raise ConfigError(
+                f"{name}={_shown(value)} cannot be honoured: {because}; possible: {possible(setting)}", field=name
+            )
+
+
+def tell_no_effect(config: Any) -> None:
+    """Log one line for each setting that was changed and changes nothing."""
+    for name, setting, value in values_of(config):
+        because = setting.facts["no_effect"]
+        if because and value != setting.default:
+            logger.warning("%s=%s has no effect: %s", name, _shown(value), because)
+
+
+def values_of(config: Any) -> Iterator[tuple[str, Setting, Any]]:
+    """Name, declaration and value of every setting; keys of JSON settings are named ``attention_config.backend``."""
+    for setting in settings_of(type(config)).values():
+        value = setting.value_in(config)
+        if setting.keys is None:
+            yield setting.name, setting, value
+        else:
+            yield from _keys(setting.name, setting.keys, value)
+
+
+def _keys(name: str, group: type[Any], value: Any) -> Iterator[tuple[str, Setting, Any]]:
+    for key, setting in keys_of(group).items():
+        if setting.facts.get("nested_only"):  # the others are settings of their own
+            yield f"{name}.{key}", setting, getattr(value, key)
+
+
+def possible(setting: Setting) -> str:
+    """The values that are honoured, in words."""
+    values = [setting.default, *setting.facts["possible"]]
+    return ", ".join("unset" if value is None or value == "" else _shown(value) for value in values)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else str(value)
