@@ -1,12 +1,14 @@
 """``EngineArgs``: flat keyword arguments in, a checked ``EngineConfig`` out."""
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_engine.config.cli import add_settings, given_settings
 from vllm_engine.config.groups import EngineConfig
-from vllm_engine.config.old_options import translate
+from vllm_engine.config.old_options import OldOptions, translate
 from vllm_engine.config.relations import check_relations
 from vllm_engine.config.settings import Setting, settings_of
 from vllm_engine.config.support import refuse_unsupported, tell_no_effect
@@ -41,6 +43,18 @@ class EngineArgs:
         check_relations(config)
         tell_no_effect(config)
         return config
+
+    @staticmethod
+    def add_cli_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Add a flag for every setting, old ones included; returns ``parser``."""
+        add_settings(parser, EngineConfig)
+        add_settings(parser, OldOptions)
+        return parser
+
+    @classmethod
+    def from_cli_args(cls, namespace: argparse.Namespace) -> "EngineArgs":
+        """The settings that a parser with these flags found. Raises ``ConfigError`` as the constructor does."""
+        return cls(**given_settings(namespace, EngineConfig, OldOptions))
 
     def __getattr__(self, name: str) -> Any:
         setting = settings_of(EngineConfig).get(name)

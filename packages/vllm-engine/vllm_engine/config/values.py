@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -44,6 +44,9 @@ def integer(text: str) -> int:
         if value == int(value) and -_LARGEST <= value < _LARGEST:
             return int(value)
     raise ValueError(f"expected a whole number such as 4096, 4k or 4K, got {text!r}")
+
+
+_NUMBERS: dict[Any, Callable[[str], int | float]] = {int: integer, float: float}
 
 
 def convert(setting: Setting, value: Any) -> Any:
@@ -100,10 +103,8 @@ def _coerced(setting: Setting, value: Any) -> Any:
             return -1
         if value == "None" and NoneType in get_args(setting.hint) and origin is Literal:
             return None
-        if hint is int:
-            return integer(value)
-        if hint is float:
-            return float(value)
+        if hint in _NUMBERS:
+            return _NUMBERS[hint](value)
         if origin is Literal and isinstance(get_args(hint)[0], int):
             return integer(value)
         if origin is list:
@@ -111,11 +112,10 @@ def _coerced(setting: Setting, value: Any) -> Any:
     if isinstance(value, (set, frozenset)) and origin is list:
         value = sorted(value, key=str)
     if origin is list and isinstance(value, (list, tuple)):
-        if setting.facts.get("commas") or plain(get_args(hint)[0]) is int:
+        read = _NUMBERS.get(plain(get_args(hint)[0]))
+        if setting.facts.get("commas") or read is not None:
             value = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
-        if plain(get_args(hint)[0]) is int:
-            value = [integer(item) if isinstance(item, str) else item for item in value]
-        return list(value)
+        return [read(item) if read is not None and isinstance(item, str) else item for item in value]
     return value
 
 
