@@ -127,23 +127,28 @@ class _Canonical:
             if following is None or (following.startswith("-") and not _NUMBER.fullmatch(following)):
                 self._parser.error(f"{name} needs a value")
             value = following
-        self._put(action, keys, value, name)
+        if dot:
+            self._put_key(action, keys.split("."), value, name)
+        else:
+            self._put(action, value)
         return []
 
-    def _put(self, action: argparse.Action, keys: str, text: str, name: str) -> None:
+    def _put(self, action: argparse.Action, text: str) -> None:
+        """A whole object: it replaces what was said before."""
         option = max(action.option_strings, key=len)
-        if not keys:
-            try:
-                read: Callable[[str], dict[str, Any]] = action.type  # type: ignore[assignment]
-                self._objects[option] = read(text)
-            except argparse.ArgumentTypeError as error:
-                self._parser.error(f"{option}: {error}")
-            self._only_keys.discard(action.dest)
-            return
+        read: Callable[[str], dict[str, Any]] = action.type  # type: ignore[assignment]
+        try:
+            self._objects[option] = read(text)
+        except argparse.ArgumentTypeError as error:
+            self._parser.error(f"{option}: {error}")
+        self._only_keys.discard(action.dest)
+
+    def _put_key(self, action: argparse.Action, path: list[str], text: str, name: str) -> None:
+        option = max(action.option_strings, key=len)
         if option not in self._objects:
             self._only_keys.add(action.dest)
         place = self._objects.setdefault(option, {})
-        *path, last = keys.split(".")
+        *path, last = path
         if not all((*path, last.removesuffix("+"))):
             self._parser.error(f"{name}: a key is missing")
         for key in path:

@@ -104,19 +104,27 @@ def _coerced(setting: Setting, value: Any) -> Any:
         if value == "None" and NoneType in get_args(setting.hint) and origin is Literal:
             return None
         if hint in _NUMBERS:
-            return _NUMBERS[hint](value)
+            return _number(hint, value)
         if origin is Literal and isinstance(get_args(hint)[0], int):
-            return integer(value)
+            return _number(int, value)
         if origin is list:
             value = [value]
     if isinstance(value, (set, frozenset)) and origin is list:
         value = sorted(value, key=str)
     if origin is list and isinstance(value, (list, tuple)):
-        read = _NUMBERS.get(plain(get_args(hint)[0]))
-        if setting.facts.get("commas") or read is not None:
+        kind = plain(get_args(hint)[0])
+        if setting.facts.get("commas") or kind in _NUMBERS:
             value = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
-        return [read(item) if read is not None and isinstance(item, str) else item for item in value]
+        return [_number(kind, item) if kind in _NUMBERS and isinstance(item, str) else item for item in value]
     return value
+
+
+def _number(kind: Any, text: str) -> Any:
+    """The number that a text stands for; the text itself, which the type then refuses, where it is none."""
+    try:
+        return _NUMBERS[kind](text)
+    except ValueError:
+        return text
 
 
 def _check_plain(value: Any, depth: int = 0) -> None:
