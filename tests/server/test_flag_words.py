@@ -20,6 +20,7 @@ from vllm_server.flag_words import in_flags
         ("no model folder there", "model", "no model folder there"),
         ("/a/max_model_len/b is missing", "model", "/a/max_model_len/b is missing"),
         ("generation_config.json is broken", "model", "generation_config.json is broken"),
+        ("chat_template.jsonl is broken", "model", "chat_template.jsonl is broken"),
     ],
 )
 def test_settings_are_called_by_their_flags_but_paths_are_left_alone(

@@ -134,7 +134,7 @@ def test_flags_become_a_checked_configuration() -> None:
     add_arguments(parser)
     flags = ["demo", "--max-model-len", "4k", "--port", "9000", "--no-enable-prefix-caching", "--dtype", "bfloat16"]
     namespace = parser.parse_args(flags)
-    settings = read_settings(namespace)
+    settings = read_settings(namespace, CONFIGS)
     config = EngineArgs(**settings.engine).create_config()
     assert (config.model.max_model_len, config.model.dtype) == (4000, "bfloat16")
     assert config.cache.enable_prefix_caching is False

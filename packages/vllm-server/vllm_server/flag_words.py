@@ -17,7 +17,7 @@ def in_flags(error: ConfigError, configs: Iterable[type[Any]]) -> str:
     flags = {name: setting.flag for config in configs for name, setting in settings_of(config).items()}
     flags["config"] = "--config"
     message = re.sub(
-        r"(?<![\w./'-])[a-z][a-z0-9]*(_[a-z0-9]+)+(?![\w/-]|\.(json|py|txt|jinja|ya?ml)\b)", _flag(flags), str(error)
+        r"(?<![\w./'-])[a-z][a-z0-9]*(_[a-z0-9]+)+(?![\w/-]|\.(jsonl?|py|txt|jinja|ya?ml)\b)", _flag(flags), str(error)
     )
     message = re.sub(r"^[a-z]+(?=: | must be |=| cannot )", _flag(flags), message)
     flag = flags.get((error.field or "").partition(".")[0], "")

@@ -57,9 +57,9 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             await asyncio.to_thread(importlib.import_module, "vllm_server.web")
             from vllm_server.web import ServerContext, build_app, create_server
 
-            if not await _first(start, signals.stop.wait()):
+            if not await first(start, signals.stop.wait()):
                 return 0
-            _check_chat_template(llm, chat_template)
+            check_chat_template(llm, chat_template)
             context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
             server = create_server(build_app(context), server_config, engine_config.engine.shutdown_timeout)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -123,7 +123,7 @@ async def _engine_death(llm: "AsyncLLM") -> None:
         await asyncio.sleep(HEALTH_POLL_SECONDS)
 
 
-async def _first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> bool:
+async def first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> bool:
     """Whether ``wanted`` came first; then its error is raised, if it has one. Otherwise it is cancelled."""
     other = asyncio.ensure_future(interruption)
     try:
@@ -139,7 +139,7 @@ async def _first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> b
         other.cancel()
 
 
-def _check_chat_template(llm: "AsyncLLM", chat_template: str | None) -> None:
+def check_chat_template(llm: "AsyncLLM", chat_template: str | None) -> None:
     """Raises ``ConfigError`` for a template that cannot even render a greeting, or a model's that does not compile."""
     if llm.tokenizer is None or (chat_template is None and not llm.tokenizer.chat_templates):
         return
