@@ -16,6 +16,7 @@ BUILT_IN = {
     "chat": "vllm_cli.commands.chat",
     "complete": "vllm_cli.commands.complete",
     "collect-env": "vllm_cli.commands.collect_env",
+    "completion": "vllm_cli.commands.completion",
 }
 """Name of a command -> the module that holds its ``COMMAND``."""
 
