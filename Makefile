@@ -16,7 +16,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test soak lint format types contracts check demo-model clean
+.PHONY: help install serve test soak lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,9 @@ soak: install ## one minute of load on a real server
 lint: install ## ruff: rules and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+docs: install ## docs/configuration.md, from the declared settings
+	@$(BIN)/python tools/write_configuration_page.py
 
 format: install ## ruff: mend what can be mended
 	@$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """What this version cannot honour: refused before anything is loaded; and what changes nothing: said once."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from vllm_engine.config.settings import Setting, keys_of, settings_of
 from vllm_engine.errors import ConfigError
@@ -57,3 +57,17 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else str(value)
+
+
+def standing(setting: Setting) -> Literal["effect", "refused", "no effect"]:
+    """What this version does about a value other than the default: honour it, refuse it, or say that it is idle.
+
+    A setting that refuses some values and honours others counts as refusing; an object of keys counts as having an
+    effect when one of its keys has.
+    """
+    if setting.keys is not None:
+        inner = {standing(key) for key in keys_of(setting.keys).values()}
+        return "effect" if "effect" in inner else "refused"
+    if setting.facts["unsupported"]:
+        return "refused"
+    return "no effect" if setting.facts["no_effect"] else "effect"

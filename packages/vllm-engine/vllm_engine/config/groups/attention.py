@@ -28,10 +28,10 @@ class AttentionConfig:
     use_trtllm_ragged_deepseek_prefill: bool = key(False, help="prefill of DeepSeek by TensorRT-LLM", unsupported=_GPU)
     use_trtllm_attention: bool | None = key(None, help="attention by TensorRT-LLM", unsupported=_GPU, possible=(False,))
     disable_flashinfer_prefill: bool | None = key(
-        None, help="no prefill by FlashInfer", unsupported=_GPU, possible=(True,)
+        None, help="no prefill by FlashInfer", no_effect="there is no FlashInfer on a CPU"
     )
     disable_flashinfer_q_quantization: bool = key(
-        False, help="no quantised queries in FlashInfer", unsupported=_GPU, possible=(True,)
+        False, help="no quantised queries in FlashInfer", no_effect="there is no FlashInfer on a CPU"
     )
     mla_prefill_backend: str | None = key(
         None, help="kernels for the prefill of latent attention", unsupported="this version has no latent attention"
