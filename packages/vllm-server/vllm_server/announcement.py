@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def announce(context: "ServerContext", listener: socket.socket, seconds: float) -> None:
     """Print the URL, the start-up time in ``seconds`` and a ``curl`` command to standard output."""
-    url = url_of(listener)
+    config = context.config
+    url = url_of(listener, "https" if config.ssl_certfile else "http")
     name = context.model_names[0]
     tokenizer = context.llm.tokenizer
     body: dict[str, Any] = {"prompt": "Hello" if tokenizer is not None else [1]}
@@ -23,4 +24,10 @@ def announce(context: "ServerContext", listener: socket.socket, seconds: float) 
         route = "/v1/chat/completions"
     data = shlex.quote(json.dumps({"model": name, **body, "max_tokens": 32}))
     print(f"ready after {seconds:.2f} s: {name} at {url}", flush=True)
-    print(f"try: curl {url}{route} -H 'Content-Type: application/json' -d {data}", flush=True)
+    options = ""
+    if config.ssl_certfile:
+        # -k: this machine need not trust the certificate, and it hardly names this machine's own address.
+        options += " -k" if config.ssl_cert_reqs < 2 else " -k --cert CLIENT.pem"
+    if config.api_key:
+        options += ' -H "Authorization: Bearer $VLLM_API_KEY"'
+    print(f"try: curl {url}{route}{options} -H 'Content-Type: application/json' -d {data}", flush=True)

@@ -7,7 +7,9 @@ from starlette.types import ASGIApp
 
 from vllm_engine.errors import VllmError
 from vllm_server import __version__
+from vllm_server.auth import AuthMiddleware
 from vllm_server.context import ServerContext
+from vllm_server.cors import with_cors
 from vllm_server.errors import (
     handle_client_gone,
     handle_http_exception,
@@ -18,11 +20,17 @@ from vllm_server.openapi import add_schemas
 from vllm_server.request_id import RequestIdMiddleware
 from vllm_server.root_path import RootPathMiddleware
 from vllm_server.routes import chat, completions, health, metrics, models
+from vllm_server.user_middleware import load_middleware
 
 
 def build_app(context: ServerContext) -> ASGIApp:
-    """The application that serves ``context``. It starts and stops nothing: the engine runs already."""
-    docs = not context.config.disable_fastapi_docs
+    """The application that serves ``context``. It starts and stops nothing: the engine runs already.
+
+    From outside, a request meets CORS, its label, access control, the operator's middleware, and the routes: browsers
+    can read every answer, every answer has a label, and the middleware sees only what may come in.
+    """
+    config = context.config
+    docs = not config.disable_fastapi_docs
     app = FastAPI(
         title="vllm-server",
         version=__version__,
@@ -36,5 +44,8 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.add_exception_handler(ClientDisconnect, handle_client_gone)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(Exception, handle_unexpected_error)
-    labelled = RequestIdMiddleware(app)
-    return RootPathMiddleware(labelled, context.config.root_path) if context.config.root_path else labelled
+    for middleware in load_middleware(config.middleware):
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+    guarded = AuthMiddleware(app, config.api_key, config.root_path) if config.api_key else app
+    whole = with_cors(RequestIdMiddleware(guarded), config)
+    return RootPathMiddleware(whole, config.root_path) if config.root_path else whole

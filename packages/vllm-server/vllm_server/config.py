@@ -14,12 +14,11 @@ from vllm_engine.config.old_options import OldOptions, old, translate
 from vllm_engine.config.option import option
 from vllm_engine.config.support import refuse_unsupported, tell_no_effect
 from vllm_engine.errors import ConfigError
+from vllm_server.api_keys import keys_from_environment
+from vllm_server.relations import check_server_relations
 
 DEFAULT_HOST = "127.0.0.1"
 
-_NO_KEYS = "this version of the server has no access control"
-_NO_CORS = "this version of the server sends no CORS headers"
-_NO_TLS = "this version of the server speaks plain HTTP; put a TLS proxy before it"
 _NO_TOOLS = "this version of the server does not parse tool calls"
 _ONE_SERVER = "this version has one server process"
 
@@ -40,32 +39,35 @@ class ServerConfig:
         Annotated[str, Meta(pattern=r"^(/[^/\s]+)*$", description="a path such as /llm, without a slash at its end")]
         | None
     ) = option(None, help="path prefix under which a proxy publishes the server, such as /llm")
-    api_key: str | None = option(
-        None, help="key that requests must carry", unsupported=_NO_KEYS, metavar="KEY", common=True
+    api_key: list[str] | None = option(
+        None,
+        help="keys of which requests must carry one; unset: VLLM_API_KEY if that is set, else requests need none",
+        metavar="KEY",
+        extend=True,
+        secret=True,
+        common=True,
     )
     api_server_count: Positive = option(
         1, help="server processes that share the port", short=("-asc",), unsupported=_ONE_SERVER
     )
     headless: bool = option(False, help="run engines only, for a server on another machine", unsupported=_ONE_SERVER)
-    allow_credentials: bool = option(False, help="CORS: let browsers send credentials", unsupported=_NO_CORS)
-    allowed_origins: list[str] = option(["*"], help="CORS: origins that may call", unsupported=_NO_CORS, json=True)
-    allowed_methods: list[str] = option(["*"], help="CORS: methods that may be called", unsupported=_NO_CORS, json=True)
-    allowed_headers: list[str] = option(
-        ["*"], help="CORS: headers that requests may carry", unsupported=_NO_CORS, json=True
+    allow_credentials: bool = option(
+        False, help="CORS: let browsers send credentials, to pages of origins that are named"
     )
-    ssl_keyfile: str | None = option(None, help="file with the private key for TLS", unsupported=_NO_TLS)
-    ssl_certfile: str | None = option(None, help="file with the certificate for TLS", unsupported=_NO_TLS)
-    ssl_ca_certs: str | None = option(
-        None, help="file with the authorities of client certificates", unsupported=_NO_TLS
+    allowed_origins: list[str] = option(["*"], help="CORS: origins whose pages may call", json=True)
+    allowed_methods: list[str] = option(["*"], help="CORS: methods that may be called", json=True)
+    allowed_headers: list[str] = option(["*"], help="CORS: headers that requests may carry", json=True)
+    ssl_keyfile: str | None = option(
+        None, help="PEM file with the private key for TLS; unset: it stands in the certificate's file"
     )
-    enable_ssl_refresh: bool = option(False, help="take up certificate files when they change", unsupported=_NO_TLS)
-    ssl_cert_reqs: Literal[0, 1, 2] = option(
-        0, help="client certificates: 0 not asked for, 1 optional, 2 required", unsupported=_NO_TLS
-    )
+    ssl_certfile: str | None = option(None, help="PEM file with the certificate for TLS, and those that lead to its CA")
+    ssl_ca_certs: str | None = option(None, help="PEM file with the authorities of client certificates")
+    enable_ssl_refresh: bool = option(False, help="take up certificate files when they change")
+    ssl_cert_reqs: Literal[0, 1, 2] = option(0, help="client certificates: 0 not asked for, 1 optional, 2 required")
     middleware: list[str] = option(
         [],
-        help="ASGI middleware as an import path, a class or a function; may be repeated",
-        unsupported="this version of the server takes no middleware",
+        help="import path of a class or coroutine function that sees every request; may be repeated, the last sees it "
+        "first",
         append=True,
     )
     enable_request_id_headers: bool = option(
@@ -137,9 +139,16 @@ CONFIGS: tuple[type[Any], ...] = (ServerConfig, EngineConfig, OldServerOptions, 
 
 
 def create_server_config(options: dict[str, Any]) -> ServerConfig:
-    """A checked ``ServerConfig``. Raises ``ConfigError`` naming the setting that has a wrong type or range."""
-    config: ServerConfig = build(ServerConfig, check_options(ServerConfig, translate(options, OldServerOptions)))
+    """A checked ``ServerConfig``; the environment has a say where ``options`` are silent.
+
+    Raises ``ConfigError`` naming the setting that has a wrong type or range, or cannot hold beside another.
+    """
+    checked = check_options(ServerConfig, translate(options, OldServerOptions))
+    if not checked.get("api_key"):
+        checked["api_key"] = keys_from_environment()
+    config: ServerConfig = build(ServerConfig, checked)
     refuse_unsupported(config)
+    check_server_relations(config)
     tell_no_effect(config)
     return config
 

@@ -21,6 +21,13 @@ class UnsupportedMediaType(VllmError):
     """The request body is declared to be something else than JSON (HTTP 415)."""
 
 
+class Unauthorized(VllmError):
+    """The request carries no valid key (HTTP 401)."""
+
+    def __init__(self) -> None:
+        super().__init__("A valid API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`.")
+
+
 class ShuttingDown(VllmError):
     """The server stops and has ended the request (HTTP 503)."""
 
@@ -50,6 +57,7 @@ class _HttpFace:
 # The first class that matches decides; subclasses stand before their bases.
 _FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
     (InvalidRequest, _HttpFace(400, "invalid_request_error")),
+    (Unauthorized, _HttpFace(401, "invalid_request_error", "invalid_api_key")),
     (NotFound, _HttpFace(404, "not_found_error", "not_found")),
     (PayloadTooLarge, _HttpFace(413, "invalid_request_error", "payload_too_large")),
     (UnsupportedMediaType, _HttpFace(415, "invalid_request_error", "unsupported_media_type")),
@@ -86,6 +94,8 @@ def error_response(error: Exception) -> Response:
         headers["retry-after"] = str(max(1, round(error.retry_after)))
     if isinstance(error, (ShuttingDown, EngineDead)):
         headers["retry-after"] = "1"
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, PayloadTooLarge):
         headers["connection"] = "close"  # the rest of the body is not worth reading
     return _json_response(error_body(error), http_status(error), headers)

@@ -15,6 +15,7 @@ from vllm_server.announcement import announce
 from vllm_server.config import ServerConfig, load_chat_template, served_names
 from vllm_server.in_flight import InFlight
 from vllm_server.stop_signals import StopSignals
+from vllm_server.tls import create_tls, refreshed
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -38,6 +39,11 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
     """
     launched = time.perf_counter()
     chat_template = load_chat_template(server_config.chat_template)
+    tls = create_tls(server_config)
+    if server_config.middleware:
+        from vllm_server.user_middleware import load_middleware
+
+        load_middleware(server_config.middleware)  # what cannot be imported is told before the model is touched
     with StopSignals() as signals:
         from vllm_engine.async_llm import AsyncLLM
         from vllm_server.metrics import EngineMetrics, new_registry
@@ -61,16 +67,22 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
                 return 0
             check_chat_template(llm, chat_template)
             context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
-            server = create_server(build_app(context), server_config, engine_config.engine.shutdown_timeout)
+            server = create_server(
+                build_app(context),
+                server_config,
+                engine_config.engine.shutdown_timeout,
+                tls=tls.context if tls is not None else None,
+            )
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.005)
             if serving.done():
                 raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
             announce(context, listener, time.perf_counter() - launched)
-            return await _until_the_end(
-                serving, server, context.in_flight, llm, signals, engine_config.engine.shutdown_timeout
-            )
+            async with refreshed(tls, server_config):
+                return await _until_the_end(
+                    serving, server, context.in_flight, llm, signals, engine_config.engine.shutdown_timeout
+                )
         finally:
             await llm.close()
 

@@ -1,6 +1,7 @@
 """uvicorn, run from our own event loop and with our own signals."""
 
 import logging
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,29 +23,33 @@ class Server(uvicorn.Server):
         yield
 
 
-def create_server(app: ASGIApp, config: ServerConfig, shutdown_timeout: float = 0.0) -> Server:
+def create_server(
+    app: ASGIApp, config: ServerConfig, shutdown_timeout: float = 0.0, tls: ssl.SSLContext | None = None
+) -> Server:
     """A server for ``app``; ``await server.serve(sockets=[...])`` runs it.
 
     Args:
         app: the application.
         config: how it listens and logs.
         shutdown_timeout: seconds that running requests get when the server is told to stop.
+        tls: what wraps the connections; without it they are plain.
     """
     _share_log_handlers()
-    return Server(
-        uvicorn.Config(
-            app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level=config.uvicorn_log_level,
-            access_log=not config.disable_uvicorn_access_log,
-            server_header=False,
-            timeout_graceful_shutdown=round(shutdown_timeout) + FORCED_END_AFTER,
-        )
+    settings = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=config.uvicorn_log_level,
+        access_log=not config.disable_uvicorn_access_log,
+        server_header=False,
+        timeout_graceful_shutdown=round(shutdown_timeout) + FORCED_END_AFTER,
     )
+    settings.load()
+    settings.ssl = tls  # uvicorn would make one of its own from the names of files
+    return Server(settings)
 
 
 def _share_log_handlers() -> None:

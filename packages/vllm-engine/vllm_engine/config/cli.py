@@ -124,7 +124,11 @@ def _shape(setting: Setting) -> dict[str, Any]:
     if setting.facts.get("append"):
         return {"action": "append", "metavar": metavar or "VALUE"}
     if typing.get_origin(hint) is list:
-        return {"nargs": "+", "metavar": metavar or "VALUE"}
+        return {
+            "action": "extend" if setting.facts.get("extend") else None,
+            "nargs": "+",
+            "metavar": metavar or "VALUE",
+        }
     if setting.facts.get("bare"):
         return {"nargs": "?", "const": True, "metavar": metavar or "VALUE"}
     names: dict[Any, str] = {int: "INT", float: "NUMBER"}

@@ -30,7 +30,8 @@ def option(
         no_effect: why the value changes nothing.
         reading: how the command line reads it: ``metavar``, ``commas`` (a list may also be written with commas),
             ``json`` (a list is written as JSON), ``append`` (the flag may be repeated), ``bare`` (the flag alone means
-            true), ``auto`` (the word ``auto`` means -1).
+            true), ``auto`` (the word ``auto`` means -1), ``extend`` (a list whose flag may be repeated), ``secret``
+            (its value is shown neither in errors nor by ``repr``).
     """
     metadata = {
         "help": help,
@@ -43,7 +44,7 @@ def option(
     }
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, repr=not reading.get("secret"), metadata=metadata)
 
 
 def key(default: Any, *, help: str, **facts: Any) -> Any:

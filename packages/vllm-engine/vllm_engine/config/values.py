@@ -67,6 +67,8 @@ def _convert(setting: Setting, name: str, value: Any) -> Any:
         converted = msgspec.convert(_coerced(setting, value), setting.hint, strict=True)
         _check_plain(converted)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        if setting.facts.get("secret"):
+            raise ConfigError(f"{name} must be {allowed(setting)}", field=name) from None
         reason = f" ({error})" if type(error) is ValueError else ""
         raise ConfigError(
             f"{name} must be {allowed(setting)}, got {_shown(value)}{reason}{_hint(setting, value)}", field=name

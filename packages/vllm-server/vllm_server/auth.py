@@ -1,0 +1,49 @@
+"""Access control: without a key, a request reaches the health routes and nothing else."""
+
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vllm_server.api_keys import ApiKeys
+from vllm_server.errors import Unauthorized, error_response
+
+PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping"})
+"""What load balancers and orchestrators ask for, who have no key. It tells nothing but that the server is well."""
+
+
+class AuthMiddleware:
+    """Answers 401 to every request that has no valid key, whatever its method, unless its path is a public one.
+
+    The exact paths that are open are listed, not those that are guarded: a path in an unusual spelling is guarded,
+    and so is a route that somebody adds. A key comes as ``Authorization: Bearer KEY`` or as ``x-api-key: KEY``.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str], root_path: str | None = None) -> None:
+        self.app = app
+        self._keys = ApiKeys(keys)
+        self._public = PUBLIC_PATHS | {f"{root_path or ''}{path}" for path in PUBLIC_PATHS}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._may_pass(scope):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await error_response(Unauthorized())(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})  # 1008: the policy forbids it
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if scope["type"] == "http" and scope["path"] in self._public:
+            return True
+        return any(self._keys.has(candidate) for candidate in _candidates(scope["headers"]))
+
+
+def _candidates(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    found = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            found.append(value.strip())
+        elif name == b"authorization":
+            scheme, _, key = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer":
+                found.append(key.strip())
+    return found

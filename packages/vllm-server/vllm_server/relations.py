@@ -1,0 +1,58 @@
+"""Settings of the server that must fit together, checked without touching a file."""
+
+import re
+from typing import TYPE_CHECKING
+
+from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+from vllm_server.api_keys import check_keys
+
+if TYPE_CHECKING:
+    from vllm_server.config import ServerConfig
+
+logger = get_logger(__name__)
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#]+")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A method or the name of a header, by the grammar of HTTP; ``*`` is one too."""
+
+
+def check_server_relations(config: "ServerConfig") -> None:
+    """Raise ``ConfigError`` for the first setting that cannot hold beside the others."""
+    check_keys(config.api_key or ())
+    _check_cors(config)
+    _check_tls(config)
+
+
+def _check_cors(config: "ServerConfig") -> None:
+    for origin in config.allowed_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"allowed_origins: {origin!r} matches no browser; an origin is * or a scheme and a host in lower case, "
+                "without a path or a slash at its end, such as https://example.org:8443",
+                field="allowed_origins",
+            )
+    for name in ("allowed_methods", "allowed_headers"):
+        for word in getattr(config, name):
+            if not _TOKEN.fullmatch(word):
+                raise ConfigError(f"{name}: {word!r} cannot be a name in HTTP", field=name)
+    if config.allow_credentials and "*" in config.allowed_origins:
+        raise ConfigError(
+            "allow_credentials with allowed_origins '*' would let every page in the world act as the user; "
+            "name the origins",
+            field="allow_credentials",
+        )
+
+
+def _check_tls(config: "ServerConfig") -> None:
+    if config.ssl_certfile is None:
+        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs", "enable_ssl_refresh"):
+            if getattr(config, name):
+                raise ConfigError(f"{name} needs ssl_certfile: without a certificate there is no TLS", field=name)
+    if config.ssl_cert_reqs and config.ssl_ca_certs is None:
+        raise ConfigError(
+            f"ssl_cert_reqs={config.ssl_cert_reqs} needs ssl_ca_certs: the authorities whose certificates are good",
+            field="ssl_cert_reqs",
+        )
+    if config.ssl_ca_certs is not None and not config.ssl_cert_reqs:
+        logger.warning("ssl_ca_certs has no effect while ssl_cert_reqs=0: no client is asked for a certificate")
