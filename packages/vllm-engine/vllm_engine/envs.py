@@ -1,65 +1,84 @@
-"""Environment variables: one table with name, type, default and meaning; read when asked for, never at import."""
+"""Environment variables: read when asked for, never at import. What there is stands in ``env_table``."""
 
-import math
+import difflib
+import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from typing import Any
 
+from vllm_engine.env_table import VARIABLES, EnvVar
 from vllm_engine.errors import ConfigError
 
+__all__ = ["VARIABLES", "EnvVar", "check", "get", "problems"]
 
-@dataclass(frozen=True, slots=True)
-class EnvVar:
-    """One variable. ``parse`` turns its text into a value and raises ``ValueError`` for text that it cannot read."""
+logger = logging.getLogger(__name__)  # ``vllm_engine.logging`` stands on this module
 
-    parse: Callable[[str], Any]
-    default: Any
-    meaning: str
-
-
-def _boolean(text: str) -> bool:
-    lowered = text.strip().lower()
-    if lowered in ("1", "true", "yes", "on"):
-        return True
-    if lowered in ("", "0", "false", "no", "off"):
-        return False
-    raise ValueError("expected 0 or 1")
-
-
-def _log_level(text: str) -> str:
-    level = text.strip().upper()
-    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
-        raise ValueError("expected DEBUG, INFO, WARNING, ERROR or CRITICAL")
-    return level
-
-
-def _positive_number(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError("expected a number above 0")
-    return number
-
-
-VARIABLES: dict[str, EnvVar] = {
-    "VLLM_LOGGING_LEVEL": EnvVar(_log_level, "INFO", "lowest level that the log shows"),
-    "VLLM_CPU_KVCACHE_SPACE": EnvVar(
-        _positive_number, None, "GiB for the KV cache on a CPU; unset: a share of what is free"
-    ),
-    "VLLM_CHECK_INVARIANTS": EnvVar(_boolean, False, "check the KV block accounting after every step (for tests)"),
-}
+PREFIX = "VLLM_"
+_SHOWN_CHARS = 100
+# What Kubernetes puts into every container for a service whose name begins with "vllm".
+_OF_KUBERNETES = re.compile(r"VLLM_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PORT|PROTO|ADDR))?)")
+_ADDRESS_OF_KUBERNETES = re.compile(r"(tcp|udp|sctp)://")
 
 
 def get(name: str) -> Any:
-    """Value of a variable of the table, or its default when it is unset.
+    """Value of a variable of the table, or its default when it is unset or empty.
 
     Raises ``ConfigError`` naming the variable when its text cannot be read.
     """
     variable = VARIABLES[name]
-    text = os.environ.get(name)
-    if text is None:
+    text = os.environ.get(name, "")
+    if not text.strip():
         return variable.default
     try:
-        return variable.parse(text)
+        return variable.kind.parse(text)
     except ValueError as error:
-        raise ConfigError(f"environment variable {name}={text!r} is not valid: {error}", field=name) from error
+        shown = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "..."
+        raise ConfigError(
+            f"environment variable {name}={shown!r} is not valid: expected {variable.kind.words}", field=name
+        ) from error
+
+
+def check(*, strict: bool = False) -> None:
+    """Look through the environment once, when an engine is configured: one warning for each of the ``problems``.
+
+    Raises:
+        ConfigError: for a value that cannot be read, and with ``strict`` for the problems too, all in one message.
+    """
+    found = list(problems())
+    if found and strict:
+        text = "; ".join(sentence for _, sentence in found)
+        raise ConfigError(f"with fail_on_environ_validation: {text}", field=found[0][0])
+    for _, sentence in found:
+        logger.warning("%s", sentence)
+
+
+def problems() -> Iterator[tuple[str, str]]:
+    """Name and one sentence for each variable that will not do what its setter may expect.
+
+    These are ``VLLM_*`` names that nobody reads, and variables that ask for what this version does not do. Variables
+    of other programs are left alone.
+
+    Raises:
+        ConfigError: for the first variable whose value cannot be read.
+    """
+    for name in sorted(os.environ):
+        variable = VARIABLES.get(name)
+        if variable is None:
+            if name.startswith(PREFIX) and not _of_kubernetes(name):
+                yield name, f"unknown environment variable {name}{_nearest(name)}"
+        elif variable.read_by is None and not _of_kubernetes(name):
+            value = get(name)
+            if variable.no_effect is not None and value != variable.default:
+                yield name, f"environment variable {name} has no effect: {variable.no_effect}"
+
+
+def _of_kubernetes(name: str) -> bool:
+    if _OF_KUBERNETES.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and _ADDRESS_OF_KUBERNETES.match(os.environ[name]) is not None
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, [known for known in VARIABLES if known.startswith(PREFIX)], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
