@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.kernels.paged import Sequence, Step, random_sequence, step_of
-from vllm_kernels.backend import use_face
+from vllm_kernels.backend import FACES, use_face
 from vllm_kernels.ops.attention import paged_attention
 
 # New and all tokens: decode, whole prompts, chunks of prompts, lengths at and around block and tile borders.
@@ -48,6 +48,22 @@ def test_every_kind_of_attention_equals_the_float64_reference(kind, dtype):
     step = step_of([random_sequence(*lengths, dtype=dtype) for lengths in LENGTHS], block_size=16)
     error = (attend(step, **options).double() - oracle(step, **options)).abs().max()
     assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("num_kv_heads", [4, 2])
+@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_cache_of_another_dtype_equals_the_float64_reference_of_what_it_holds(face, dtype, cached, num_kv_heads):
+    torch.manual_seed(0)
+    sequences = [random_sequence(*lengths, num_kv_heads=num_kv_heads, dtype=cached) for lengths in [(1, 37), (7, 33)]]
+    step = step_of(sequences, block_size=16)
+    step = dataclasses.replace(step, query=step.query.to(dtype))
+    with use_face(face):
+        result = attend(step)
+    assert result.dtype == dtype
+    # A query with fewer digits than the cache reads the keys with as few.
+    assert (result.double() - oracle(step)).abs().max() < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -161,8 +177,8 @@ def test_wrong_arguments_are_named():
     step = step_of([random_sequence(2, 3)], block_size=4)
     with pytest.raises(ValueError, match="query must have shape"):
         attend(dataclasses.replace(step, query=step.query[..., :8]))
-    with pytest.raises(ValueError, match=r"query must be torch.float32, got torch.bfloat16"):
-        attend(dataclasses.replace(step, query=step.query.bfloat16()))
+    with pytest.raises(ValueError, match=r"query must be floating point, got torch.int64"):
+        attend(dataclasses.replace(step, query=step.query.long()))
     with pytest.raises(ValueError, match="query must have a multiple of num_kv_heads=2 heads"):
         attend(dataclasses.replace(step, query=step.query[:, :3]))
     with pytest.raises(ValueError, match="metadata is of 2 tokens, but query has 1"):

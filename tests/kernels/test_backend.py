@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,9 @@ import torch
 
 import vllm_kernels
 from vllm_kernels import backend
-from vllm_kernels.backend import FACES, face_of, use_face
+from vllm_kernels.backend import FACES, choose_faces, face_of, use_face
+from vllm_kernels.ops.norm import fused_add_rms_norm, rms_norm
+from vllm_kernels.reference import norm as reference_norm
 
 PACKAGE = Path(vllm_kernels.__file__).parent
 
@@ -34,6 +37,68 @@ def test_use_face_holds_inside_its_block_only():
 def test_an_unknown_face_is_refused_with_the_ones_there_are():
     with pytest.raises(ValueError, match="VLLM_KERNELS_FACE must be one of reference, cpu, got 'gpu'"), use_face("gpu"):
         pass
+
+
+def served(op: str, function: str | None = None) -> str:
+    """Name of the face that serves a CPU tensor."""
+    return face_of(op, torch.device("cpu"), function).__name__.split(".")[1]
+
+
+def test_a_choice_holds_for_its_operations_inside_its_block_only():
+    with choose_faces({"attention": "reference", "norm.rms_norm": "reference"}):
+        assert served("attention") == "reference"
+        assert served("norm", "rms_norm") == "reference"
+        assert served("norm", "layer_norm") == "cpu"
+        assert served("cache") == "cpu"
+        with choose_faces({"attention": "cpu"}):
+            assert served("attention") == "cpu"
+            assert served("norm", "rms_norm") == "reference"
+        assert served("attention") == "reference"
+    assert served("attention") == "cpu"
+
+
+def test_a_choice_for_one_function_wins_over_that_for_its_file():
+    with choose_faces({"norm": "reference", "norm.rms_norm": "cpu"}):
+        assert served("norm", "rms_norm") == "cpu"
+        assert served("norm", "fused_add_rms_norm") == "reference"
+
+
+def test_a_choice_is_of_its_thread():
+    names = []
+    with choose_faces({"norm": "reference"}):
+        other = threading.Thread(target=lambda: names.append(served("norm")))
+        other.start()
+        other.join()
+    assert names == ["cpu"]
+
+
+def test_one_face_for_all_wins_over_a_choice(environment):
+    with choose_faces({"norm": "reference"}):
+        with use_face("cpu"):
+            assert served("norm") == "cpu"
+        environment("cpu")
+        assert served("norm") == "cpu"
+
+
+def test_a_choice_of_an_unknown_face_is_refused():
+    with (
+        pytest.raises(ValueError, match="norm must be one of reference, cpu, got 'gpu'"),
+        choose_faces({"norm": "gpu"}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("function", [rms_norm, fused_add_rms_norm])
+def test_a_norm_asks_for_its_own_function(function, monkeypatch):
+    calls = []
+    name = function.__name__
+    monkeypatch.setattr(reference_norm, name, lambda *args: calls.append(name))
+    x, weight = torch.ones(2, 4), torch.ones(4)
+    arguments = (x, weight, 1e-5) if function is rms_norm else (x, x, weight, 1e-5)
+    with choose_faces({f"norm.{name}": "reference"}):
+        function(*arguments)
+    function(*arguments)
+    assert calls == [name]
 
 
 @pytest.mark.parametrize("face", FACES)

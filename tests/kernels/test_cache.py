@@ -21,6 +21,19 @@ def test_tokens_land_in_their_slots_and_nowhere_else(face, dtype):
 
 
 @pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_keys_and_values_are_rounded_to_the_dtype_of_the_cache(face, dtype, cached):
+    torch.manual_seed(0)
+    caches = allocate_kv_cache(2, 2, 1, 8, cached, "cpu")
+    key, value = torch.randn(2, 3, 1, 8).to(dtype)
+    with use_face(face):
+        write_kv(key, value, *caches, torch.tensor([3, -1, 0]))
+    for cache, tensor in zip(caches, (key, value), strict=True):
+        assert torch.equal(cache.view(4, 1, 8)[[3, 0]], tensor[[0, 2]].to(cached))
+
+
+@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("slots", [[-1, 3, -1], [-1, -1, -1]])
 def test_slot_minus_one_is_left_out(face, slots):
     key_cache, value_cache = allocate_kv_cache(2, 2, 1, 4, torch.float32, "cpu")
@@ -51,8 +64,8 @@ def test_wrong_arguments_are_named():
         allocate_kv_cache(2, 0, 1, 4, torch.float32, "cpu")
     with pytest.raises(ValueError, match="key must have shape"):
         write_kv(key[..., :2], key, *caches, slots)
-    with pytest.raises(ValueError, match=r"value must be torch.float32, got torch.bfloat16"):
-        write_kv(key, key.bfloat16(), *caches, slots)
+    with pytest.raises(ValueError, match=r"value must be floating point, got torch.int32"):
+        write_kv(key, key.int(), *caches, slots)
     with pytest.raises(ValueError, match="slot_mapping must have shape"):
         write_kv(key, key, *caches, slots[:1])
     with pytest.raises(ValueError, match=r"slot_mapping must be torch.int64, got torch.int32"):

@@ -1,8 +1,9 @@
 """Which face (implementation) serves an operation. The only place that decides it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -13,32 +14,57 @@ FACES = ("reference", "cpu")
 _BY_DEVICE = {"cpu": "cpu"}  # any other device: reference, which is plain torch and runs everywhere
 
 _forced: str | None = None
+_chosen: ContextVar[Mapping[str, str] | None] = ContextVar("vllm_kernels_faces", default=None)
 
 
-def face_of(op: str, device: torch.device) -> ModuleType:
+def face_of(op: str, device: torch.device, function: str | None = None) -> ModuleType:
     """Module that implements the operations of file ``op`` (``"norm"``) for tensors on ``device``.
 
-    The environment variable ``VLLM_KERNELS_FACE`` (read once) or ``use_face`` overrides the choice by device.
+    The first of these that says something decides: ``use_face``, the environment variable ``VLLM_KERNELS_FACE`` (read
+    once), ``choose_faces`` for the ``function`` alone or for its whole file, the device.
+
     Raises ``ValueError`` for a face that does not exist.
     """
-    return _load(_forced or _from_environment() or _BY_DEVICE.get(device.type, "reference"), op)
+    face = _forced or _from_environment()
+    if face is None and (chosen := _chosen.get()):
+        face = chosen.get(f"{op}.{function}") or chosen.get(op)
+    return _load(face or _BY_DEVICE.get(device.type, "reference"), op)
 
 
 @contextmanager
 def use_face(face: str) -> Iterator[None]:
     """Serve every operation by one face inside the ``with`` block, in all threads. Raises ``ValueError`` if unknown."""
     global _forced
-    before, _forced = _forced, _checked(face)
+    before, _forced = _forced, _checked(face, "VLLM_KERNELS_FACE")
     try:
         yield
     finally:
         _forced = before
 
 
+@contextmanager
+def choose_faces(faces: Mapping[str, str]) -> Iterator[None]:
+    """Serve some operations by other faces than the device's inside the ``with`` block, in this thread or task only.
+
+    Args:
+        faces: file of operations (``"attention"``), or one function of a file (``"norm.rms_norm"``) -> face. Blocks
+            inside of one another add up, and the inner one wins.
+
+    Raises:
+        ValueError: for a face that does not exist.
+    """
+    checked = {name: _checked(face, name) for name, face in faces.items()}
+    token = _chosen.set({**(_chosen.get() or {}), **checked})
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 @cache
 def _from_environment() -> str | None:
     face = os.environ.get("VLLM_KERNELS_FACE")
-    return _checked(face) if face else None
+    return _checked(face, "VLLM_KERNELS_FACE") if face else None
 
 
 @cache
@@ -46,7 +72,7 @@ def _load(face: str, op: str) -> ModuleType:
     return import_module(f"vllm_kernels.{face}.{op}")
 
 
-def _checked(face: str) -> str:
+def _checked(face: str, name: str) -> str:
     if face not in FACES:
-        raise ValueError(f"VLLM_KERNELS_FACE must be one of {', '.join(FACES)}, got {face!r}")
+        raise ValueError(f"{name} must be one of {', '.join(FACES)}, got {face!r}")
     return face

@@ -11,5 +11,5 @@ def write_kv(
     written = slot_mapping >= 0
     if not written.all():
         key, value, slot_mapping = key[written], value[written], slot_mapping[written]
-    key_cache.flatten(0, 1).index_copy_(0, slot_mapping, key)
-    value_cache.flatten(0, 1).index_copy_(0, slot_mapping, value)
+    key_cache.flatten(0, 1).index_copy_(0, slot_mapping, key.to(key_cache.dtype))
+    value_cache.flatten(0, 1).index_copy_(0, slot_mapping, value.to(value_cache.dtype))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_shape
+from vllm_kernels.checks import check_floating, check_shape
 from vllm_kernels.ops.cache import check_caches
 
 
@@ -56,7 +56,8 @@ def paged_attention(
     to its denominator.
 
     Args:
-        query: ``[num_tokens, num_heads, head_dim]``, dtype of the caches.
+        query: ``[num_tokens, num_heads, head_dim]``, floating point. Keys and values of another dtype are
+            converted where they are read.
         key_cache, value_cache: from ``cache.allocate_kv_cache``; ``num_heads`` is a multiple of their ``num_kv_heads``,
             and query head ``h`` reads KV head ``h // (num_heads // num_kv_heads)``.
         metadata: of the step.
@@ -76,7 +77,7 @@ def paged_attention(
     check_caches(key_cache, value_cache)
     num_kv_heads, head_dim = key_cache.shape[2:]
     check_shape("query", query, (None, None, head_dim))
-    check_dtype("query", query, key_cache.dtype)
+    check_floating("query", query)
     num_tokens, num_heads, _ = query.shape
     if num_heads % num_kv_heads:
         raise ValueError(f"query must have a multiple of num_kv_heads={num_kv_heads} heads, got {num_heads}")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape
 
 _ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector register."""
@@ -69,10 +69,10 @@ def write_kv(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    """Store keys and values of new tokens in their slots, in place.
+    """Store keys and values of new tokens in their slots, in place, rounded to the dtype of the caches.
 
     Args:
-        key, value: ``[num_tokens, num_kv_heads, head_dim]``, dtype of the caches.
+        key, value: ``[num_tokens, num_kv_heads, head_dim]``, floating point.
         key_cache, value_cache: from ``allocate_kv_cache``.
         slot_mapping: ``[num_tokens]``, int64: slot of each token, -1 to leave it out. No slot twice.
 
@@ -85,7 +85,7 @@ def write_kv(
     num_tokens = key.shape[0]
     for name, tensor in (("key", key), ("value", value)):
         check_shape(name, tensor, (num_tokens, num_kv_heads, head_dim))
-        check_dtype(name, tensor, key_cache.dtype)
+        check_floating(name, tensor)
     check_shape("slot_mapping", slot_mapping, (num_tokens,))
     check_dtype("slot_mapping", slot_mapping, torch.int64)
     face_of("cache", key.device).write_kv(key, value, key_cache, value_cache, slot_mapping)

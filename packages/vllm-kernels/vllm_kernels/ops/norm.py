@@ -24,7 +24,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, unit_offset: 
         ValueError: ``weight`` does not fit ``x``.
     """
     check_shape("weight", weight, (x.shape[-1],))
-    result: torch.Tensor = face_of("norm", x.device).rms_norm(x, weight, eps, unit_offset)
+    result: torch.Tensor = face_of("norm", x.device, "rms_norm").rms_norm(x, weight, eps, unit_offset)
     return result
 
 
@@ -51,7 +51,7 @@ def fused_add_rms_norm(
             f"residual must be like x ({list(x.shape)}, {x.dtype}), got {list(residual.shape)}, {residual.dtype}"
         )
     check_shape("weight", weight, (x.shape[-1],))
-    result: tuple[torch.Tensor, torch.Tensor] = face_of("norm", x.device).fused_add_rms_norm(
+    result: tuple[torch.Tensor, torch.Tensor] = face_of("norm", x.device, "fused_add_rms_norm").fused_add_rms_norm(
         x, residual, weight, eps, unit_offset
     )
     return result
