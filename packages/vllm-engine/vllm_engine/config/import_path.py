@@ -1,0 +1,89 @@
+"""Classes that a setting names by their import path: ``package.module:Class`` or ``package.module.Class``."""
+
+import functools
+import importlib
+import inspect
+import re
+from types import ModuleType
+from typing import TypeVar
+
+from vllm_engine.errors import ConfigError
+
+T = TypeVar("T")
+
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?")
+
+
+def load_class(setting_name: str, path: str, base: type[T]) -> type[T]:
+    """The class at ``path``. Importing runs the module's own code; whatever goes wrong there is the setting's error.
+
+    Args:
+        setting_name: the setting to blame, such as ``scheduler_cls``.
+        path: ``module:Class``; the part after the colon may have dots. Without a colon, the last dot separates.
+        base: what the class must be a subclass of, with nothing abstract left.
+
+    Raises:
+        ConfigError: no such path, module or attribute; the module cannot be imported; or it is no such class.
+    """
+    module_name, names = _split(setting_name, path)
+    found: object = _import(setting_name, path, module_name)
+    try:
+        found = functools.reduce(getattr, names.split("."), found)
+    except AttributeError as error:
+        raise ConfigError(f"{setting_name}: module {module_name} has no {names}", field=setting_name) from error
+    return check_class(setting_name, path, found, base)
+
+
+def check_class(setting_name: str, name: str, found: object, base: type[T]) -> type[T]:
+    """``found``, if it is a class made from ``base``, complete and callable; ``name`` stands for it in the error.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    wanted = f"a class derived from {base.__module__}.{base.__qualname__}"
+    if not isinstance(found, type):
+        raise ConfigError(
+            f"{setting_name}: {name} must be {wanted}, not a value of type {type(found).__name__}", field=setting_name
+        )
+    if not issubclass(found, base):
+        raise ConfigError(f"{setting_name}: {name} must be {wanted}", field=setting_name)
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ConfigError(f"{setting_name}: {name} must define {missing}", field=setting_name)
+    return found
+
+
+def _split(setting_name: str, path: str) -> tuple[str, str]:
+    """Module and attributes."""
+    if _PATH.fullmatch(path):
+        module_name, separator, names = path.partition(":")
+        if not separator:
+            module_name, separator, names = path.rpartition(".")
+        if separator:
+            return module_name, names
+    raise ConfigError(
+        f"{setting_name} must be an import path such as package.module:Class, got {path[:200]!r}", field=setting_name
+    )
+
+
+def _import(setting_name: str, path: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # The module itself, or one that it needs: only the first is a wrong path.
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{setting_name}: {path} cannot be found: there is no module {error.name} "
+                "(it must be installed, or its folder in PYTHONPATH)",
+                field=setting_name,
+            ) from error
+        raise _failed(setting_name, path, module_name, error) from error
+    except (Exception, SystemExit) as error:  # a module's own code can do anything
+        raise _failed(setting_name, path, module_name, error) from error
+
+
+def _failed(setting_name: str, path: str, module_name: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"{setting_name}: {path} cannot be imported: module {module_name} raised {type(error).__name__}: {error}",
+        field=setting_name,
+    )
