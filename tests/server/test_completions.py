@@ -25,7 +25,6 @@ async def test_a_prompt_gets_the_openai_response(complete: Post) -> None:
         "prompt_tokens": 3,
         "completion_tokens": 5,
         "total_tokens": 8,
-        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

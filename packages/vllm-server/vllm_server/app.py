@@ -19,7 +19,7 @@ from vllm_server.errors import (
 from vllm_server.openapi import add_schemas
 from vllm_server.request_id import RequestIdMiddleware
 from vllm_server.root_path import RootPathMiddleware
-from vllm_server.routes import chat, completions, health, metrics, models
+from vllm_server.routes import chat, completions, health, load, metrics, models
 from vllm_server.user_middleware import load_middleware
 
 
@@ -39,6 +39,8 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.state.context = context
     for routes in (models, completions, chat, health, metrics):
         app.include_router(routes.router)
+    if config.enable_server_load_tracking:
+        app.include_router(load.router)
     add_schemas(app)
     app.add_exception_handler(VllmError, handle_vllm_error)
     app.add_exception_handler(ClientDisconnect, handle_client_gone)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from vllm_engine.outputs import CompletionOutput, RequestOutput
+from vllm_server.config import ServerConfig
 from vllm_server.event_stream import event
 from vllm_server.generation import Generation
-from vllm_server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from vllm_server.logprobs import chat_logprobs, prompt_logprobs, token_names
 from vllm_server.protocol.chat import (
     AnswerMessage,
     ChatChoice,
@@ -28,17 +29,24 @@ if TYPE_CHECKING:
 
 
 class ChatAnswer:
-    """Builds the answer to one request. ``role`` is who speaks in it."""
+    """Builds the answer to one request. ``role`` is who speaks in it; ``config`` tells what answers hold."""
 
     def __init__(
-        self, request: ChatRequest, response_id: str, model: str, role: str, tokenizer: "Tokenizer | None"
+        self,
+        request: ChatRequest,
+        response_id: str,
+        model: str,
+        role: str,
+        tokenizer: "Tokenizer | None",
+        config: ServerConfig,
     ) -> None:
         self._request = request
         self._id = response_id
         self._model = model
         self._role = role
         self._created = int(time.time())
-        self._names = TokenNames(tokenizer, bool(request.return_tokens_as_token_ids))
+        self._names = token_names(request, tokenizer, config)
+        self._details = config.enable_prompt_tokens_details
 
     def whole(self, output: RequestOutput) -> ChatCompletion:
         """The response, from the final output."""
@@ -55,7 +63,7 @@ class ChatAnswer:
             )
             for item in sorted(output.outputs, key=lambda item: item.index)
         ]
-        answer = ChatCompletion(self._id, self._created, self._model, choices, counts.usage(details=True))
+        answer = ChatCompletion(self._id, self._created, self._model, choices, counts.usage(details=self._details))
         if self._request.return_token_ids:
             answer.prompt_token_ids = output.prompt_token_ids
         if self._request.prompt_logprobs is not None and output.prompt_logprobs is not None:
@@ -88,7 +96,7 @@ class ChatAnswer:
                 if block:
                     yield b"".join(block)
         if with_usage:
-            yield event(ChatChunk(self._id, self._created, self._model, [], counts.usage(details=True)))
+            yield event(ChatChunk(self._id, self._created, self._model, [], counts.usage(details=self._details)))
 
     def _chunk_choice(self, item: CompletionOutput) -> ChatChunkChoice:
         return ChatChunkChoice(

@@ -10,9 +10,10 @@ from msgspec import UNSET, UnsetType
 from vllm_engine.errors import Unsupported
 from vllm_engine.outputs import CompletionOutput, RequestOutput
 from vllm_engine.params import SamplingParams
+from vllm_server.config import ServerConfig
 from vllm_server.event_stream import event
 from vllm_server.generation import Generation
-from vllm_server.logprobs import Position, TokenNames, completion_logprobs, prompt_logprobs
+from vllm_server.logprobs import Position, completion_logprobs, prompt_logprobs, token_names
 from vllm_server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from vllm_server.token_counts import TokenCounts
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class CompletionAnswer:
-    """Builds the answer to one request. Choice ``i`` of prompt ``p`` has the index ``p * n + i``."""
+    """Builds the answer to one request. Choice ``i`` of prompt ``p`` has the index ``p * n + i``.
+
+    ``config`` tells what answers hold.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,7 @@ class CompletionAnswer:
         response_id: str,
         model: str,
         tokenizer: "Tokenizer | None",
+        config: ServerConfig,
     ) -> None:
         self._request = request
         self._params = params
@@ -39,7 +44,8 @@ class CompletionAnswer:
         self._model = model
         self._tokenizer = tokenizer
         self._created = int(time.time())
-        self._names = TokenNames(tokenizer, bool(request.return_tokens_as_token_ids))
+        self._names = token_names(request, tokenizer, config)
+        self._details = config.enable_prompt_tokens_details
         self._drop_output = request.max_tokens == 0
         if request.echo and tokenizer is None:
             raise Unsupported("this server has no tokenizer and cannot echo a prompt", field="echo")
@@ -52,7 +58,7 @@ class CompletionAnswer:
             counts.add(prompt_index, output, count_completion=not self._drop_output)
             for item in sorted(output.outputs, key=lambda item: item.index):
                 choices.append(self._choice(prompt_index, output, item, offset=0, first=True))
-        return Completion(self._id, self._created, self._model, choices, counts.usage(details=True))
+        return Completion(self._id, self._created, self._model, choices, counts.usage(details=self._details))
 
     async def blocks(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         """The events of a stream: one chunk for each choice of each output, and the usage if that is asked for."""
@@ -75,7 +81,7 @@ class CompletionAnswer:
                 if block:
                     yield b"".join(block)
         if with_usage:
-            yield event(Completion(self._id, self._created, self._model, [], counts.usage(details=True)))
+            yield event(Completion(self._id, self._created, self._model, [], counts.usage(details=self._details)))
 
     def _choice(
         self, prompt_index: int, output: RequestOutput, item: CompletionOutput, *, offset: int, first: bool
@@ -103,7 +109,7 @@ class CompletionAnswer:
             item.stop_reason,
             self._prompt_logprobs(output),
             list(token_ids) if asked_for_ids else UNSET,
-            output.prompt_token_ids if asked_for_ids and first else UNSET,
+            output.prompt_token_ids if asked_for_ids and first and not self._request.prompt_embeds else UNSET,
         )
 
     def _prompt_logprobs(self, output: RequestOutput) -> list[dict[int, dict[str, object]] | None] | UnsetType:

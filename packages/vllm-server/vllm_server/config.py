@@ -93,18 +93,12 @@ class ServerConfig:
         None, help="adapters to serve, as name=path or JSON", unsupported=NO_LORA, metavar="ADAPTER"
     )
     return_tokens_as_token_ids: bool = option(
-        False,
-        help="write tokens of logprobs as token_id:<id>",
-        unsupported="this version of the server writes tokens as text",
+        False, help="write tokens of logprobs as token_id:<id>, unless a request says otherwise"
     )
     enable_prompt_tokens_details: bool = option(
-        False,
-        help="tell the cached tokens of a prompt in usage",
-        unsupported="this version of the server always or never tells them",
+        False, help="tell in usage how many tokens of a prompt came out of the prefix cache"
     )
-    enable_server_load_tracking: bool = option(
-        False, help="count running requests for /load", unsupported="this version of the server has no /load"
-    )
+    enable_server_load_tracking: bool = option(False, help="tell at GET /load how many requests run")
     disable_fastapi_docs: bool = option(False, help="serve no /docs, /redoc and /openapi.json")
     disable_frontend_multiprocessing: bool = option(
         False, help="run the engine core in a thread of the server's process (for debugging)"

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm_engine.outputs import Logprob
+from vllm_server.config import ServerConfig
 from vllm_server.protocol.chat import ChatLogprobs, TokenLogprob, TopLogprob
 from vllm_server.protocol.completions import CompletionLogprobs
+from vllm_server.protocol.sampling import SamplingFields
 
 if TYPE_CHECKING:
     from vllm_engine.frontend.tokenizer import Tokenizer
@@ -34,6 +36,12 @@ class TokenNames:
         if self._tokenizer is None:
             return list(self.text(token_id).encode())
         return list(self._tokenizer.token_bytes(token_id))
+
+
+def token_names(request: SamplingFields, tokenizer: "Tokenizer | None", config: ServerConfig) -> TokenNames:
+    """How the answer to a request shows tokens: as the request says, else as the server is set up."""
+    asked = request.return_tokens_as_token_ids
+    return TokenNames(tokenizer, config.return_tokens_as_token_ids if asked is None else asked)
 
 
 def completion_logprobs(

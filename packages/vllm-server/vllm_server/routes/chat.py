@@ -50,7 +50,7 @@ async def create_chat_completion(raw: Request) -> Response:
     }
     response_id = new_id("chatcmpl")
     role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
-    answer = ChatAnswer(request, response_id, model, role, context.llm.tokenizer)
+    answer = ChatAnswer(request, response_id, model, role, context.llm.tokenizer, context.config)
     generation = Generation(
         context.llm, [prompt], params, response_id, request.priority or 0, request.cache_salt, names
     )

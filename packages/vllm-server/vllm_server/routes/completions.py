@@ -1,12 +1,17 @@
 """``POST /v1/completions``."""
 
+import asyncio
+from functools import partial
+
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest
+from vllm_engine.frontend.prompt_embeds import check_enabled
 from vllm_engine.frontend.prompts import Prompt
+from vllm_engine.messages import PromptEmbeds
 from vllm_engine.params import SamplingParams
 from vllm_server.completion_answer import CompletionAnswer
 from vllm_server.context import ServerContext, context_of, new_id
@@ -15,11 +20,12 @@ from vllm_server.field_names import named_as_in_request
 from vllm_server.generation import Generation
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
-from vllm_server.prompts import parse_prompts
+from vllm_server.prompts import check_count, parse_prompts
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
 from vllm_server.protocol.sampling import check_stream_options, sampling_params
 from vllm_server.request_id import take_label
+from vllm_server.tensor_files import decode_embeds
 
 router = APIRouter()
 
@@ -37,12 +43,13 @@ async def create_completion(raw: Request) -> Response:
     model = context.model_name(request.model)
     _check(request)
     params = _sampling_params(request, context)
-    prompts = parse_prompts(request.prompt, params.n)
+    embeds = await _embeds(request, context, params.n)
+    prompts: list[str | list[int]] = [[] for _ in embeds] or _prompts(request, params.n)
     response_id = new_id("cmpl")
-    answer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer)
+    answer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer, context.config)
     generation = Generation(
         context.llm,
-        [_engine_prompt(request, prompt) for prompt in prompts],
+        [{"prompt_embeds": item} for item in embeds] or [_engine_prompt(request, prompt) for prompt in prompts],
         params,
         response_id,
         request.priority or 0,
@@ -82,6 +89,30 @@ def _sampling_params(request: CompletionRequest, context: ServerContext) -> Samp
             logprobs=request.logprobs,
             prompt_logprobs=prompt_logprobs,
         )
+
+
+async def _embeds(request: CompletionRequest, context: ServerContext, n: int) -> list[PromptEmbeds]:
+    """The prompts that are given as embeddings, in a request that makes no sense with them otherwise: none without."""
+    given = request.prompt_embeds
+    if given is None or given == []:
+        return []
+    spec = check_enabled(context.llm.ready.prompt_embeds)
+    if request.prompt:
+        raise InvalidRequest("prompt must be empty or left out where prompt_embeds is given", field="prompt")
+    if request.echo:
+        raise InvalidRequest("echo has nothing to repeat: prompt_embeds has no text", field="echo")
+    if request.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs has no tokens to score in prompt_embeds", field="prompt_logprobs")
+    texts = [given] if isinstance(given, str) else given
+    check_count(len(texts), n, "prompt_embeds")
+    decode = partial(decode_embeds, texts, width=spec.width, max_model_len=context.llm.ready.max_model_len)
+    return await asyncio.to_thread(decode)
+
+
+def _prompts(request: CompletionRequest, n: int) -> list[str | list[int]]:
+    if request.prompt is None:
+        raise InvalidRequest("prompt is missing", field="prompt")
+    return parse_prompts(request.prompt, n)
 
 
 def _engine_prompt(request: CompletionRequest, prompt: str | list[int]) -> Prompt:

@@ -1,0 +1,15 @@
+"""``GET /load``: how busy the server is, for those who share requests out among several."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from vllm_server.context import context_of
+
+router = APIRouter()
+
+
+@router.get("/load")
+async def load(raw: Request) -> Response:
+    """``server_load``: completions and chats whose answers are being made or sent, waiting ones included."""
+    return JSONResponse({"server_load": len(context_of(raw).in_flight)})
