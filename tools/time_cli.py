@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 RUNS = 7
-COMMANDS = (["--version"], ["--help"], ["chat", "--help"], ["serve", "--help"])
+COMMANDS = (["--version"], ["--help"], ["chat", "--help"], ["serve", "--help"], ["run-batch", "--help"])
 
 
 def wall_seconds(command: list[str]) -> float:

@@ -15,6 +15,7 @@ BUILT_IN = {
     "serve": "vllm_cli.commands.serve",
     "chat": "vllm_cli.commands.chat",
     "complete": "vllm_cli.commands.complete",
+    "run-batch": "vllm_cli.commands.run_batch",
     "collect-env": "vllm_cli.commands.collect_env",
     "completion": "vllm_cli.commands.completion",
 }

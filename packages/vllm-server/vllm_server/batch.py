@@ -1,0 +1,35 @@
+"""``vllm run-batch``: its flags, and the way from them to the answers. Imports neither torch nor the web framework."""
+
+import argparse
+import asyncio
+
+from vllm_engine.config import EngineArgs
+from vllm_server.batch_config import BATCH_CONFIGS, BatchConfig, create_batch_config
+from vllm_server.command_line import Program, Settings, add_program_arguments, run_program
+from vllm_server.event_loop import loop_factory
+
+PROGRAM = Program("vllm run-batch", BATCH_CONFIGS, own=BatchConfig)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model and all flags of the engine and the batch to ``parser``."""
+    add_program_arguments(parser, PROGRAM)
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Answer the requests of a file as the flags say.
+
+    Returns:
+        The exit code: 0 when the output is complete, 1 when the engine died or a file failed, 2 for a setting that
+        cannot be honoured, 130 after Ctrl-C or SIGTERM.
+    """
+    return run_program(PROGRAM, namespace, _run_settings)
+
+
+def _run_settings(settings: Settings) -> int:
+    engine_config = EngineArgs(**settings.engine).create_config()
+    batch_config = create_batch_config(settings.server)
+    from vllm_server.batch_run import run_batch
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(run_batch(engine_config, batch_config))

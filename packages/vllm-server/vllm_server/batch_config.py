@@ -1,0 +1,85 @@
+"""The settings of ``vllm run-batch``; its flags are made from these fields."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.config.engine_args import build, check_options
+from vllm_engine.config.groups.types import Port
+from vllm_engine.config.old_options import OldOptions
+from vllm_engine.config.option import option
+from vllm_engine.config.support import refuse_unsupported, tell_no_effect
+from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+from vllm_server.config import ServerConfig
+
+logger = get_logger(__name__)
+
+AS_SERVED = ("chat_template", "response_role", "enable_prompt_tokens_details", "max_log_len")
+"""Settings that mean what they mean for ``vllm serve``, which declares them."""
+
+
+def _as_served(name: str) -> Any:
+    field = ServerConfig.__dataclass_fields__[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Which requests to run, and where the answers go."""
+
+    GROUP: ClassVar[str] = "RunBatch"
+
+    input_file: str | None = option(
+        None, help="file with one request in each line, as JSON", short=("-i",), metavar="FILE", common=True
+    )
+    output_file: str | None = option(
+        None,
+        help="file for the answers, one in each line, in the same order",
+        short=("-o",),
+        metavar="FILE",
+        common=True,
+    )
+    output_tmp_dir: str | None = option(
+        None, help="folder that holds the answers until all are there; unset: that of the output", metavar="FOLDER"
+    )
+    chat_template: str | None = _as_served("chat_template")
+    response_role: str = _as_served("response_role")
+    enable_prompt_tokens_details: bool = _as_served("enable_prompt_tokens_details")
+    max_log_len: Annotated[int, Meta(ge=0)] | None = _as_served("max_log_len")
+    enable_metrics: bool = option(False, help="serve metrics for Prometheus while the batch runs")
+    url: str = option("0.0.0.0", help="address of the metrics, with --enable-metrics", metavar="HOST")
+    port: Port = option(8000, help="TCP port of the metrics, with --enable-metrics; 0 picks a free one")
+
+
+BATCH_CONFIGS: tuple[type[Any], ...] = (BatchConfig, EngineConfig, OldOptions)
+"""What may stand on the command line and in the YAML file of ``vllm run-batch``."""
+
+
+def create_batch_config(options: dict[str, Any]) -> BatchConfig:
+    """A checked ``BatchConfig``.
+
+    Raises:
+        ConfigError: naming a setting that has a wrong type or range, or a file that is not named or is a URL.
+    """
+    config: BatchConfig = build(BatchConfig, check_options(BatchConfig, options))
+    refuse_unsupported(config)
+    tell_no_effect(config)
+    for name in ("input_file", "output_file"):
+        value = getattr(config, name)
+        if not value:
+            raise ConfigError(f"{name} must be the path of a file; it is not given", field=name)
+        if value.lower().startswith(("http://", "https://")):
+            raise ConfigError(f"{name} must be the path of a file, this version fetches no URLs: {value}", field=name)
+    for name in ("url", "port"):
+        if name in options and not config.enable_metrics:
+            logger.warning("%s has no effect without --enable-metrics", name)
+    return config
+
+
+def server_config(config: BatchConfig) -> ServerConfig:
+    """The settings of the routes that answer the requests of a batch."""
+    return ServerConfig(disable_fastapi_docs=True, **{name: getattr(config, name) for name in AS_SERVED})
