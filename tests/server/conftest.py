@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from tests.server.fake_llm import FakeLLM
+from tests.server.process import Process
 from vllm_server.app import build_app
 from vllm_server.config import ServerConfig
 from vllm_server.context import ServerContext
@@ -36,12 +38,12 @@ def make_client(app: ASGIApp) -> httpx.AsyncClient:
 
 
 @contextmanager
-def running(context: ServerContext) -> Iterator[str]:
+def running(context: ServerContext, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The application under uvicorn in a thread; gives its URL."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = create_server(build_app(context), context.config)
+    server = create_server(build_app(context), context.config, tls=tls)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
@@ -49,7 +51,7 @@ def running(context: ServerContext) -> Iterator[str]:
             if not thread.is_alive():
                 raise RuntimeError("uvicorn did not start")
             threading.Event().wait(0.005)
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
     finally:
         server.force_exit = server.should_exit = True
         thread.join(timeout=10)
@@ -103,3 +105,11 @@ def chat(client: httpx.AsyncClient) -> Post:
         )
 
     return post
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    started: list[Process] = []
+    yield started
+    for process in started:
+        process.kill()
