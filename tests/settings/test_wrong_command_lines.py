@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from vllm_cli.main import main
-from vllm_engine.config.cli import takes_keys
 from vllm_engine.config.settings import Setting, settings_of
-from vllm_engine.config.values import choices_of, plain
+from vllm_engine.config.values import choices_of, plain, takes_keys
 from vllm_server import serve
 from vllm_server.config import CONFIGS
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm_engine.config.settings import Setting, group_summaries, settings_of
-from vllm_engine.config.values import choices_of, plain
+from vllm_engine.config.values import choices_of, plain, takes_keys
 
 
 def add_settings(parser: argparse.ArgumentParser, config: type[Any]) -> None:
@@ -51,11 +51,6 @@ def given_settings(namespace: argparse.Namespace, *configs: type[Any]) -> dict[s
     """The settings of ``configs`` that were given on the command line, by name, as they were written."""
     given = vars(namespace)
     return {name: given[name] for config in configs for name in settings_of(config) if name in given}
-
-
-def takes_keys(setting: Setting) -> bool:
-    """Whether a setting is a JSON object, whose keys may be given one by one."""
-    return setting.keys is not None or typing.get_origin(plain(setting.hint)) is dict
 
 
 def json_object(text: str) -> dict[str, Any]:

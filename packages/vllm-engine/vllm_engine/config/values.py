@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from types import NoneType, UnionType
@@ -61,7 +63,11 @@ def convert(setting: Setting, value: Any) -> Any:
 
 
 def _convert(setting: Setting, name: str, value: Any) -> Any:
+    if isinstance(value, str) and (takes_json(setting) or (value.startswith("{") and _may_be_object(setting.hint))):
+        value = _from_json(name, value)
     if setting.keys is not None:
+        if type(value) is int and "number_means" in setting.facts:
+            value = {setting.facts["number_means"]: value}
         return _convert_keys(setting.keys, name, value)
     try:
         converted = msgspec.convert(_coerced(setting, value), setting.hint, strict=True)
@@ -74,6 +80,27 @@ def _convert(setting: Setting, name: str, value: Any) -> Any:
             f"{name} must be {allowed(setting)}, got {_shown(value)}{reason}{_hint(setting, value)}", field=name
         ) from error
     return converted
+
+
+def takes_keys(setting: Setting) -> bool:
+    """Whether a setting is an object, whose keys may be given one by one."""
+    return setting.keys is not None or get_origin(plain(setting.hint)) is dict
+
+
+def takes_json(setting: Setting) -> bool:
+    """Whether a text is read as JSON: that of an object, and of a list that is said to be written so."""
+    return takes_keys(setting) or bool(setting.facts.get("json"))
+
+
+def _may_be_object(hint: Any) -> bool:
+    return any(get_origin(member) is dict for member in get_args(hint))
+
+
+def _from_json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is not valid JSON ({error}): {_shown(text)}", field=name) from error
 
 
 def _convert_keys(group: type[Any], name: str, value: Any) -> dict[str, Any]:
@@ -209,5 +236,5 @@ def _hint(setting: Setting, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value) if isinstance(value, (Mapping, list)) else repr(value)
     return text if len(text) <= 200 else text[:200] + "..."

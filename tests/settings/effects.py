@@ -1,0 +1,3 @@
+"""t"""
+
+EFFECTS: dict[str, list[str]] = {}

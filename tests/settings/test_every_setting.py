@@ -1,0 +1,156 @@
+"""No setting is ignored in silence: a value other than the default has an effect, is refused, or is said to be idle."""
+
+import ast
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.settings.effects import EFFECTS
+from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.config.settings import Setting, keys_of, settings_of
+from vllm_engine.config.support import standing
+from vllm_engine.config.values import choices_of, convert
+from vllm_engine.errors import ConfigError
+from vllm_server.config import ServerConfig, create_server_config
+
+ROOT = Path(__file__).parents[2]
+
+SETTINGS: list[tuple[type[Any], Setting]] = [
+    (config, setting) for config in (EngineConfig, ServerConfig) for setting in settings_of(config).values()
+]
+
+
+def named(kind: str) -> list[Any]:
+    return [
+        pytest.param(config, one, id=one.name) for config, one in SETTINGS if one.keys is None and standing(one) == kind
+    ]
+
+
+def nested_keys(kind: str) -> list[Any]:
+    """Keys of an object, with its name; not those that can have one value only."""
+    return [
+        pytest.param(config, setting.name, key, id=f"{setting.name}.{key.name}")
+        for config, setting in SETTINGS
+        if setting.keys is not None
+        for key in keys_of(setting.keys).values()
+        if key.keys is None and standing(key) == kind and choices_of(key.hint) != (key.default,)
+    ]
+
+
+def other_value(setting: Setting) -> Any:
+    """A value that fits the type, and is neither the default nor one that is honoured."""
+    candidates = [*choices_of(setting.hint), True, False, 3, 0.25, "some-thing", ["some-thing"], [3], {"some": 3}]
+    candidates += [{"some": {"thing": 3}}, {"some": "thing"}, *([choice] for choice in choices_of(setting.hint))]
+    for value in candidates:
+        try:
+            converted = convert(setting, value)
+        except ConfigError:
+            continue
+        honoured = [setting.default, *setting.facts["possible"]]
+        if type(converted) is type(value) and not any(
+            converted == one and type(converted) is type(one) for one in honoured
+        ):
+            return value
+    raise AssertionError(f"no other value is known for {setting.name}")
+
+
+def configure(config: type[Any], options: dict[str, Any]) -> Any:
+    if config is EngineConfig:
+        return EngineArgs("demo", **options).create_config()
+    return create_server_config(options)
+
+
+@pytest.mark.parametrize(("config", "setting"), named("refused"))
+def test_what_cannot_be_honoured_is_refused_with_what_is_possible(config: type[Any], setting: Setting) -> None:
+    value = other_value(setting)
+    with pytest.raises(ConfigError) as caught:
+        configure(config, {setting.name: value})
+    message = str(caught.value)
+    assert caught.value.field == setting.name
+    assert message.startswith(f"{setting.name}=")
+    assert "cannot be honoured: " in message
+    assert "; possible: " in message
+
+
+@pytest.mark.parametrize(("config", "setting"), named("refused"))
+def test_the_values_that_are_said_to_be_possible_are_taken(config: type[Any], setting: Setting) -> None:
+    for value in (setting.default, *setting.facts["possible"]):
+        configure(config, {setting.name: value})
+
+
+@pytest.mark.parametrize(("config", "setting"), named("no effect"))
+def test_what_has_no_effect_is_said_in_the_log(
+    config: type[Any], setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        configure(config, {setting.name: other_value(setting)})
+    assert [record.getMessage() for record in caplog.records if f"{setting.name}=" in record.getMessage()]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        configure(config, {setting.name: setting.default})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("config", "name", "key"), nested_keys("refused"))
+def test_a_key_of_an_object_is_refused_in_the_same_way(config: type[Any], name: str, key: Setting) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^{name}\.{key.path[-1]}=.* cannot be honoured: .*; possible: |^{key.name}="
+    ):
+        configure(config, {name: {key.path[-1]: other_value(key)}})
+
+
+@pytest.mark.parametrize(("config", "name", "key"), nested_keys("no effect"))
+def test_a_key_without_effect_is_said_in_the_log(
+    config: type[Any], name: str, key: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(config, {name: {key.path[-1]: other_value(key)}})
+    assert f"{name}.{key.path[-1]}=" in caplog.text
+
+
+def test_every_setting_with_an_effect_names_the_tests_that_show_it() -> None:
+    effective = {setting.name for _, setting in SETTINGS if standing(setting) == "effect"}
+    assert effective - EFFECTS.keys() == set()
+    assert EFFECTS.keys() - effective == set()
+
+
+@pytest.mark.parametrize("name", sorted(EFFECTS))
+def test_the_named_tests_exist_and_use_the_setting(name: str) -> None:
+    setting = next(setting for _, setting in SETTINGS if setting.name == name)
+    for place in EFFECTS[name]:
+        file, _, function = place.partition("::")
+        body = _functions(file).get(function)
+        assert body is not None, f"{place} does not exist"
+        words = (name, setting.flag, setting.path[-1])
+        assert any(word in body for word in words), f"{place} does not use {name}"
+
+
+@functools.cache
+def _functions(file: str) -> dict[str, str]:
+    """Source of each test of a file, with its decorators and the constants of the file that it names."""
+    text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    constants = {
+        target.id: ast.get_source_segment(text, node) or ""
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
+            body = "\n".join(ast.get_source_segment(text, part) or "" for part in (*node.decorator_list, node))
+            used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+            found[node.name] = "\n".join([body, *(constants[one] for one in used & constants.keys())])
+    return found
+
+
+def test_settings_of_groups_are_fields_of_frozen_dataclasses() -> None:
+    for config, setting in SETTINGS:
+        holder = functools.reduce(getattr, setting.path[:-1], config())
+        assert dataclasses.is_dataclass(holder)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(holder, setting.path[-1], setting.default)
