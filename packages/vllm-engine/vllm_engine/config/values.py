@@ -231,7 +231,7 @@ def _words(hint: Any) -> str:
 
 def _hint(setting: Setting, value: Any) -> str:
     choices = [str(choice) for choice in choices_of(setting.hint)]
-    near = difflib.get_close_matches(str(value), choices, n=1)
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 
