@@ -1,6 +1,7 @@
 """An application around the scripted engine: in memory for most tests, on a loopback port for the rest."""
 
 import asyncio
+import logging
 import socket
 import ssl
 import threading
@@ -113,3 +114,17 @@ def processes() -> Iterator[list[Process]]:
     yield started
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Give back the log handlers that ``run`` puts in place."""
+    loggers = [
+        logging.getLogger(name) for name in ("vllm_kernels", "vllm_engine", "vllm_server", "vllm_cli", "vllm_bench")
+    ]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate

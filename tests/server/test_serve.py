@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import logging
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -149,20 +147,6 @@ def test_a_dead_engine_ends_the_server_with_one(processes: list[Process]) -> Non
     process.wait_for("ready")
     assert process.end() == 1
     assert any("engine has died" in line for line in process.log)
-
-
-@pytest.fixture
-def own_logging() -> Iterator[None]:
-    """Give back the log handlers that ``run`` puts in place."""
-    loggers = [
-        logging.getLogger(name) for name in ("vllm_kernels", "vllm_engine", "vllm_server", "vllm_cli", "vllm_bench")
-    ]
-    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 @pytest.mark.usefixtures("own_logging")
