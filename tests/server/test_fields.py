@@ -61,7 +61,6 @@ ASKING: dict[str, Any] = {
     "parallel_tool_calls": False,
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_retention": "24h",
-    "prompt_embeds": ["x"],
     "reasoning_effort": "low",
     "repetition_detection": {"a": 1},
     "response_format": {"type": "json_object"},

@@ -1,12 +1,36 @@
 """The typed messages between the frontend and the engine core. They cross a process boundary as msgpack."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from vllm_engine.errors import ConfigError
 from vllm_engine.outputs import FinishReason
 from vllm_engine.params import SamplingParams
+
+EmbedsDtype = Literal["float16", "bfloat16", "float32"]
+EMBEDS_ITEM_BYTES: dict[EmbedsDtype, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
+"""Bytes of one value."""
+
+
+class EmbedsSpec(msgspec.Struct, frozen=True, array_like=True):
+    """What a row of prompt embeddings is for a model: ``width`` values of type ``dtype``."""
+
+    width: int
+    dtype: EmbedsDtype
+
+
+class PromptEmbeds(msgspec.Struct, frozen=True, array_like=True):
+    """A prompt as rows that stand in for the output of the model's token embedding.
+
+    ``data`` holds the values of ``shape`` (tokens, width), row after row, little-endian. ``digest`` names the content
+    for the prefix cache; it is empty until the frontend has checked the values.
+    """
+
+    data: bytes
+    shape: tuple[int, int]
+    dtype: EmbedsDtype
+    digest: str = ""
 
 
 class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -18,6 +42,8 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     ``bad_words_token_ids`` holds each forbidden word in each of its spellings as token ids.
     ``max_tokens`` is at least 1 and such that prompt and output fit the model.
     Lower ``priority`` runs first (policy ``priority`` only). ``arrival_time`` is ``time.monotonic()`` in seconds.
+    ``prompt_embeds``, in the model's own data type, is the prompt in place of ``prompt_token_ids``, which then holds a
+    placeholder for each row.
     """
 
     request_id: str
@@ -31,6 +57,12 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     priority: int = 0
     cache_salt: str | None = None
     arrival_time: float = 0.0
+    prompt_embeds: PromptEmbeds | None = None
+
+    @property
+    def known_prompt(self) -> list[int]:
+        """The ids of the prompt's tokens: none where it was given as embeddings."""
+        return self.prompt_token_ids if self.prompt_embeds is None else []
 
 
 class PositionLogprobs(msgspec.Struct, array_like=True):
@@ -87,13 +119,17 @@ class EngineOutputs(msgspec.Struct, array_like=True, tag="outputs"):
 
 
 class EngineReady(msgspec.Struct, array_like=True, tag="ready"):
-    """The engine core has loaded its model. ``phases`` holds the seconds of each start-up phase."""
+    """The engine core has loaded its model. ``phases`` holds the seconds of each start-up phase.
+
+    ``prompt_embeds`` is None where prompts may not be given as embeddings.
+    """
 
     max_model_len: int
     vocab_size: int
     num_kv_blocks: int
     block_size: int
     phases: dict[str, float]
+    prompt_embeds: EmbedsSpec | None = None
 
 
 class EngineFailed(msgspec.Struct, array_like=True, tag="failed"):
@@ -121,9 +157,24 @@ class RpcResult(msgspec.Struct, array_like=True, tag="result"):
 
 
 class AddRequests(msgspec.Struct, array_like=True, tag="add"):
-    """New requests for the scheduler."""
+    """New requests for the scheduler. ``shared_embeds`` is the prompt of all of them, so that it is sent once."""
 
     requests: list[EngineRequest]
+    shared_embeds: PromptEmbeds | None = None
+
+    @classmethod
+    def packed(cls, requests: list[EngineRequest]) -> "AddRequests":
+        """The message for some requests: embeddings that several of them share are taken out of each."""
+        embeds = requests[0].prompt_embeds if len(requests) > 1 else None
+        if embeds is None or any(request.prompt_embeds is not embeds for request in requests):
+            return cls(requests)
+        return cls([msgspec.structs.replace(request, prompt_embeds=None) for request in requests], embeds)
+
+    def unpacked(self) -> list[EngineRequest]:
+        """The requests as they were before ``packed``."""
+        if self.shared_embeds is None:
+            return self.requests
+        return [msgspec.structs.replace(request, prompt_embeds=self.shared_embeds) for request in self.requests]
 
 
 class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):

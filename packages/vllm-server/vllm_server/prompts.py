@@ -18,10 +18,7 @@ def parse_prompts(value: str | list[Any], n: int) -> list[str | list[int]]:
         raise InvalidRequest("prompt must not be empty", field="prompt")
     if _is_int(value[0]):
         return [_token_ids(value, "prompt")]
-    if len(value) > MAX_PROMPTS or len(value) * n > MAX_CHOICES:
-        raise InvalidRequest(
-            f"prompt takes at most {MAX_PROMPTS} prompts, and {MAX_CHOICES} times n in all", field="prompt"
-        )
+    check_count(len(value), n, "prompt")
     if isinstance(value[0], str):
         for index, item in enumerate(value):
             if not isinstance(item, str):
@@ -35,6 +32,14 @@ def parse_prompts(value: str | list[Any], n: int) -> list[str | list[int]]:
             prompts.append(_token_ids(item, f"prompt[{index}]"))
         return prompts
     raise _mixed(0)
+
+
+def check_count(prompts: int, n: int, field: str) -> None:
+    """Raises ``InvalidRequest`` naming ``field`` for more prompts or completions than a request may have."""
+    if prompts > MAX_PROMPTS or prompts * n > MAX_CHOICES:
+        raise InvalidRequest(
+            f"{field} takes at most {MAX_PROMPTS} prompts, and {MAX_CHOICES} times n in all", field=field
+        )
 
 
 def _token_ids(value: list[Any], place: str) -> list[int]:

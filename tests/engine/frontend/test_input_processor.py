@@ -79,7 +79,7 @@ def test_prompts_that_are_not_well_formed_are_refused(prompt: Any) -> None:
     assert refusal(prompt).field == "prompt"
 
 
-@pytest.mark.parametrize("key", ["multi_modal_data", "prompt_embeds", "mm_processor_kwargs"])
+@pytest.mark.parametrize("key", ["multi_modal_data", "mm_processor_kwargs"])
 def test_prompts_with_more_than_text_are_refused_by_the_name_of_it(key: str) -> None:
     error = refusal({"prompt": "a", key: {"image": 1}})
     assert isinstance(error, Unsupported)

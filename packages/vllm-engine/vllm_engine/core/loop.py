@@ -35,7 +35,7 @@ def run_core(core: EngineCore, receive: Receive, send: Callable[[FromCore], None
 
 def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None]) -> None:
     if isinstance(message, AddRequests):
-        core.add(message.requests)
+        core.add(message.unpacked())
     elif isinstance(message, AbortRequests):
         core.abort(message.request_ids)
         if not core.has_unfinished():

@@ -27,6 +27,8 @@ class InputBatch:
         self.states: list[SamplingState | None] = [None] * max_num_seqs
         self.wants_prompt_logprobs: dict[str, int] = {}
         """Requests whose prompt logprobs are due: id -> number of prompt tokens."""
+        self.prompt_embeds: dict[int, np.ndarray] = {}
+        """By row, as uint8 [prompt tokens, bytes of a row]: prompts given as embeddings, until they are computed."""
         self._row_of: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
 
@@ -48,6 +50,9 @@ class InputBatch:
         self.states[row] = state
         if new.wants_prompt_logprobs:
             self.wants_prompt_logprobs[request_id] = len(new.request.prompt_token_ids)
+        embeds = new.request.prompt_embeds
+        if embeds is not None:
+            self.prompt_embeds[row] = np.frombuffer(embeds.data, dtype=np.uint8).reshape(embeds.shape[0], -1)
 
     def append_blocks(self, request_id: str, block_ids: list[list[int]]) -> None:
         """Extend the block tables of a request, one list of blocks per group."""
@@ -66,12 +71,18 @@ class InputBatch:
         if state is not None:
             state.append(token_id)
 
+    def forget_computed_embeds(self) -> None:
+        """Let go of the embeddings of prompts that are computed: the steps after cost nothing more."""
+        for row in [row for row, embeds in self.prompt_embeds.items() if self.num_computed_tokens[row] >= len(embeds)]:
+            del self.prompt_embeds[row]
+
     def remove(self, request_id: str) -> None:
         """Free the row of a request; an id that has none is ignored."""
         row = self._row_of.pop(request_id, None)
         if row is None:
             return
         self.states[row] = None
+        self.prompt_embeds.pop(row, None)
         self.wants_prompt_logprobs.pop(request_id, None)
         self.num_tokens[row] = 0
         self.num_computed_tokens[row] = 0

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.execution.given_embeds import given_embeds
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_engine.execution.step_inputs import StepInputs, build_step_inputs
 from vllm_engine.kv_layout import KVCacheLayout
@@ -57,10 +58,13 @@ class ModelRunner:
         rows = np.array([self.batch.row_of(request_id) for request_id in ids])
         counts = np.array([scheduled.num_scheduled_tokens[request_id] for request_id in ids])
         inputs = build_step_inputs(self.batch, rows, counts, self.device)
-        hidden = self.model.forward(inputs.input_ids, inputs.positions, self._attention_context(inputs))
+        given = given_embeds(self.batch, rows, inputs, self._dtype, self.device) if self.batch.prompt_embeds else None
+        hidden = self.model.forward(inputs.input_ids, inputs.positions, self._attention_context(inputs), given)
         if self.batch.wants_prompt_logprobs:
             self._prompt_logprobs(ids, rows, inputs, hidden, result)
         self.batch.num_computed_tokens[rows] += counts
+        if given is not None:
+            self.batch.forget_computed_embeds()
         if len(inputs.sampled):
             self._sample(ids, rows, inputs, hidden, result)
         return result

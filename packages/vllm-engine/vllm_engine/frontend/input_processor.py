@@ -10,15 +10,18 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.config.generation import GenerationConfig
 from vllm_engine.errors import InvalidRequest, shown
 from vllm_engine.frontend.bad_words import bad_word_sequences
+from vllm_engine.frontend.prompt_embeds import check_enabled, read_prompt_embeds
 from vllm_engine.frontend.prompts import ParsedPrompt, Prompt, parse_prompt
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
-from vllm_engine.messages import EngineRequest
+from vllm_engine.messages import EmbedsSpec, EngineRequest, PromptEmbeds
 from vllm_engine.params import SamplingParams
 
 logger = get_logger(__name__)
 
 MAX_CACHE_SALT_CHARS = 256
+EMBEDS_PLACEHOLDER = 0
+"""The token id that stands where a prompt has a row of embeddings: any that the model's table has."""
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
 _MASK64 = 2**64 - 1
 
@@ -51,6 +54,7 @@ class InputProcessor:
         *,
         max_model_len: int,
         vocab_size: int,
+        prompt_embeds: EmbedsSpec | None = None,
     ) -> None:
         """Prepare for one engine.
 
@@ -60,10 +64,12 @@ class InputProcessor:
             generation: the model's defaults.
             max_model_len: most tokens of prompt and output together.
             vocab_size: number of token ids that the model knows.
+            prompt_embeds: what the model takes as embeddings; None where prompts may not be given so.
         """
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
+        self._embeds_spec = prompt_embeds
         self._generation = generation
         self._eos_token_ids = self._known_eos(generation)
         allowed = config.model.max_logprobs
@@ -111,7 +117,11 @@ class InputProcessor:
         check_params(params)
         parsed = parse_prompt(prompt)
         self._check_without_tokenizer(params)
-        ids = self._prompt_ids(parsed if token_ids is None else ParsedPrompt(parsed.text, token_ids), params)
+        embeds = None if parsed.embeds is None else self._prompt_embeds(parsed.embeds, params)
+        if embeds is not None:
+            ids = [EMBEDS_PLACEHOLDER] * embeds.shape[0]
+        else:
+            ids = self._prompt_ids(parsed if token_ids is None else ParsedPrompt(parsed.text, token_ids), params)
         if not isinstance(priority, int) or isinstance(priority, bool) or not _INT32_MIN <= priority <= _INT32_MAX:
             raise InvalidRequest(f"priority must be an integer from {_INT32_MIN} to {_INT32_MAX}", field="priority")
         salt = check_cache_salt(cache_salt if parsed.cache_salt is None else parsed.cache_salt)
@@ -131,13 +141,16 @@ class InputProcessor:
             priority=int.__int__(priority),
             cache_salt=salt,
             arrival_time=queued_ts,
+            prompt_embeds=embeds,
         )
         requests = self._fan_out(template, params)
         # The core's ids are not those of the outputs: what a user does to an output must not reach a core in a thread.
         return PreparedRequest(request_id, parsed.text, ids.copy(), params, requests, arrival_time, queued_ts)
 
     def tokenizes_long(self, prompt: Prompt, *, more_than: int) -> bool:
-        """Whether ``process`` would tokenize a text of more than so many characters, and so take a while."""
+        """Whether ``process`` would take a while: for embeddings, and for a text of more than so many characters."""
+        if isinstance(prompt, dict) and prompt.get("prompt_embeds") is not None:
+            return True
         text = prompt.get("prompt") if isinstance(prompt, dict) and "prompt_token_ids" not in prompt else prompt
         return isinstance(text, str) and len(text) > more_than
 
@@ -168,6 +181,18 @@ class InputProcessor:
             raise self._too_long(str(len(token_ids)))
         return token_ids
 
+    def _prompt_embeds(self, value: Any, params: SamplingParams) -> PromptEmbeds:
+        spec = check_enabled(self._embeds_spec)
+        if params.prompt_logprobs is not None:
+            raise InvalidRequest(
+                "prompt_logprobs cannot be given for prompt_embeds: they have no tokens", field="prompt_logprobs"
+            )
+        limit = self._truncation(params)
+        embeds = read_prompt_embeds(value, spec, max_model_len=self.max_model_len, keep=limit)
+        if embeds.shape[0] >= self.max_model_len:
+            raise self._too_long(str(embeds.shape[0]), field="prompt_embeds")
+        return embeds
+
     def _encode(self, prompt: ParsedPrompt, *, truncates: bool) -> list[int]:
         text = prompt.text or ""
         if self.tokenizer is None:
@@ -181,11 +206,11 @@ class InputProcessor:
                 raise self._too_long(f"at least {fewest}")
         return self.tokenizer.encode(text, prompt.add_special_tokens)
 
-    def _too_long(self, length: str) -> InvalidRequest:
+    def _too_long(self, length: str, *, field: str = "prompt") -> InvalidRequest:
         return InvalidRequest(
             f"the prompt has {length} tokens, but the model takes {self.max_model_len} of prompt and output together, "
             f"so a prompt may have at most {self.max_model_len - 1}",
-            field="prompt",
+            field=field,
         )
 
     def _truncation(self, params: SamplingParams) -> int | None:

@@ -1,11 +1,21 @@
 """Token embedding and the head that turns hidden states into logits."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops.linear import linear
+
+
+@dataclass(frozen=True, slots=True)
+class GivenEmbeds:
+    """Tokens of a step whose embeddings are given: ``places`` int64 ``[E]`` in ``[T]``, ``rows`` ``[E, size]``."""
+
+    places: Tensor
+    rows: Tensor
 
 
 class Embedding(TensorModule):

@@ -4,13 +4,21 @@ import re
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.kv_layout import LayerKVSpec
 from vllm_engine.layers.attention import AttentionContext
-from vllm_engine.layers.embedding import LMHead
+from vllm_engine.layers.embedding import Embedding, GivenEmbeds, LMHead
 from vllm_engine.layers.module import TensorModule
+from vllm_engine.messages import EmbedsDtype, EmbedsSpec
+
+_DTYPES: dict[torch.dtype, EmbedsDtype] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+}
 
 
 class CausalLM(TensorModule):
@@ -30,18 +38,39 @@ class CausalLM(TensorModule):
         super().__init__()
         self.config = config
 
+    @property
     @abstractmethod
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+    def embedding(self) -> Embedding:
+        """The token embedding."""
+
+    @abstractmethod
+    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """From the output of the token embedding ``[T, embedding size]`` to what ``forward`` returns."""
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext, given: GivenEmbeds | None = None
+    ) -> Tensor:
         """One step over the tokens of all sequences, side by side without padding.
 
         Args:
             input_ids: int64 ``[T]``.
             positions: int64 ``[T]``, the place of each token in its sequence.
             ctx: where the tokens' keys and values are; the step's own are written there.
+            given: embeddings that stand in for those of some tokens, whose ids are mere placeholders.
 
         Returns:
             Hidden states after the last norm, ``[T, H]`` in the weights' data type.
         """
+        x = self.embedding(input_ids)
+        if given is not None:
+            x[given.places] = given.rows
+        return self.decode(x, positions, ctx)
+
+    def embeds_spec(self) -> EmbedsSpec:
+        """What a row of ``GivenEmbeds`` is. It is the output of the embedding: where that is scaled, so is the row."""
+        weight = self.embedding.weight
+        dtype: EmbedsDtype = _DTYPES[weight.dtype]
+        return EmbedsSpec(weight.shape[1], dtype)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[R, H]`` of the rows that need logits -> float32 logits ``[R, vocab_size]``."""

@@ -80,9 +80,9 @@ class GPT2Transformer(TensorModule):
         self.h = nn.ModuleList(GPT2Block(config, index) for index in range(config.num_layers))
         self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """int64 ``[T]`` twice -> ``[T, H]``."""
-        x = self.wte(input_ids) + self.wpe(positions)
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """Embeddings ``[T, H]``, positions int64 ``[T]`` -> ``[T, H]``."""
+        x = x + self.wpe(positions)
         for block in self.h:
             x = block(x, ctx)
         return self.ln_f(x)
@@ -103,5 +103,9 @@ class GPT2LMHeadModel(CausalLM):
         self.transformer = GPT2Transformer(config)
         self.lm_head = LMHead(self.transformer.wte, tied=config.tie_word_embeddings)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        return self.transformer(input_ids, positions, ctx)
+    @property
+    def embedding(self) -> Embedding:
+        return self.transformer.wte
+
+    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        return self.transformer(x, positions, ctx)

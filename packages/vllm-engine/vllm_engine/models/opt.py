@@ -75,9 +75,8 @@ class OPTDecoder(TensorModule):
         if config.final_layer_norm:
             self.final_layer_norm = LayerNorm(hidden_size, config.norm_eps, affine=config.layer_norm_affine)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """int64 ``[T]`` twice -> ``[T, word_embed_proj_dim]``."""
-        x = self.embed_tokens(input_ids)
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """Embeddings ``[T, word_embed_proj_dim]``, positions int64 ``[T]`` -> ``[T, word_embed_proj_dim]``."""
         if self.project_in is not None:
             x = self.project_in(x)
         x = x + self.embed_positions(positions + _POSITION_OFFSET)  # [T, H]
@@ -100,5 +99,9 @@ class OPTForCausalLM(CausalLM):
         self.decoder = OPTDecoder(config)
         self.lm_head = LMHead(self.decoder.embed_tokens, tied=config.tie_word_embeddings)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        return self.decoder(input_ids, positions, ctx)
+    @property
+    def embedding(self) -> Embedding:
+        return self.decoder.embed_tokens
+
+    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        return self.decoder(x, positions, ctx)

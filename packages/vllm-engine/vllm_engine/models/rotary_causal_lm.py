@@ -25,9 +25,8 @@ class RotaryDecoder(TensorModule):
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
 
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """int64 ``[T]`` twice -> ``[T, H]``."""
-        x = self.embed_tokens(input_ids)
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        """Embeddings ``[T, H]``, positions int64 ``[T]`` -> ``[T, H]``."""
         residual: Tensor | None = None
         for block in self.layers:
             x, residual = block(x, residual, positions, ctx)
@@ -62,5 +61,9 @@ class RotaryCausalLM(CausalLM):
     def block(self, config: DecoderConfig, layer_index: int, rotary: Rotary) -> nn.Module:
         """Layer ``layer_index``: called as ``(x, residual, positions, ctx)``, see ``layers.blocks``."""
 
-    def forward(self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        return self.model(input_ids, positions, ctx)
+    @property
+    def embedding(self) -> Embedding:
+        return self.model.embed_tokens
+
+    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        return self.model(x, positions, ctx)

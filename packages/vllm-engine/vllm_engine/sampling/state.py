@@ -26,10 +26,12 @@ class SamplingState:
         self.counts: TokenCounts | None = None
         if params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0:
             # Without a repetition penalty, the prompt does not matter.
-            prompt = request.prompt_token_ids if params.repetition_penalty != 1 else []
+            prompt = request.known_prompt if params.repetition_penalty != 1 else []
             self.counts = TokenCounts(prompt, token_ids[len(request.prompt_token_ids) :])
         self.bad_words: BadWords | None = None
         if request.bad_words_token_ids:
+            if request.prompt_embeds is not None:
+                token_ids = token_ids[len(request.prompt_token_ids) :]  # those before are placeholders
             self.bad_words = BadWords(request.bad_words_token_ids, token_ids)
 
     def append(self, token_id: int) -> None:
@@ -121,7 +123,7 @@ def check_token_ids(request: EngineRequest, vocab_size: int) -> None:
     params = request.params
     if not all(request.bad_words_token_ids):
         raise ValueError("bad_words has a word without tokens")
-    penalised = request.prompt_token_ids if params.repetition_penalty != 1 else []
+    penalised = request.known_prompt if params.repetition_penalty != 1 else []
     for name, token_ids in (
         ("allowed_token_ids", params.allowed_token_ids or []),
         ("logit_bias", params.logit_bias or []),

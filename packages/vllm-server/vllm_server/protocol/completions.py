@@ -9,9 +9,13 @@ from vllm_server.protocol.usage import Usage
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
-    """A prompt as text, as token ids, or a list of either; ``logprobs`` counts alternatives for each token."""
+    """A prompt as text, as token ids, or a list of either; ``logprobs`` counts alternatives for each token.
 
-    prompt: str | list[Any]
+    ``prompt_embeds`` instead: base64 of a file with one tensor [tokens, hidden size], or a list of such texts.
+    """
+
+    prompt: str | list[Any] | None = None
+    prompt_embeds: str | list[str] | None = None
     echo: bool | None = None
     logprobs: Int32 | None = None
 

@@ -37,7 +37,6 @@ REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {
     **_COMMON,
     "suffix": ("",),
     "best_of": (1,),
-    "prompt_embeds": ([],),
 }
 """Of ``/v1/completions``: field -> values that mean the same as leaving it out (``null`` always does)."""
 
