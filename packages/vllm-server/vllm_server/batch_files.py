@@ -93,7 +93,7 @@ class BatchOutput:
             raise ConfigError(f"output_file: cannot write to {path}: {reason}", field="output_file")
         self.partial = self._name_in(self._target.parent if folder is None else Path(folder))
         try:
-            self._file = open(self.partial, "xb", buffering=_BLOCK)  # noqa: SIM115 - closed by __exit__
+            self._file = open(self.partial, "xb")  # noqa: SIM115 - closed by __exit__
         except OSError as error:
             name = "output_file" if folder is None else "output_tmp_dir"
             where = path if folder is None else folder
@@ -117,6 +117,7 @@ class BatchOutput:
         """Add a line. Raises ``BatchFileError`` when it cannot be written."""
         try:
             self._file.write(line)
+            self._file.flush()  # so that nothing is lost, however the program ends
         except OSError as error:
             raise BatchFileError(f"cannot write {self.partial}: {_reason(error)}") from error
         self._is_empty = False
@@ -124,7 +125,6 @@ class BatchOutput:
     def commit(self) -> None:
         """Give the output its name, in one step. Raises ``BatchFileError`` when that fails."""
         try:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             try:
