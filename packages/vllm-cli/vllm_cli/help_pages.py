@@ -98,6 +98,9 @@ def _section(
     page = formatter.format_help().strip()
     if detailed and getattr(actions[0], "takes_keys", False):
         page += f"\n\n  Its keys may be given one by one: {actions[0].option_strings[0]}.key value"
+        keys: dict[str, str] = getattr(actions[0], "keys", {})
+        width = max(map(len, keys), default=0)
+        page += "".join(f"\n    {key:<{width}}  {text}" for key, text in keys.items())
     return page
 
 

@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vllm_engine.config.settings import Setting, group_summaries, settings_of
+from vllm_engine.config.settings import Setting, group_summaries, keys_of, settings_of
 from vllm_engine.config.values import choices_of, plain, takes_keys
 
 
@@ -44,6 +44,7 @@ def add_settings(parser: argparse.ArgumentParser, config: type[Any]) -> None:
         )
         action.takes_keys = takes_keys(setting)
         action.common = bool(setting.facts.get("common"))
+        action.keys = {name: key.help for name, key in keys_of(setting.keys).items()} if setting.keys else {}
         action.allowed = [str(choice) for choice in choices_of(setting.hint)]
 
 
@@ -131,8 +132,15 @@ def _shape(setting: Setting) -> dict[str, Any]:
 
 
 def _help(setting: Setting) -> str:
-    text = setting.help
+    """The setting's line, its default, and what of it this version honours."""
+    notes = []
     default = setting.default
     if not (default in (None, "", {}, []) or default is False or dataclasses.is_dataclass(default)):
-        text = f"{text} (default: {shown(default)})"
+        notes.append(f"default: {shown(default)}")
+    if setting.facts["no_effect"]:
+        notes.append("no effect here")
+    elif setting.facts["unsupported"]:
+        others = [shown(value) for value in setting.facts["possible"]]
+        notes.append(f"beside the default only {', '.join(others)} here" if others else "only the default here")
+    text = f"{setting.help} ({'; '.join(notes)})" if notes else setting.help
     return text.replace("%", "%%")
