@@ -94,7 +94,13 @@ def test_prompt_logprobs_are_the_same_after_a_preemption_within_the_prompt(
 ) -> None:
     wanted = request("long", 50, 6, prompt_logprobs=3, logprobs=2)
     solo = run(make_core(), wanted)["long"]
-    options = {"max_num_batched_tokens": 12, "long_prefill_token_threshold": 5, "max_num_seqs": 6}
+    options = {
+        "max_num_batched_tokens": 12,
+        "long_prefill_token_threshold": 5,
+        "max_num_partial_prefills": 2,
+        "max_num_seqs": 6,
+        "scheduler_reserve_full_isl": False,
+    }
     core = make_core(
         **options,
         num_gpu_blocks_override=smallest_cache(make_core, **options),

@@ -5,7 +5,8 @@ import random
 import msgspec
 import pytest
 
-from vllm_engine.config import SchedulerConfig
+from vllm_engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.execution.batch import ScheduledBatch
 from vllm_engine.kv_layout import KVCacheLayout, KVGroup
@@ -38,16 +39,16 @@ class Harness:
         max_num_seqs: int = 16,
         max_model_len: int = 128,
         prefix_caching: bool = True,
+        hash_algo: str = "sha256",
         config: SchedulerConfig | None = None,
     ) -> None:
         layout = KVCacheLayout(num_blocks, block_size, groups)
         self.scheduler = Scheduler(
-            config or SchedulerConfig(),
-            layout,
-            max_num_batched_tokens=budget,
-            max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
-            enable_prefix_caching=prefix_caching,
+            EngineConfig(
+                scheduler=config or SchedulerConfig(),
+                cache=CacheConfig(enable_prefix_caching=prefix_caching, prefix_caching_hash_algo=hash_algo),
+            ),
+            EngineLimits(max_model_len, budget, max_num_seqs, layout),
         )
         self.runner = SimulatedRunner(layout, max_tokens_per_step=budget)
         self.updates: dict[str, list[RequestUpdate]] = {}
@@ -91,11 +92,17 @@ def test_every_output_is_the_solo_output_under_churn(
     stems = [[rng.randrange(50) for _ in range(40)] for _ in range(3)]
     harness = Harness(
         groups,
-        num_blocks=16 if groups is SLIDING else 60,
+        num_blocks=11 if groups is SLIDING else 60,
         budget=23,
         max_num_seqs=7,
         prefix_caching=prefix_caching,
-        config=SchedulerConfig(scheduling_policy=policy, long_prefill_token_threshold=9),
+        config=SchedulerConfig(
+            scheduling_policy=policy,
+            long_prefill_token_threshold=9,
+            max_num_partial_prefills=4,
+            max_long_partial_prefills=2,
+            scheduler_reserve_full_isl=False,
+        ),
     )
     wanted: dict[str, tuple[list[int], int]] = {}
     aborted: set[str] = set()
@@ -330,7 +337,7 @@ def test_requests_that_give_up_while_they_wait_leave_nothing_in_the_queue() -> N
     for index in range(2000):
         harness.scheduler.add(engine_request(f"r{index}", [1, 2, 3], 1))
         harness.scheduler.abort([f"r{index}"])
-    assert len(harness.scheduler._waiting._heap) < 100
+    assert len(harness.scheduler._waiting._short._heap) < 100
 
 
 def test_stop_tokens_end_a_request_and_only_a_real_stop_token_is_a_stop_reason() -> None:

@@ -7,12 +7,21 @@ from typing import Any
 
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
+from vllm_engine.config.import_path import load_class
 from vllm_engine.core.limits import EngineLimits, resolve_limits
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.executor import UniExecutor
 from vllm_engine.logging import get_logger, startup_phase
-from vllm_engine.messages import EngineOutputs, EngineReady, EngineRequest, RequestUpdate
+from vllm_engine.messages import (
+    EMBEDS_ITEM_BYTES,
+    EngineOutputs,
+    EngineReady,
+    EngineRequest,
+    PromptEmbeds,
+    RequestUpdate,
+)
+from vllm_engine.metrics.iteration_log import log_iteration
 
 logger = get_logger(__name__)
 
@@ -26,6 +35,7 @@ class EngineCore:
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         """Load the model, size the KV cache, warm up. Raises ``ConfigError`` for settings that cannot be honoured."""
         self.phases: dict[str, float] = {}
+        scheduler_class = _scheduler_class(config)
         with startup_phase(logger, "worker", self.phases):
             self.executor = UniExecutor(config, model_path)
         with startup_phase(logger, "weights", self.phases):
@@ -40,22 +50,17 @@ class EngineCore:
             self.executor.initialize_kv_cache(self.limits.layout, max_num_seqs=self.limits.max_num_seqs)
         with startup_phase(logger, "warm-up", self.phases):
             self.executor.warm_up()
-        self.scheduler = Scheduler(
-            config.scheduler,
-            self.limits.layout,
-            max_num_batched_tokens=self.limits.max_num_batched_tokens,
-            max_num_seqs=self.limits.max_num_seqs,
-            max_model_len=self.limits.max_model_len,
-            enable_prefix_caching=config.cache.prefix_caching,
-        )
+        self.scheduler: Scheduler = scheduler_class(config, self.limits)
         self.ready = EngineReady(
             max_model_len=self.limits.max_model_len,
             vocab_size=model.vocab_size,
             num_kv_blocks=self.limits.layout.num_blocks,
             block_size=self.limits.layout.block_size,
             phases=self.phases,
+            prompt_embeds=model.embeds if config.model.enable_prompt_embeds else None,
         )
         self._check_invariants: bool = envs.get("VLLM_CHECK_INVARIANTS")
+        self._logs_iterations = config.observability.enable_logging_iteration_details
         self._untold: list[RequestUpdate] = []  # of requests that ended outside of a step
         self._failures_in_a_row = 0
         self._calls: dict[str, Callable[..., Any]] = {
@@ -80,6 +85,19 @@ class EngineCore:
             return f"prompt has {len(prompt)} tokens, the model takes 1 to {self.limits.max_model_len}"
         if min(prompt) < 0 or max(prompt) >= self.ready.vocab_size:
             return "prompt has a token id outside the vocabulary"
+        embeds = request.prompt_embeds
+        return None if embeds is None else self._embeds_problem(embeds, len(prompt))
+
+    def _embeds_problem(self, embeds: PromptEmbeds, num_tokens: int) -> str | None:
+        spec = self.ready.prompt_embeds
+        if spec is None:
+            return "prompt_embeds are not enabled"
+        if embeds.shape != (num_tokens, spec.width) or embeds.dtype != spec.dtype:
+            return f"prompt_embeds must be {num_tokens} rows of {spec.width} values of type {spec.dtype}"
+        if len(embeds.data) != num_tokens * spec.width * EMBEDS_ITEM_BYTES[spec.dtype]:
+            return "prompt_embeds has not as many bytes as its shape says"
+        if not embeds.digest:
+            return "prompt_embeds has no digest, so its blocks would have no names of their own"
         return None
 
     def abort(self, request_ids: list[str]) -> None:
@@ -100,7 +118,9 @@ class EngineCore:
         """
         updates, self._untold = self._untold, []
         if self.scheduler.has_unfinished():
+            started = time.monotonic() if self._logs_iterations else 0.0
             batch = self.scheduler.schedule()
+            prefills = self.scheduler.count_prefills(batch) if self._logs_iterations else (0, 0)
             try:
                 result = self.executor.execute(batch)
             except Exception as error:
@@ -113,6 +133,14 @@ class EngineCore:
             else:
                 updates += self.scheduler.update(batch, result)
                 self._failures_in_a_row = 0
+            if self._logs_iterations:
+                log_iteration(
+                    self.scheduler.stats(),
+                    num_requests=len(batch.num_scheduled_tokens),
+                    num_prefills=prefills[0],
+                    num_prefill_tokens=prefills[1],
+                    seconds=time.monotonic() - started,
+                )
             if self._check_invariants:
                 self.scheduler.kv.check_invariants()
         return EngineOutputs(updates=updates, timestamp=time.monotonic(), stats=self.scheduler.stats())
@@ -134,3 +162,9 @@ class EngineCore:
     def close(self) -> None:
         """Release the model and the cache."""
         self.executor.shutdown()
+
+
+def _scheduler_class(config: EngineConfig) -> type[Scheduler]:
+    """Ours, or the subclass that the settings name. Raises ``ConfigError`` when that is none."""
+    path = config.scheduler.scheduler_cls
+    return Scheduler if path is None else load_class("scheduler_cls", path, Scheduler)

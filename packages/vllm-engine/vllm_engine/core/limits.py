@@ -12,8 +12,22 @@ from vllm_engine.logging import get_logger
 logger = get_logger(__name__)
 
 DEFAULT_BLOCK_SIZE = 16
-DEFAULT_MAX_NUM_SEQS = 256
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class StepDefaults:
+    """What a step takes when nothing is said."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+STEP_DEFAULTS = {
+    "balanced": StepDefaults(2048, 256),
+    "throughput": StepDefaults(4096, 512),
+    "interactivity": StepDefaults(512, 256),
+}
+"""By ``performance_mode``. A step with many tokens of prompts is efficient, and everyone waits for it to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +55,12 @@ def resolve_limits(
         ConfigError: naming the setting at fault and a value that works.
     """
     scheduler = config.scheduler
+    defaults = STEP_DEFAULTS[config.performance_mode]
     max_model_len = model.max_model_len
-    max_num_seqs = scheduler.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
     budget = scheduler.max_num_batched_tokens
     if not scheduler.chunked_prefill:
-        budget = budget or max(max_model_len, DEFAULT_MAX_NUM_BATCHED_TOKENS)
+        budget = budget or max(max_model_len, defaults.max_num_batched_tokens)
         if budget < max_model_len:
             raise ConfigError(
                 f"without chunked prefill, max_num_batched_tokens ({budget}) must be at least max_model_len "
@@ -56,7 +71,7 @@ def resolve_limits(
             raise ConfigError(
                 "long_prefill_token_threshold needs chunked prefill, which is off", field="long_prefill_token_threshold"
             )
-    budget = budget or max(DEFAULT_MAX_NUM_BATCHED_TOKENS, max_num_seqs)
+    budget = budget or max(defaults.max_num_batched_tokens, max_num_seqs)
     if scheduler.max_num_seqs is None:
         max_num_seqs = min(max_num_seqs, budget)
     if budget < max_num_seqs:
@@ -73,6 +88,7 @@ def resolve_limits(
         max_step_tokens=budget,
         max_num_seqs=max_num_seqs,
         num_blocks_override=config.cache.num_gpu_blocks_override,
+        hybrid=not scheduler.disable_hybrid_kv_cache_manager,
     )
     cache_bytes = layout.num_blocks * bytes_per_block(model.kv_specs, layout.groups, layout.block_size)
     if cache_bytes > free_memory:

@@ -58,3 +58,32 @@ class RequestQueue:
     def _is_waiting(self, request: Request) -> bool:
         """Whether an entry of the heap is still good: its id may have been removed, and even have come again."""
         return self._requests.get(request.request_id) is request
+
+
+class WaitingRequests:
+    """The waiting requests in the order of the policy, those with a long prefill in a queue of their own.
+
+    So the first short one is found without a walk past the long ones that may not start yet. All in O(log n).
+    """
+
+    def __init__(self, order: OrderKey, is_long: Callable[[Request], bool]) -> None:
+        self._order = order
+        self._is_long = is_long
+        self._short = RequestQueue(order)
+        self._long = RequestQueue(order)
+
+    def __len__(self) -> int:
+        return len(self._short) + len(self._long)
+
+    def push(self, request: Request) -> None:
+        """Add a request at its place in the order."""
+        (self._long if self._is_long(request) else self._short).push(request)
+
+    def first(self, *, with_long: bool) -> Request | None:
+        """The next request, or the next that is not long; None when there is none."""
+        queues = (self._short, self._long) if with_long else (self._short,)
+        return min((queue.peek() for queue in queues if queue), key=self._order, default=None)
+
+    def remove(self, request_id: str) -> Request | None:
+        """Take out a request by id, if it waits here."""
+        return self._short.remove(request_id) or self._long.remove(request_id)

@@ -1,6 +1,6 @@
 """A request as the scheduler sees it: tokens, progress, and nothing of text or tensors."""
 
-from vllm_engine.core.kv_cache.hashing import BlockHashes
+from vllm_engine.core.kv_cache.hashing import BlockHasher, BlockHashes
 from vllm_engine.messages import EngineRequest, PositionLogprobs
 
 
@@ -8,7 +8,8 @@ class Request:
     """The state of one request in the engine core.
 
     ``token_ids`` is prompt and output in one list. A step moves ``num_computed_tokens`` toward
-    ``len(token_ids)``; whether that is prefill or decode is nobody's business.
+    ``len(token_ids)``. Whether that is prefill or decode is of no interest but for the limits of prefills: what was
+    known when the request began to be computed, or began again after a preemption, is its prefill.
     """
 
     __slots__ = (
@@ -17,6 +18,7 @@ class Request:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
+        "num_prefill_tokens",
         "prompt_logprobs",
         "request",
         "request_id",
@@ -25,17 +27,18 @@ class Request:
         "wants_prompt_logprobs",
     )
 
-    def __init__(self, request: EngineRequest, block_size: int, arrival_order: int) -> None:
+    def __init__(self, request: EngineRequest, hasher: BlockHasher, block_size: int, arrival_order: int) -> None:
         self.request = request
         self.request_id = request.request_id
         self.token_ids = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_prefill_tokens = len(self.token_ids)
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when first scheduled."""
         self.num_preemptions = 0
         self.scheduled_ts = 0.0
         self.arrival_order = arrival_order
-        self.block_hashes = BlockHashes(block_size, request.cache_salt)
+        self.block_hashes = BlockHashes(hasher, block_size, _name_salt(request))
         self.wants_prompt_logprobs = request.params.prompt_logprobs is not None
         self.prompt_logprobs: list[PositionLogprobs] = []
 
@@ -55,6 +58,25 @@ class Request:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
+    def is_prefilling(self) -> bool:
+        """Whether tokens are missing from the cache that were known when it began: no token is sampled before."""
+        return self.num_computed_tokens < self.num_prefill_tokens
+
+    def start_over(self) -> None:
+        """Nothing of it is in the cache any more: all tokens known by now are to be computed again."""
+        self.num_computed_tokens = 0
+        self.num_prefill_tokens = len(self.token_ids)
+        self.prompt_logprobs.clear()
+
+    @property
     def order(self) -> tuple[int, int]:
         """Sort key of the priority policy: lower priority value first, then earlier arrival."""
         return (self.request.priority, self.arrival_order)
+
+
+def _name_salt(request: EngineRequest) -> str | None:
+    """What the names of a request's blocks begin with. Embeddings, which its token ids do not show, belong to it: only
+    requests with the very same ones share blocks. No client's salt holds a lone surrogate, so none can be like it.
+    """
+    embeds = request.prompt_embeds
+    return request.cache_salt if embeds is None else f"{request.cache_salt or ''}\ud800{embeds.digest}"

@@ -3,18 +3,34 @@
 import bisect
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from vllm_engine.config import SchedulerConfig
-from vllm_engine.core.kv_cache.manager import KVCacheManager
-from vllm_engine.core.queue import RequestQueue, fcfs_order, priority_order
+from vllm_engine.config import EngineConfig
+from vllm_engine.core.kv_cache.hashing import block_hasher
+from vllm_engine.core.kv_cache.manager import CachedPrefix, KVCacheManager
+from vllm_engine.core.limits import EngineLimits
+from vllm_engine.core.prefill_limits import PrefillLimits
+from vllm_engine.core.queue import WaitingRequests, fcfs_order, priority_order
 from vllm_engine.core.request import Request
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
-from vllm_engine.kv_layout import KVCacheLayout
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineRequest, PositionLogprobs, RequestUpdate, SchedulerStats
 from vllm_engine.outputs import FinishReason
 
 logger = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step while it is put together."""
+
+    budget: int
+    """Tokens that the step can still take."""
+    batch: ScheduledBatch = field(default_factory=ScheduledBatch)
+    prefill_share: int = 0
+    """Tokens that a prefill gets at first which the step cannot complete."""
+    partial: list[Request] = field(default_factory=list)
+    """Requests of the batch that will be part-way through their prefill after the step."""
 
 
 class Scheduler:
@@ -23,31 +39,34 @@ class Scheduler:
     Running requests come first, in the order of the policy, then waiting ones as long as tokens, places and KV
     blocks last. When a running request finds no blocks, the last one in the order is preempted: its blocks go back
     and it waits to be computed again.
+
+    Every request that generates has its token in each step; prefills, which is also what a preempted request has to
+    do again, share the rest. No more of them are left part-way than the settings allow (``PrefillLimits``). A waiting
+    request that may not be left part-way lets no other pass, except that a long one lets short ones pass. So nobody
+    waits for ever: whoever is part-way gets tokens in each step, and a place that becomes free goes to the first one.
+
+    A setting can name a subclass to be used instead (``scheduler_cls``); it is made with the same two arguments and
+    finds what its user wants to tell it in ``config.additional_config``.
     """
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        layout: KVCacheLayout,
-        *,
-        max_num_batched_tokens: int,
-        max_num_seqs: int,
-        max_model_len: int,
-        enable_prefix_caching: bool,
-    ) -> None:
-        self.kv = KVCacheManager(layout, enable_prefix_caching=enable_prefix_caching)
-        self._order = priority_order if config.scheduling_policy == "priority" else fcfs_order
-        self._waiting = RequestQueue(self._order)
+    def __init__(self, config: EngineConfig, limits: EngineLimits) -> None:
+        self.config = config
+        self.limits = limits
+        self.kv = KVCacheManager(limits.layout, enable_prefix_caching=config.cache.prefix_caching)
+        self._order = priority_order if config.scheduler.scheduling_policy == "priority" else fcfs_order
+        self._prefills = PrefillLimits(config.scheduler, max_model_len=limits.max_model_len)
+        self._waiting = WaitingRequests(self._order, self._prefills.is_long)
         self._running: list[Request] = []  # sorted by the policy: the last one is preempted first
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
         self._arrivals = 0
-        self._token_budget = max_num_batched_tokens
-        self._max_num_seqs = max_num_seqs
-        self._max_model_len = max_model_len
-        self._chunked = config.chunked_prefill
-        self._prefill_limit = config.long_prefill_token_threshold or max_num_batched_tokens
-        self._block_size = layout.block_size
+        self._token_budget = limits.max_num_batched_tokens
+        self._max_num_seqs = limits.max_num_seqs
+        self._max_model_len = limits.max_model_len
+        self._chunked = config.scheduler.chunked_prefill
+        self._reserves_prompts = config.scheduler.scheduler_reserve_full_isl
+        self._max_prefill_tokens = min(self._prefills.max_tokens or self._token_budget, self._token_budget)
+        self._hasher = block_hasher(config.cache.prefix_caching_hash_algo)
         self._counters = SchedulerStats()
 
     # -- requests in and out ------------------------------------------------------------------------------------
@@ -55,7 +74,7 @@ class Scheduler:
     def add(self, request: EngineRequest) -> None:
         """Queue a validated request."""
         self._arrivals += 1
-        entry = Request(request, self._block_size, self._arrivals)
+        entry = Request(request, self._hasher, self.limits.layout.block_size, self._arrivals)
         self._requests[entry.request_id] = entry
         self._waiting.push(entry)
 
@@ -77,63 +96,124 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Choose the tokens of the next step and give them their KV blocks."""
-        batch = ScheduledBatch()
+        step = _Step(self._token_budget)
         num_preempted = self._counters.num_preemptions
-        budget = self._schedule_running(batch, self._token_budget)
+        self._schedule_running(step)
         if self._counters.num_preemptions == num_preempted:
             # A preemption says that blocks are short: nobody new may take the freed ones in the same step.
-            self._schedule_waiting(batch, budget)
-        batch.removed, self._removed = self._removed, []
-        return batch
+            self._schedule_waiting(step)
+            self._hand_out_rest(step)
+        step.batch.removed, self._removed = self._removed, []
+        return step.batch
 
-    def _schedule_running(self, batch: ScheduledBatch, budget: int) -> int:
+    def _schedule_running(self, step: _Step) -> None:
+        # There are never more running requests than tokens in a step: each prefill has at least one, too.
+        prefill_budget = step.budget - sum(not request.is_prefilling for request in self._running)
+        step.prefill_share = self._prefills.share(prefill_budget)
         index = 0
-        while index < len(self._running) and budget > 0:
+        while index < len(self._running):
             request = self._running[index]
-            count = min(request.num_tokens - request.num_computed_tokens, budget, self._prefill_limit)
+            count = request.num_tokens - request.num_computed_tokens
+            if request.is_prefilling:
+                count = min(count, step.prefill_share, self._max_prefill_tokens)
             blocks = self.kv.allocate(request, count)
             while blocks is None and self._preempt_last() is not request:
                 blocks = self.kv.allocate(request, count)
             if blocks is None:
                 break
             if any(blocks):
-                batch.new_block_ids[request.request_id] = blocks
-            batch.num_scheduled_tokens[request.request_id] = count
-            budget -= count
+                step.batch.new_block_ids[request.request_id] = blocks
+            self._take_in(step, request, count)
             index += 1
-        return budget
 
-    def _schedule_waiting(self, batch: ScheduledBatch, budget: int) -> None:
-        while self._waiting and budget > 0 and len(self._running) < self._max_num_seqs:
-            request = self._waiting.peek()
+    def _schedule_waiting(self, step: _Step) -> None:
+        with_long = True
+        while step.budget > 0 and len(self._running) < self._max_num_seqs:
+            request = self._waiting.first(with_long=with_long)
+            if request is None:
+                return
             prefix = self.kv.cached_prefix(request)
             remaining = request.num_tokens - prefix.num_tokens
-            if not self._chunked and remaining > budget and batch.num_scheduled_tokens:
-                break
-            count = min(remaining, budget, self._prefill_limit)
+            count = min(remaining, step.budget, self._max_prefill_tokens)
+            if count < remaining:
+                if not self._chunked:
+                    return
+                if not self._may_leave_partial(step, request):
+                    if not with_long or not self._prefills.is_long(request):
+                        return
+                    with_long = False
+                    continue
+                count = min(count, step.prefill_share)
+            if not self._has_room(step, request, prefix):
+                return
             blocks = self.kv.allocate(request, count, prefix)
             if blocks is None:
-                break
-            self._waiting.pop()
-            bisect.insort(self._running, request, key=self._order)
-            request.num_computed_tokens = prefix.num_tokens
-            if request.num_cached_tokens is None:
-                request.num_cached_tokens = prefix.num_tokens
-                request.scheduled_ts = time.monotonic()
-                if self.kv.looks_up(request):
-                    self._counters.prefix_cache_queries += request.num_tokens
-                    self._counters.prefix_cache_hits += prefix.num_tokens
-            batch.new_requests.append(
-                NewRequest(
-                    request=request.request,
-                    token_ids=request.token_ids,
-                    block_ids=blocks,
-                    num_computed_tokens=prefix.num_tokens,
-                    wants_prompt_logprobs=request.wants_prompt_logprobs,
-                )
+                return
+            self._start(step, request, prefix, blocks)
+            self._take_in(step, request, count)
+
+    def _may_leave_partial(self, step: _Step, request: Request) -> bool:
+        """Whether one more request may be part-way through its prefill after the step."""
+        if len(step.partial) >= self._prefills.max_partial:
+            return False
+        if not self._prefills.is_long(request):
+            return True
+        return sum(map(self._prefills.is_long, step.partial)) < self._prefills.max_partial_long
+
+    def _has_room(self, step: _Step, request: Request, prefix: CachedPrefix) -> bool:
+        """Whether the whole of a waiting request fits the KV cache beside those that are part-way, if that is asked.
+
+        With nothing running there is nothing to wait for: the cache holds any one request.
+        """
+        if not self._reserves_prompts or not self._running:
+            return True
+        reserved = sum(self.kv.blocks_to_come(other, step_tokens=self._max_prefill_tokens) for other in step.partial)
+        wanted = self.kv.blocks_to_start(request, prefix, step_tokens=self._max_prefill_tokens)
+        return reserved + wanted <= self.kv.pool.num_available
+
+    def _start(self, step: _Step, request: Request, prefix: CachedPrefix, blocks: list[list[int]]) -> None:
+        """Let a waiting request run, from the end of a cached prefix."""
+        self._waiting.remove(request.request_id)
+        bisect.insort(self._running, request, key=self._order)
+        request.num_computed_tokens = prefix.num_tokens
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = prefix.num_tokens
+            request.scheduled_ts = time.monotonic()
+            if self.kv.looks_up(request):
+                self._counters.prefix_cache_queries += request.num_tokens
+                self._counters.prefix_cache_hits += prefix.num_tokens
+        step.batch.new_requests.append(
+            NewRequest(
+                request=request.request,
+                token_ids=request.token_ids,
+                block_ids=blocks,
+                num_computed_tokens=prefix.num_tokens,
+                wants_prompt_logprobs=request.wants_prompt_logprobs,
             )
-            batch.num_scheduled_tokens[request.request_id] = count
-            budget -= count
+        )
+
+    def _take_in(self, step: _Step, request: Request, count: int) -> None:
+        """The step computes ``count`` tokens of a request that has its blocks."""
+        step.batch.num_scheduled_tokens[request.request_id] = count
+        step.budget -= count
+        if request.num_computed_tokens + count < request.num_prefill_tokens:
+            step.partial.append(request)
+
+    def _hand_out_rest(self, step: _Step) -> None:
+        """Give tokens that nobody else could use to the prefills that got no more than their share."""
+        for request in step.partial:
+            held = step.batch.num_scheduled_tokens[request.request_id]
+            remaining = request.num_prefill_tokens - request.num_computed_tokens
+            count = min(remaining, self._max_prefill_tokens, held + step.budget)
+            if count <= held:
+                continue
+            more = self.kv.allocate(request, count)
+            if more is None:
+                return
+            if any(more):
+                _add_blocks(step.batch, request, more)
+            step.batch.num_scheduled_tokens[request.request_id] = count
+            step.budget -= count - held
 
     def _preempt_last(self) -> Request:
         """Send the last running request back to the queue; its tokens will be computed again."""
@@ -147,8 +227,7 @@ class Scheduler:
     def _send_back(self, request: Request) -> None:
         self.kv.free(request)
         self._removed.append(request.request_id)
-        request.num_computed_tokens = 0
-        request.prompt_logprobs.clear()
+        request.start_over()
         self._waiting.push(request)
 
     def update(self, batch: ScheduledBatch, result: BatchResult) -> list[RequestUpdate]:
@@ -246,6 +325,15 @@ class Scheduler:
 
     # -- what it tells ------------------------------------------------------------------------------------------
 
+    def count_prefills(self, batch: ScheduledBatch) -> tuple[int, int]:
+        """Prefills in a batch that ``update`` has not seen yet, and their tokens."""
+        counts = [
+            count
+            for request_id, count in batch.num_scheduled_tokens.items()
+            if self._requests[request_id].is_prefilling
+        ]
+        return len(counts), sum(counts)
+
     def stats(self) -> SchedulerStats:
         """State now, and counters since start."""
         counters = self._counters
@@ -258,3 +346,15 @@ class Scheduler:
             num_preemptions=counters.num_preemptions,
             num_steps=counters.num_steps,
         )
+
+
+def _add_blocks(batch: ScheduledBatch, request: Request, more: list[list[int]]) -> None:
+    """Give a request of the batch more blocks than it has got in this step already."""
+    for new in batch.new_requests:
+        if new.request is request.request:
+            given = new.block_ids
+            break
+    else:
+        given = batch.new_block_ids.setdefault(request.request_id, [[] for _ in more])
+    for blocks, added in zip(given, more, strict=True):
+        blocks += added

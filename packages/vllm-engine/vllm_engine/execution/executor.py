@@ -9,6 +9,7 @@ from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.threads import limit_spinning
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
+from vllm_engine.messages import EmbedsSpec
 
 if TYPE_CHECKING:
     from vllm_engine.execution.worker import Worker
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the engine core needs to know of the model; ``kv_specs`` by layer."""
+    """What the engine core needs to know of the model; ``kv_specs`` by layer, ``embeds`` of prompts as embeddings."""
 
     vocab_size: int
     max_model_len: int
     kv_specs: list[LayerKVSpec]
+    embeds: EmbedsSpec | None = None
 
 
 class UniExecutor:
@@ -29,9 +31,9 @@ class UniExecutor:
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         """Set up the device. Raises ``ConfigError`` for a model or setting that cannot be honoured."""
         limit_spinning()
-        from vllm_engine.execution.worker import Worker  # torch comes in here
+        from vllm_engine.execution.custom_worker import make_worker  # torch comes in here
 
-        self._worker: Worker | None = Worker(config, model_path)
+        self._worker: Worker | None = make_worker(config, model_path)
 
     @property
     def worker(self) -> "Worker":
@@ -47,6 +49,7 @@ class UniExecutor:
             vocab_size=self.worker.decoder.vocab_size,
             max_model_len=self.worker.max_model_len,
             kv_specs=runner.model.kv_specs(),
+            embeds=runner.model.embeds_spec(),
         )
 
     def available_memory(self) -> int:

@@ -16,6 +16,7 @@ class CompletionState:
         "_error",
         "_include_stop",
         "_logprobs",
+        "_num_given",
         "_stop_reason",
         "_text",
         "_token_ids",
@@ -42,6 +43,7 @@ class CompletionState:
         self.num_tokens = 0
         self.num_preemptions = 0
         self.last_token_ts = 0.0
+        self._num_given = 0
         self._detokenizer = detokenizer
         self._token_text = token_text
         self._include_stop = params.include_stop_str_in_output
@@ -57,6 +59,10 @@ class CompletionState:
     def finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.finish_reason is not None
+
+    def is_due(self, interval: int) -> bool:
+        """Whether a stream gets its next part now: with the first token, then every ``interval`` ones, at the end."""
+        return self.finished or not self._num_given or self.num_tokens - self._num_given >= interval
 
     def update(self, update: RequestUpdate) -> int:
         """Take what a step brought. Returns the number of tokens that count: none of those after a stop string."""
@@ -82,6 +88,7 @@ class CompletionState:
 
     def output(self, kind: OutputKind) -> CompletionOutput:
         """The completion so far, or what is new in it."""
+        self._num_given = self.num_tokens
         text, token_ids, logprobs = self._text, self._token_ids, self._logprobs
         if kind is OutputKind.CUMULATIVE:
             token_ids = token_ids.copy()

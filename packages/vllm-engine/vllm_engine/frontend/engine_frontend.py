@@ -36,9 +36,14 @@ class ModelFrontend:
     def processors(self, config: EngineConfig, ready: EngineReady) -> tuple[InputProcessor, OutputProcessor]:
         """The two processors, once the core has told its sizes."""
         inputs = InputProcessor(
-            config, self.tokenizer, self.generation, max_model_len=ready.max_model_len, vocab_size=ready.vocab_size
+            config,
+            self.tokenizer,
+            self.generation,
+            max_model_len=ready.max_model_len,
+            vocab_size=ready.vocab_size,
+            prompt_embeds=ready.prompt_embeds,
         )
-        return inputs, OutputProcessor(self.tokenizer)
+        return inputs, OutputProcessor(self.tokenizer, stream_interval=config.scheduler.stream_interval)
 
     def default_sampling_params(self) -> dict[str, Any]:
         """Fields of ``SamplingParams`` that hold where a request gives none."""

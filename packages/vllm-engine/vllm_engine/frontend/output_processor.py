@@ -41,8 +41,10 @@ class ProcessedUpdates:
 class OutputProcessor:
     """Holds the state of every request that runs. Not thread-safe: one caller at a time."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, *, stream_interval: int = 1) -> None:
+        """``stream_interval``: a stream gets its first token and its end at once, and else so many tokens in a part."""
         self._tokenizer = tokenizer
+        self._stream_interval = stream_interval
         self._requests: dict[str, RequestState] = {}
         self._by_engine_id: dict[str, tuple[RequestState, int]] = {}
 
@@ -62,7 +64,12 @@ class OutputProcessor:
         """
         if prepared.request_id in self._requests:
             raise InvalidRequest("a request with this request_id is running", field="request_id")
-        state = RequestState(prepared, self._tokenizer, kind=kind or prepared.params.output_kind)
+        state = RequestState(
+            prepared,
+            self._tokenizer,
+            kind=kind or prepared.params.output_kind,
+            stream_interval=self._stream_interval,
+        )
         self._requests[state.request_id] = state
         for completion in state.completions:
             self._by_engine_id[completion.engine_id] = (state, completion.index)

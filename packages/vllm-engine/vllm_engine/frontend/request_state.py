@@ -16,18 +16,23 @@ from vllm_engine.params import OutputKind
 class RequestState:
     """Merges the ``n`` completions of a request into ``RequestOutput`` after ``RequestOutput``."""
 
-    def __init__(self, prepared: PreparedRequest, tokenizer: Tokenizer | None, *, kind: OutputKind) -> None:
+    def __init__(
+        self, prepared: PreparedRequest, tokenizer: Tokenizer | None, *, kind: OutputKind, stream_interval: int = 1
+    ) -> None:
+        """``stream_interval``: new tokens of a completion until a stream gets its next part."""
         params = prepared.params
         detokenize = tokenizer if params.detokenize else None
         self._token_text: TokenText | None = None if detokenize is None else detokenize.token_text
         self.request_id = prepared.request_id
         self.kind = kind
+        self._stream_interval = stream_interval
+        context = [] if detokenize is None else _context(prepared, detokenize)
         self.completions = [
             CompletionState(
                 request.request_id,
                 index,
                 params,
-                None if detokenize is None else Detokenizer.for_request(detokenize, prepared.prompt_token_ids, params),
+                None if detokenize is None else Detokenizer.for_request(detokenize, context, params),
                 self._token_text,
             )
             for index, request in enumerate(prepared.requests)
@@ -82,14 +87,16 @@ class RequestState:
 
     def output(self) -> RequestOutput | None:
         """The next output; None when this kind has nothing to tell yet."""
-        touched, self._touched = self._touched, {}
         if self.kind is OutputKind.FINAL_ONLY and not self.finished:
             return None
-        if not touched and not self.finished:
+        due = [index for index in sorted(self._touched) if self.completions[index].is_due(self._stream_interval)]
+        if not due and not self.finished:
             return None
         chosen: Sequence[CompletionState] = self.completions
         if self.kind is OutputKind.DELTA:
-            chosen = [self.completions[index] for index in sorted(touched)]
+            chosen = [self.completions[index] for index in due]
+        for completion in chosen:
+            self._touched.pop(completion.index, None)
         prompt_logprobs = self._prompt_logprobs
         if self.kind is OutputKind.DELTA:
             self._prompt_logprobs = None
@@ -161,6 +168,15 @@ class TokenTimes:
         self.num_tokens = num_tokens
         self.time_to_first_token = time_to_first_token
         self.inter_token_latencies = inter_token_latencies
+
+
+def _context(prepared: PreparedRequest, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that the output follows. After embeddings, any word stands for the text that nobody knows: without
+    one, decoders that drop the space at the beginning of a text would drop that of the first output token.
+    """
+    if any(request.prompt_embeds is not None for request in prepared.requests):
+        return tokenizer.encode("a", add_special_tokens=False)
+    return prepared.prompt_token_ids
 
 
 def _span(start: float | None, end: float | None) -> float | None:

@@ -50,7 +50,9 @@ class CacheConfig:
         None, help="reuse the KV cache of equal prompt beginnings; unset: yes", common=True
     )
     prefix_caching_hash_algo: Literal["sha256", "sha256_cbor", "xxhash", "xxhash_cbor"] = option(
-        "sha256", help="hash that names cached blocks; the cbor ones are the same in every language"
+        "sha256",
+        help="hash that names cached blocks; the cbor ones can be computed in any language. xxhash is faster, but does "
+        "not resist made-up collisions: users who do not trust one another need sha256, or a secret cache_salt each",
     )
     calculate_kv_scales: bool = option(
         False, help="find the scales of an 8-bit KV cache while running", unsupported=NO_QUANTIZED_CACHE

@@ -12,14 +12,21 @@ from vllm_engine.config.option import option
 class SchedulerConfig:
     """How requests share the steps of the engine."""
 
-    max_num_batched_tokens: Positive | None = option(None, help="most tokens in one step; unset: 2048", common=True)
-    max_num_seqs: Positive | None = option(None, help="most requests running at once; unset: 256", common=True)
-    max_num_partial_prefills: Positive = option(1, help="most prompts that may be part-way through at once")
+    max_num_batched_tokens: Positive | None = option(
+        None, help="most tokens in one step; unset: by --performance-mode", common=True
+    )
+    max_num_seqs: Positive | None = option(
+        None, help="most requests running at once; unset: by --performance-mode", common=True
+    )
+    max_num_partial_prefills: Positive = option(1, help="most prompts that a step may leave part-way through prefill")
     max_long_partial_prefills: Positive = option(
-        1, help="most of those that may be longer than the threshold, so that short prompts pass them"
+        1,
+        help="most long ones among those; with fewer than may be part-way in all, short prompts pass waiting long ones",
     )
     long_prefill_token_threshold: NonNegative = option(
-        0, help="a prompt with more tokens is long, and no step takes more of one request; 0 is no limit"
+        0,
+        help="a prompt with more tokens is long, and no step takes more of one prompt; "
+        "0: no limit, and a prompt is long with more than 4 % of --max-model-len",
     )
     scheduling_policy: Literal["fcfs", "priority"] = option(
         "fcfs", help="order of requests: by arrival, or by priority"
@@ -32,14 +39,18 @@ class SchedulerConfig:
     scheduler_reserve_full_isl: bool = option(
         True, help="start a request only when the KV cache has room for its whole prompt"
     )
-    disable_hybrid_kv_cache_manager: bool | None = option(None, help="keep all tokens of sliding-window layers, too")
+    disable_hybrid_kv_cache_manager: bool | None = option(
+        None, help="keep all tokens of sliding-window layers, too; costs memory"
+    )
     async_scheduling: bool | None = option(
         None,
         help="schedule the next step while this one runs",
         unsupported="on a CPU a step and its scheduling would compete for the same cores",
         possible=(False,),
     )
-    stream_interval: Positive = option(1, help="tokens between two parts of a stream")
+    stream_interval: Positive = option(
+        1, help="new tokens in a part of a stream; the first token and the end go out at once"
+    )
 
     @property
     def chunked_prefill(self) -> bool:

@@ -6,15 +6,15 @@ from vllm_engine.errors import ConfigError
 from vllm_engine.kv_layout import KVCacheLayout, KVGroup, LayerKVSpec
 
 
-def group_layers(specs: Sequence[LayerKVSpec]) -> tuple[KVGroup, ...]:
+def group_layers(specs: Sequence[LayerKVSpec], *, hybrid: bool = True) -> tuple[KVGroup, ...]:
     """Put layers with the same attention span into groups of equal size.
 
     The group size is the smallest number of layers of any span, so that models which mix full and sliding-window
     layers (1:1 in Gemma 2, 1:5 in Gemma 3) waste at most part of one group. Groups of full attention come first.
     Layers of unequal shape cannot share a block: then each layer is a group member at its own tensor index, and all
-    layers form one full-span group, whose block table is right for every span.
+    layers form one full-span group, whose block table is right for every span. So they do without ``hybrid``.
     """
-    if len({(spec.num_kv_heads, spec.head_dim, spec.dtype_bytes) for spec in specs}) > 1:
+    if not hybrid or len({(spec.num_kv_heads, spec.head_dim, spec.dtype_bytes) for spec in specs}) > 1:
         return (KVGroup(tuple(range(len(specs))), None),)
     by_span: dict[int | None, list[int]] = {}
     for index, spec in enumerate(specs):
@@ -40,14 +40,16 @@ def bytes_per_block(specs: Sequence[LayerKVSpec], groups: Sequence[KVGroup], blo
 
 def blocks_per_request(groups: Sequence[KVGroup], block_size: int, num_tokens: int, step_tokens: int) -> int:
     """Blocks that one request of ``num_tokens`` needs at once, when a step computes up to ``step_tokens`` of them."""
-    total = 0
-    for group in groups:
-        span = num_tokens
-        if group.sliding_window is not None:
-            # Window of the first token of the step, the step itself, and a partly used block at each end.
-            span = min(num_tokens, group.sliding_window - 1 + step_tokens + block_size)
-        total += -(-span // block_size)
-    return total
+    return sum(blocks_of_group(group, block_size, num_tokens, step_tokens) for group in groups)
+
+
+def blocks_of_group(group: KVGroup, block_size: int, num_tokens: int, step_tokens: int) -> int:
+    """Blocks of one group that a request needs at once, as in ``blocks_per_request``."""
+    span = num_tokens
+    if group.sliding_window is not None:
+        # Window of the first token of the step, the step itself, and a partly used block at each end.
+        span = min(num_tokens, group.sliding_window - 1 + step_tokens + block_size)
+    return -(-span // block_size)
 
 
 def plan_layout(
@@ -59,13 +61,16 @@ def plan_layout(
     max_step_tokens: int,
     max_num_seqs: int,
     num_blocks_override: int | None = None,
+    hybrid: bool = True,
 ) -> KVCacheLayout:
     """Size the cache: as many blocks as fit ``memory_bytes``, but no more than all requests at full length can use.
+
+    Without ``hybrid``, layers with a sliding window keep all their tokens, like the others.
 
     Raises:
         ConfigError: when not even one request of ``max_model_len`` fits; the message says what would.
     """
-    groups = group_layers(specs)
+    groups = group_layers(specs, hybrid=hybrid)
     needed = blocks_per_request(groups, block_size, max_model_len, max_step_tokens)
     block_bytes = bytes_per_block(specs, groups, block_size)
     if num_blocks_override is not None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vllm_engine.core.kv_cache.block_pool import NULL_BLOCK, BlockPool
+from vllm_engine.core.kv_cache.layout import blocks_of_group
 from vllm_engine.core.request import Request
 from vllm_engine.kv_layout import KVCacheLayout, KVGroup
 
@@ -122,6 +123,25 @@ class KVCacheManager:
         if self.enable_prefix_caching:
             self._register_full_blocks(request, tables, start + num_tokens)
         return added
+
+    def blocks_to_start(self, request: Request, prefix: CachedPrefix, *, step_tokens: int) -> int:
+        """Blocks that a waiting request takes from the available ones until all tokens known of it are computed.
+
+        Blocks of ``prefix`` that others hold are free of charge, where the request keeps them.
+        """
+        return sum(
+            blocks_of_group(group, self._block_size, request.num_tokens, step_tokens)
+            - (0 if group.sliding_window is not None else sum(not self.pool.is_evictable(block) for block in shared))
+            for group, shared in zip(self.layout.groups, prefix.blocks, strict=True)
+        )
+
+    def blocks_to_come(self, request: Request, *, step_tokens: int) -> int:
+        """Blocks that a running request still takes until all tokens known of it are computed."""
+        return sum(
+            max(0, blocks_of_group(group, self._block_size, request.num_tokens, step_tokens) - num_held)
+            for group, table in zip(self.layout.groups, self._tables[request.request_id], strict=True)
+            for num_held in [len(table) - self._first_visible_block(group, request.num_computed_tokens)]
+        )
 
     def _release_invisible(self, tables: list[list[int]], position: int) -> None:
         """Give back blocks that no token from ``position`` on can see."""
