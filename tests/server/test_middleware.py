@@ -83,7 +83,7 @@ def client_of(*paths: str, **options: Any) -> httpx.AsyncClient:
 
 
 async def test_a_class_and_a_function_see_every_request_and_answer(mine: Any) -> None:
-    async with client_of("mine.Stamp", "mine.stamp") as client:
+    async with client_of("mine:Stamp", "mine.stamp") as client:
         answer = await client.get("/v1/models")
         assert answer.headers.get_list("x-stamp") == ["class", "function"]
         # As after two calls of add_middleware: what was added last stands outside.
@@ -135,16 +135,16 @@ def test_streams_pass_through_it_and_end_when_their_client_leaves(mine: Any, pat
 
 
 WRONG = [
-    ("", "is no import path"),
-    ("mine", "is no import path"),
-    (".Stamp", "is no import path"),
-    ("mine.", "is no import path"),
-    ("mine..Stamp", "cannot be imported"),
-    ("mine.Nothing", "cannot be imported: module 'mine' has no attribute 'Nothing'"),
-    ("no_such_module_of_mine.Stamp", "cannot be imported: ModuleNotFoundError"),
-    ("broken.Stamp", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
-    ("wrong.Stamp", "cannot be imported: SyntaxError"),
-    ("angry.Stamp", "cannot be imported: OSError: two lines"),
+    ("", "must be an import path"),
+    ("mine", "must be an import path"),
+    (".Stamp", "must be an import path"),
+    ("mine..Stamp", "must be an import path"),
+    ("mine.Nothing", "module mine has no Nothing"),
+    ("mine:Stamp.Nothing", "module mine has no Stamp.Nothing"),
+    ("no_such_module_of_mine.Stamp", "there is no module no_such_module_of_mine"),
+    ("broken.Stamp", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+    ("wrong.Stamp", "cannot be imported: module wrong raised SyntaxError"),
+    ("angry.Stamp", "cannot be imported: module angry raised OSError: two lines"),
     ("mine.Demanding", "must be made from the application alone"),
     ("mine.Uncallable", "is a class without __call__"),
     ("mine.lonely", "must take two parameters"),
@@ -160,7 +160,7 @@ def test_what_is_no_middleware_is_refused(path: str, fault: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_middleware(["mine.Stamp", path])
     assert error.value.field == "middleware"
-    assert str(error.value).startswith(f"middleware: {path} {fault}")
+    assert fault in str(error.value)
 
 
 @pytest.mark.usefixtures("mine", "own_logging")
@@ -174,5 +174,5 @@ def test_it_is_refused_in_one_line_before_the_engine_starts(
     assert run(parser.parse_args(flags)) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
-    assert line.startswith("vllm serve: error: --middleware: mine.Nothing cannot be imported")
+    assert line == "vllm serve: error: --middleware: module mine has no Nothing"
     assert "engine launched" not in captured.out

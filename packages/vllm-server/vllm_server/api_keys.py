@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 
+from vllm_engine import envs
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
 
@@ -20,8 +21,8 @@ _SENDABLE = re.compile(r"[!-~]+")
 
 def keys_from_environment() -> list[str] | None:
     """The key in the environment, as a list of one; ``None`` when there is none."""
-    key = os.environ.get(VARIABLE)
-    if key == "":
+    key: str | None = envs.get(VARIABLE)
+    if key is None and VARIABLE in os.environ:
         logger.warning("%s is set but empty: requests need no key", VARIABLE)
     return [key] if key else None
 

@@ -1,6 +1,5 @@
 """``--middleware``: the operator's own code between the server and its routes."""
 
-import importlib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from vllm_engine.config.import_path import load_object
 from vllm_engine.errors import ConfigError
 
 
@@ -15,25 +15,13 @@ def load_middleware(paths: Iterable[str]) -> list[Middleware]:
     """What ``paths`` name, in their order.
 
     Args:
-        paths: each ``package.module.Name``; a class that takes the application and is an ASGI application itself, or
-            a coroutine function of a request and ``call_next`` that returns a response.
+        paths: each ``package.module.Name`` or ``package.module:Name``; a class that takes the application and is an
+            ASGI application itself, or a coroutine function of a request and ``call_next`` that returns a response.
 
     Raises:
         ConfigError: for what cannot be imported or is neither of the two.
     """
-    return [_middleware(path, _imported(path)) for path in paths]
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    if not module or not name:
-        raise _error(path, "is no import path such as package.module.Name")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except AttributeError as error:
-        raise _error(path, f"cannot be imported: {error}") from error
-    except Exception as error:  # the module is the operator's: it may raise anything
-        raise _error(path, f"cannot be imported: {type(error).__name__}: {error}") from error
+    return [_middleware(path, load_object("middleware", path)) for path in paths]
 
 
 def _middleware(path: str, found: Any) -> Middleware:
@@ -63,4 +51,4 @@ def _takes(called: Any, count: int) -> bool:
 
 
 def _error(path: str, fault: str) -> ConfigError:
-    return ConfigError(f"middleware: {path} {' '.join(fault.split())}", field="middleware")
+    return ConfigError(f"middleware: {path} {fault}", field="middleware")

@@ -1,4 +1,4 @@
-"""Classes that a setting names by their import path: ``package.module:Class`` or ``package.module.Class``."""
+"""What a setting names by its import path: ``package.module:Class`` or ``package.module.Class``."""
 
 import functools
 import importlib
@@ -25,13 +25,22 @@ def load_class(setting_name: str, path: str, base: type[T]) -> type[T]:
     Raises:
         ConfigError: no such path, module or attribute; the module cannot be imported; or it is no such class.
     """
+    return check_class(setting_name, path, load_object(setting_name, path), base)
+
+
+def load_object(setting_name: str, path: str) -> object:
+    """Whatever stands at ``path``.
+
+    Raises:
+        ConfigError: no such path, module or attribute; or the module cannot be imported.
+    """
     module_name, names = _split(setting_name, path)
     found: object = _import(setting_name, path, module_name)
     try:
         found = functools.reduce(getattr, names.split("."), found)
     except AttributeError as error:
         raise ConfigError(f"{setting_name}: module {module_name} has no {names}", field=setting_name) from error
-    return check_class(setting_name, path, found, base)
+    return found
 
 
 def check_class(setting_name: str, name: str, found: object, base: type[T]) -> type[T]:
@@ -83,7 +92,8 @@ def _import(setting_name: str, path: str, module_name: str) -> ModuleType:
 
 
 def _failed(setting_name: str, path: str, module_name: str, error: BaseException) -> ConfigError:
+    reason = " ".join(str(error).split())
     return ConfigError(
-        f"{setting_name}: {path} cannot be imported: module {module_name} raised {type(error).__name__}: {error}",
+        f"{setting_name}: {path} cannot be imported: module {module_name} raised {type(error).__name__}: {reason}",
         field=setting_name,
     )
