@@ -89,6 +89,38 @@ def test_draws_are_distributed_as_the_filtered_softmax_of_transformers(filters, 
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
+@pytest.mark.parametrize("vocab_size", [11, 1000])
+def test_filtered_logits_are_those_of_transformers(filters, vocab_size):
+    torch.manual_seed(0)
+    logits = torch.randn(3, vocab_size) * 2
+    arguments = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
+    filtered = sampling.filter_logits(
+        logits,
+        *(torch.full((3,), arguments[name]) for name in ("temperature", "top_k", "top_p", "min_p")),
+    )
+    expected = torch.stack([kept_by_transformers(row, **filters) for row in logits])
+    torch.testing.assert_close(filtered.double().softmax(1), expected, rtol=1e-5, atol=0)
+    kept = filtered > -math.inf
+    torch.testing.assert_close(filtered[kept], (logits / arguments["temperature"])[kept])
+
+
+def test_rows_that_nothing_filters_keep_every_logit_however_unlikely():
+    logits = torch.tensor([[0.0, -500.0, -math.inf, 3.0]] * 4)
+    logits[3, 1] = math.nan
+    filtered = sampling.filter_logits(
+        logits,
+        torch.tensor([0.5, 0.0, 1.0, 1.0]),
+        torch.tensor([0, 1, 3, 0]),
+        torch.tensor([1.0, 0.1, 1.0, 0.5]),
+        torch.tensor([0.0, 0.9, 0.0, 0.5]),
+    )
+    assert filtered[0].tolist() == [0.0, -1000.0, -math.inf, 6.0]
+    assert torch.equal(filtered[1], logits[1])  # temperature 0: nothing is drawn, so nothing is filtered
+    assert torch.equal(filtered[2], logits[2])
+    torch.testing.assert_close(filtered[3], logits[3], equal_nan=True)
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_random_draws_pass_a_chi_square_test(filters):
     torch.manual_seed(0)
     logits = torch.randn(40)
@@ -130,8 +162,11 @@ def test_any_mix_of_rows_equals_the_reference(rows, vocab_size, seed, ties):
     before = logits.clone()
     result = sampling.sample(*arguments)
     assert torch.equal(logits, before)
+    filtered = sampling.filter_logits(*arguments[:-1])
+    assert torch.equal(logits, before)
     with use_face("reference"):
         assert torch.equal(result, sampling.sample(*arguments))
+        torch.testing.assert_close(filtered, sampling.filter_logits(*arguments[:-1]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("face", FACES)

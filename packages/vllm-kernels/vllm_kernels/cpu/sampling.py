@@ -53,64 +53,101 @@ def sample(
     uniforms: torch.Tensor,
 ) -> torch.Tensor:
     result = _most_likely(logits)
-    draw = _Draw(logits, temperature, top_p.double().numpy(), min_p.double().numpy(), uniforms.numpy(), result)
-    counts = top_k.numpy()
-    drawn = (temperature.numpy() > 0) & (result >= 0)
-    limited = drawn & (counts > 0) & (counts < logits.shape[1])
-    for rows in _groups(np.flatnonzero(drawn & ~limited), logits.shape[1]):
-        draw.from_vocabulary(rows)
-    if limited.any():
-        # Rows whose counts have the same number of bits share one search.
-        bits = np.frexp(np.where(limited, counts - 1, 0).astype(np.float64))[1]
-        for bit in np.unique(bits[limited]):
-            rows = np.flatnonzero(limited & (bits == bit))
-            draw.from_most_likely(rows, counts[rows])
+    draw = _Draw(logits, temperature, top_k, top_p, min_p, result)
+    for rows in draw.whole_vocabulary:
+        result[rows] = pick(draw.weights(rows), uniforms.numpy()[rows])
+    for rows in draw.limited:
+        _, ids, weights = draw.weights_of_most_likely(rows)
+        ids, order = ids.sort(dim=1)
+        chosen = pick(weights.gather(1, order), uniforms.numpy()[rows])
+        result[rows] = ids.numpy()[np.arange(len(rows)), chosen]
     return torch.from_numpy(result)
 
 
+def filter_logits(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    result = logits.clone()
+    draw = _Draw(logits, temperature, top_k, top_p, min_p, _most_likely(logits))
+    for rows in draw.whole_vocabulary:
+        scaled = draw.scaled(rows, logits[_index(rows, len(logits))])
+        filtered = torch.from_numpy(draw.has_nucleus[rows])
+        if filtered.any():
+            # Without a filter, a weight of 0 is only too small for a float: its logit stays.
+            scaled.masked_fill_((draw.weights(rows) == 0) & filtered[:, None], float("-inf"))
+        result[torch.from_numpy(rows)] = scaled
+    for rows in draw.limited:
+        values, ids, weights = draw.weights_of_most_likely(rows)
+        scaled = draw.scaled(rows, values)
+        scaled.masked_fill_((weights == 0) & torch.from_numpy(draw.has_nucleus[rows])[:, None], float("-inf"))
+        index = torch.from_numpy(rows)
+        result[index] = float("-inf")
+        result[index[:, None], ids] = scaled
+    return result
+
+
 class _Draw:
-    """The arguments of ``sample``, and the two ways to fill some rows of its ``result``."""
+    """The arguments of ``sample``, and the weights that they leave to the tokens of some rows.
+
+    ``whole_vocabulary`` and ``limited`` are the rows to draw, in groups to work on at once: those without and with a
+    limit from ``top_k``. ``has_nucleus`` tells which rows are filtered by ``top_p`` or ``min_p``.
+    """
 
     def __init__(
         self,
         logits: torch.Tensor,
         temperature: torch.Tensor,
-        top_p: NDArray[np.float64],
-        min_p: NDArray[np.float64],
-        uniforms: NDArray[np.float64],
-        result: NDArray[np.int64],
+        top_k: torch.Tensor,
+        top_p: torch.Tensor,
+        min_p: torch.Tensor,
+        most_likely: NDArray[np.int64],
     ) -> None:
         self._logits, self._temperature = logits, temperature.to(logits.dtype)
-        self._top_p, self._min_p, self._uniforms, self._result = top_p, min_p, uniforms, result
+        self._top_k, self._top_p, self._min_p = top_k.numpy(), top_p.double().numpy(), min_p.double().numpy()
+        self._most_likely = most_likely.copy()  # the caller's becomes the result
+        self.has_nucleus: NDArray[np.bool_] = (self._top_p < 1) | (self._min_p > 0)
+        drawn = (temperature.numpy() > 0) & (most_likely >= 0)
+        limited = drawn & (self._top_k > 0) & (self._top_k < logits.shape[1])
+        self.whole_vocabulary = _groups(np.flatnonzero(drawn & ~limited), logits.shape[1])
+        self.limited: list[NDArray[np.int64]] = []
+        if limited.any():
+            # Rows whose counts have the same number of bits share one search.
+            bits = np.frexp(np.where(limited, self._top_k - 1, 0).astype(np.float64))[1]
+            self.limited = [np.flatnonzero(limited & (bits == bit)) for bit in np.unique(bits[limited])]
 
-    def from_vocabulary(self, rows: NDArray[np.int64]) -> None:
-        """Without ``top_k``: probabilities of the whole vocabulary, in the order of ids from the start."""
-        weights = self._probabilities(rows, self._logits[_index(rows, len(self._logits))])
+    def scaled(self, rows: NDArray[np.int64], logits: torch.Tensor) -> torch.Tensor:
+        """Some columns of the rows, divided by their temperatures."""
+        return logits / self._temperature[_index(rows, len(self._logits)), None]
+
+    def weights(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Without ``top_k``: probabilities of the whole vocabulary, in the order of ids; 0 where filtered out."""
+        # Torch computes each row of a softmax alone.
+        weights = torch.softmax(self.scaled(rows, self._logits[_index(rows, len(self._logits))]), dim=1)
         for place in np.flatnonzero(self._min_p[rows] > 0):
-            floor = np.float32(self._min_p[rows[place]]) * weights[place, self._result[rows[place]]].numpy()
+            floor = np.float32(self._min_p[rows[place]]) * weights[place, self._most_likely[rows[place]]].numpy()
             torch.threshold_(weights[place], float(np.nextafter(floor, np.float32(-1))), 0.0)
         for place in np.flatnonzero(self._top_p[rows] < 1):
             keep_nucleus(weights[place], self._top_p[rows[place]])
-        self._result[rows] = pick(weights, self._uniforms[rows])
+        return weights
 
-    def from_most_likely(self, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """With ``top_k``: only the most likely tokens ever become probabilities, largest first until the draw."""
+    def weights_of_most_likely(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """With ``top_k``: only the most likely tokens ever become probabilities.
+
+        Returns:
+            ``(values, ids, weights)``, each ``[rows, largest top_k]``, largest first: logits, -inf beyond a row's own
+            ``top_k``; tokens; and probabilities, 0 where filtered out.
+        """
+        counts = self._top_k[rows]
         values, ids = top_tokens(self._logits[_index(rows, len(self._logits))], int(counts.max()))
         values.masked_fill_(torch.arange(values.shape[1]) >= torch.from_numpy(counts)[:, None], float("-inf"))
-        weights = self._probabilities(rows, values).numpy()
+        weights = torch.softmax(self.scaled(rows, values), dim=1).numpy()
         weights[weights < self._min_p[rows, None].astype(np.float32) * weights[:, :1]] = 0
         running = np.cumsum(weights, axis=1, dtype=np.float64)
         top_p = self._top_p[rows, None]
         outside = (running - weights >= top_p * running[:, -1:]) & (top_p < 1)
         outside[:, 0] = False
         weights[outside] = 0
-        ids, order = ids.sort(dim=1)
-        chosen = pick(torch.from_numpy(weights).gather(1, order), self._uniforms[rows])
-        self._result[rows] = ids.numpy()[np.arange(len(rows)), chosen]
-
-    def _probabilities(self, rows: NDArray[np.int64], logits: torch.Tensor) -> torch.Tensor:
-        """Softmax of some columns of the rows; torch computes each row of it alone."""
-        return torch.softmax(logits / self._temperature[_index(rows, len(self._logits)), None], dim=1)
+        return values, ids, torch.from_numpy(weights)
 
 
 def top_logprobs(

@@ -134,16 +134,32 @@ def sample(
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    _check_logits(logits)
-    num_rows = logits.shape[0]
-    for name, vector in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
-        check_shape(name, vector, (num_rows,))
-        check_floating(name, vector)
-    check_shape("top_k", top_k, (num_rows,))
-    check_dtype("top_k", top_k, torch.int64)
-    check_shape("uniforms", uniforms, (num_rows,))
+    _check_filters(logits, temperature, top_k, top_p, min_p)
+    check_shape("uniforms", uniforms, (logits.shape[0],))
     check_dtype("uniforms", uniforms, torch.float64)
     result: torch.Tensor = face_of("sampling", logits.device).sample(logits, temperature, top_k, top_p, min_p, uniforms)
+    return result
+
+
+def filter_logits(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """The logits whose softmax ``sample`` draws from: divided by the temperature, -inf where a filter drops the token.
+
+    A row of temperature 0, or one that ``sample`` would answer with -1, comes back as it is.
+
+    Args:
+        logits: ``[num_rows, vocab_size]``, fp32; not changed.
+        temperature, top_k, top_p, min_p: ``[num_rows]`` each, as for ``sample``.
+
+    Returns:
+        ``[num_rows, vocab_size]``, fp32, new memory.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+    """
+    _check_filters(logits, temperature, top_k, top_p, min_p)
+    result: torch.Tensor = face_of("sampling", logits.device).filter_logits(logits, temperature, top_k, top_p, min_p)
     return result
 
 
@@ -181,6 +197,18 @@ def _check_logits(logits: torch.Tensor) -> None:
     check_dtype("logits", logits, torch.float32)
     if logits.shape[1] == 0:
         raise ValueError("logits must have at least one column")
+
+
+def _check_filters(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> None:
+    _check_logits(logits)
+    num_rows = logits.shape[0]
+    for name, vector in (("temperature", temperature), ("top_p", top_p), ("min_p", min_p)):
+        check_shape(name, vector, (num_rows,))
+        check_floating(name, vector)
+    check_shape("top_k", top_k, (num_rows,))
+    check_dtype("top_k", top_k, torch.int64)
 
 
 def _check_entries(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor) -> None:

@@ -62,19 +62,8 @@ def sample(
         if best < 0 or temperature[row] == 0:
             continue
         probabilities = torch.softmax(logits[row].double() / temperature[row].double(), dim=0)
-        # Most likely first, equals by id: every filter drops an end of this order.
-        order = sorted(range(len(probabilities)), key=lambda token: (-probabilities[token].item(), token))
-        kept = [token for token in order if probabilities[token] >= min_p[row].item() * probabilities[order[0]]]
-        if top_k[row] > 0:
-            kept = kept[: int(top_k[row])]
-        mass = sum(probabilities[token].item() for token in kept)
-        nucleus: list[int] = []
-        gathered = 0.0
-        for token in kept:
-            if nucleus and top_p[row] < 1 and gathered >= top_p[row].item() * mass:
-                break
-            nucleus.append(token)
-            gathered += probabilities[token].item()
+        nucleus = _kept(probabilities, int(top_k[row]), top_p[row].item(), min_p[row].item())
+        gathered = sum(probabilities[token].item() for token in nucleus)
         target, passed = uniforms[row].item() * gathered, 0.0
         for token in sorted(nucleus):
             passed += probabilities[token].item()
@@ -83,6 +72,37 @@ def sample(
                 if passed > target:
                     break
     return result
+
+
+def filter_logits(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    result = logits.clone()
+    for row, best in enumerate(greedy(logits).tolist()):
+        if best < 0 or temperature[row] == 0:
+            continue
+        scaled = logits[row].double() / temperature[row].double()
+        kept = _kept(torch.softmax(scaled, dim=0), int(top_k[row]), top_p[row].item(), min_p[row].item())
+        result[row] = -math.inf
+        result[row, kept] = scaled[kept].float()
+    return result
+
+
+def _kept(probabilities: torch.Tensor, top_k: int, top_p: float, min_p: float) -> list[int]:
+    """Tokens of a row that pass the filters, most likely first, equals by id: a filter drops an end of this order."""
+    order = sorted(range(len(probabilities)), key=lambda token: (-probabilities[token].item(), token))
+    kept = [token for token in order if probabilities[token] >= min_p * probabilities[order[0]]]
+    if top_k > 0:
+        kept = kept[:top_k]
+    mass = sum(probabilities[token].item() for token in kept)
+    nucleus: list[int] = []
+    gathered = 0.0
+    for token in kept:
+        if nucleus and top_p < 1 and gathered >= top_p * mass:
+            break
+        nucleus.append(token)
+        gathered += probabilities[token].item()
+    return nucleus
 
 
 def top_logprobs(
