@@ -1,14 +1,24 @@
-"""Logging of the engine: one logger tree named ``vllm``, configured only by programs, never by ``import``."""
+"""Logging of the five wheels: a logger tree for each, configured only by programs, never by ``import``."""
 
+import json
 import logging
+import logging.config
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from vllm_engine import envs
+from vllm_engine.errors import ConfigError
 
 _FORMAT = "%(levelname)s %(asctime)s [%(name)s] %(message)s"
+_TREES = ("vllm_kernels", "vllm_engine", "vllm_server", "vllm_cli", "vllm_bench")
+_ALL_TREES = "vllm"
+"""Name under which a configuration may set up all trees at once."""
+_FLAG, _VARIABLE = "log_config_file", "VLLM_LOGGING_CONFIG_PATH"
+
+_in_force: str | None = None
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -16,19 +26,83 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def configure_logging(level: str | None = None) -> None:
-    """Send the log of all five wheels to stderr, at ``level`` or ``VLLM_LOGGING_LEVEL``.
+def configure_logging(*, config_file: str | None = None, config: str | None = None) -> None:
+    """Set up the log of a program: by a configuration if there is one, else on stderr at ``VLLM_LOGGING_LEVEL``.
 
     Called by programs (the server, the command line, the engine process). A library user who configures
-    ``logging`` keeps their own set-up.
+    ``logging`` keeps their own set-up, and so does whoever sets ``VLLM_CONFIGURE_LOGGING=0``.
+
+    Args:
+        config_file: JSON file that holds what ``logging.config.dictConfig`` takes; None takes the one that
+            ``VLLM_LOGGING_CONFIG_PATH`` names. It is the operator's own and may name any class. Its entry for the
+            logger ``vllm`` stands for those of all wheels that it does not name.
+        config: such JSON itself, as ``logging_in_force`` gives it; wins over a file.
+
+    Raises:
+        ConfigError: for a file that cannot be read or used, naming the flag or the variable.
     """
+    global _in_force
+    field = _VARIABLE if config_file is None and config is None else _FLAG
+    path = envs.get(_VARIABLE) if config_file is None else config_file
+    given = json.loads(config) if config is not None else None if path is None else _read(path, field)
+    if not envs.get("VLLM_CONFIGURE_LOGGING"):
+        if given is not None:
+            raise ConfigError(f"{field} and VLLM_CONFIGURE_LOGGING=0 exclude each other", field=field)
+        return
+    if given is None:
+        _log_to_stderr()
+    else:
+        _use(given, field, path)
+    _in_force = None if given is None else json.dumps(given)
+
+
+def logging_in_force() -> str | None:
+    """The configuration by which this program logs, as JSON; None when it logs on stderr, or was not told how."""
+    return _in_force
+
+
+def _read(path: str, field: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            given = json.load(file)
+    except OSError as error:
+        raise ConfigError(f"{field}: cannot read {path}: {error.strerror or error}", field=field) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{field}: {path} is not valid JSON: {error}", field=field) from error
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"{field}: {path} must hold a JSON object, as logging.config.dictConfig takes it", field=field
+        )
+    return given
+
+
+def _use(given: Mapping[str, Any], field: str, path: str | None) -> None:
+    loggers = given.get("loggers")
+    # Loggers are made by imports, long before this: unless it is said, none of them is to fall silent.
+    whole = {"disable_existing_loggers": False, **given}
+    if isinstance(loggers, Mapping) and _ALL_TREES in loggers:
+        whole["loggers"] = {**dict.fromkeys(_TREES, loggers[_ALL_TREES]), **loggers}
+    for tree in _TREES:
+        logger = logging.getLogger(tree)
+        logger.handlers[:] = []
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+    try:
+        logging.config.dictConfig(whole)
+    except Exception as error:  # classes that the configuration names may raise anything
+        _log_to_stderr()
+        reason = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+        raise ConfigError(f"{field}: {path or 'it'} cannot configure logging: {reason}", field=field) from error
+
+
+def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%m-%d %H:%M:%S"))
-    chosen = (level or envs.get("VLLM_LOGGING_LEVEL")).upper()
-    for tree in ("vllm_kernels", "vllm_engine", "vllm_server", "vllm_cli", "vllm_bench"):
+    prefix = envs.get("VLLM_LOGGING_PREFIX").replace("%", "%%")
+    handler.setFormatter(logging.Formatter(prefix + _FORMAT, datefmt="%m-%d %H:%M:%S"))
+    for tree in _TREES:
         logger = logging.getLogger(tree)
         logger.handlers[:] = [handler]
-        logger.setLevel(chosen)
+        logger.setLevel(envs.get("VLLM_LOGGING_LEVEL"))
         logger.propagate = False
 
 

@@ -67,8 +67,8 @@ def run_program(program: Program, namespace: argparse.Namespace, work: Callable[
         The exit code of ``work``; or, after one line on stderr, 2 for a setting that cannot be honoured and 1 for an
         engine that could not start.
     """
-    configure_logging()
     try:
+        configure_logging()
         settings = read_settings(namespace, program.configs)
         if namespace.print_config:
             print(_as_yaml(settings, program))

@@ -109,8 +109,8 @@ class ServerConfig:
     disable_uvicorn_access_log: bool = option(False, help="no log line for each HTTP request")
     log_config_file: str | None = option(
         None,
-        help="JSON file with a configuration of Python's logging",
-        unsupported="this version of the server logs in its own format",
+        help="JSON file with a configuration of Python's logging, for server, engine and uvicorn",
+        metavar="FILE",
     )
     max_log_len: Annotated[int, Meta(ge=0)] | None = option(
         None,
@@ -121,7 +121,7 @@ class ServerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OldServerOptions:
-    """Settings of earlier servers, accepted with a warning."""
+    """Settings of earlier versions, accepted with a warning."""
 
     GROUP: ClassVar[str] = "Deprecated"
 

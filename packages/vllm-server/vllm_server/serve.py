@@ -4,6 +4,7 @@ import argparse
 import asyncio
 
 from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.logging import configure_logging
 from vllm_server.command_line import Program, Settings, add_program_arguments, run_program
 from vllm_server.config import CONFIGS, DEFAULT_HOST, OldServerOptions, ServerConfig, create_server_config
 from vllm_server.event_loop import loop_factory
@@ -41,5 +42,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
 
 
 def _serve_settings(settings: Settings) -> int:
-    engine_config = EngineArgs(**settings.engine).create_config()
-    return serve(engine_config, create_server_config(settings.server))
+    server_config = create_server_config(settings.server)
+    if server_config.log_config_file is not None:
+        configure_logging(config_file=server_config.log_config_file)
+    return serve(EngineArgs(**settings.engine).create_config(), server_config)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from vllm_engine.logging import logging_in_force
 from vllm_server.config import ServerConfig
 
 FORCED_END_AFTER = 5
@@ -42,7 +43,7 @@ def create_server(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=config.uvicorn_log_level,
+        log_level=_level(config),
         access_log=not config.disable_uvicorn_access_log,
         server_header=False,
         timeout_graceful_shutdown=round(shutdown_timeout) + FORCED_END_AFTER,
@@ -52,8 +53,16 @@ def create_server(
     return Server(settings)
 
 
+def _level(config: ServerConfig) -> str | None:
+    """The lowest level that uvicorn logs; a configuration of the operator has its own, unless a flag says more."""
+    default = config.uvicorn_log_level == ServerConfig.uvicorn_log_level
+    return None if logging_in_force() is not None and default else config.uvicorn_log_level
+
+
 def _share_log_handlers() -> None:
-    """uvicorn's log lines look like ours."""
+    """uvicorn's log lines look like ours, unless a configuration of the operator decides how they look."""
+    if logging_in_force() is not None:
+        return
     ours = logging.getLogger("vllm_server")
     theirs = logging.getLogger("uvicorn")
     theirs.handlers[:] = ours.handlers

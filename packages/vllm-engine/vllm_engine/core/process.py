@@ -28,11 +28,16 @@ LENGTH = struct.Struct("<I")
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """All that the engine process needs to know at its start. ``socket_path`` is a UNIX socket in a private folder."""
+    """All that the engine process needs to know at its start.
+
+    ``socket_path`` is a UNIX socket in a private folder; ``log_config`` is how the parent logs, see
+    ``logging_in_force``.
+    """
 
     config: EngineConfig
     model_path: str
     socket_path: str
+    log_config: str | None = None
 
 
 def read_launch(pipe: int) -> Launch:
@@ -83,6 +88,7 @@ def serve(launch: Launch) -> int:
         socket.send(encoder.encode(message))
 
     try:
+        configure_logging(config=launch.log_config)
         # Torch comes in only here, so that a broken launch fails before its import.
         from vllm_engine.core.engine_core import EngineCore
         from vllm_engine.core.loop import run_core
@@ -109,7 +115,6 @@ def main() -> int:
     # The terminal sends Ctrl-C to the whole group: the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    configure_logging()
     pipe = sys.stdin.fileno()
     launch = read_launch(pipe)
     _die_with_parent(pipe, launch.socket_path)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.base import AsyncClient
 from vllm_engine.core.process import LENGTH, Launch
 from vllm_engine.errors import ConfigError, EngineDead
-from vllm_engine.logging import get_logger
+from vllm_engine.logging import get_logger, logging_in_force
 from vllm_engine.messages import (
     EngineReady,
     FromCore,
@@ -51,7 +52,7 @@ class ProcessClient(AsyncClient):
         self._folder = _private_folder()
         self.socket_path = os.path.join(self._folder, SOCKET_NAME)
         try:
-            self._process = _launch(Launch(config, str(model_path), self.socket_path))
+            self._process = _launch(Launch(config, str(model_path), self.socket_path, logging_in_force()))
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
@@ -135,14 +136,24 @@ class ProcessClient(AsyncClient):
 
 
 def _private_folder() -> str:
-    """A new folder for the socket, of mode 0700: no other user reaches it. Raises ``ConfigError`` naming ``TMPDIR``."""
+    """A new folder for the socket, of mode 0700: no other user reaches it.
+
+    It is made in ``VLLM_RPC_BASE_PATH``, else where temporary files are. Raises ``ConfigError`` naming the variable
+    that decides the place.
+    """
+    base: str | None = envs.get("VLLM_RPC_BASE_PATH")
+    variable = "VLLM_RPC_BASE_PATH" if base else "TMPDIR"
     try:
-        folder = tempfile.mkdtemp(prefix="vllm-")
+        folder = os.path.abspath(tempfile.mkdtemp(prefix="vllm-", dir=base))
     except OSError as error:
-        raise ConfigError(f"there is no place for the engine's socket ({error}): set TMPDIR", field="TMPDIR") from error
+        raise ConfigError(
+            f"there is no place for the engine's socket ({error}): set {variable}", field=variable
+        ) from error
     if len(os.fsencode(os.path.join(folder, SOCKET_NAME))) > MAX_SOCKET_PATH_BYTES:
         os.rmdir(folder)
-        raise ConfigError(f"{tempfile.gettempdir()} is too long a path for a socket: set TMPDIR", field="TMPDIR")
+        raise ConfigError(
+            f"{base or tempfile.gettempdir()} is too long a path for a socket: set {variable}", field=variable
+        )
     return folder
 
 
