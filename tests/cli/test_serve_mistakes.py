@@ -114,7 +114,7 @@ def test_an_architecture_that_is_not_supported_comes_with_those_that_are(capsys,
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
     error = error_of(capsys, str(model), "--port", "0")
-    assert error.startswith("architecture MambaForCausalLM is not supported; supported: ")
+    assert error.startswith("config.json: architecture MambaForCausalLM is not supported; supported: ")
     assert "LlamaForCausalLM" in error
 
 

@@ -298,3 +298,111 @@ def test_gemma_in_float16_is_refused_and_never_chosen(read: Any) -> None:
         with pytest.raises(ConfigError, match="65504"):
             resolve_dtype(requested, config)
     assert resolve_dtype("auto", config) == "bfloat16"
+
+
+LOCAL_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+}
+GEMMA3 = LLAMA | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "sliding_window": 512,
+    "rope_parameters": LOCAL_ROPE,
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "theta", "factor", "rope_type"),
+    [
+        ({}, 5e5, 2.0, "linear"),
+        ({"rope_theta": 7e5}, 7e5, 2.0, "linear"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, 5e5, 3.0, "linear"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 9e5}}, 9e5, 3.0, "linear"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 9e5}}, 9e5, 1.0, "default"),
+        ({"rope_theta": 7e5, "rope_scaling": {"rope_type": "linear", "factor": 3.0}}, 7e5, 3.0, "linear"),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
+def test_an_overridden_rotary_embedding_wins_however_the_file_spells_it(
+    read: Any, spelling: str, overrides: dict[str, Any], theta: float, factor: float, rope_type: str
+) -> None:
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    older = {"rope_scaling": scaling, "rope_theta": 5e5}
+    newer = {"rope_parameters": scaling | {"rope_theta": 5e5}, "rope_scaling": None}
+    rope = read(LLAMA | (older if spelling == "rope_scaling" else newer), overrides).rope
+    assert (rope.rope_theta, rope.factor, rope.rope_type) == (theta, factor, rope_type)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "thetas"),
+    [
+        ({}, (1e6, 2e4)),
+        ({"rope_theta": 3e6}, (3e6, 2e4)),
+        ({"rope_local_base_freq": 3e4}, (1e6, 3e4)),
+        ({"text_config": {"rope_theta": 3e6}}, (3e6, 2e4)),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, (1e6, 2e4)),
+    ],
+)
+def test_an_overridden_base_is_that_of_its_kind_of_layer(
+    read: Any, overrides: dict[str, Any], thetas: tuple[float, float]
+) -> None:
+    config = read(GEMMA3, overrides)
+    assert (config.rope.rope_theta, config.local_rope.rope_theta) == thetas
+
+
+def test_an_override_wins_over_an_older_name_in_the_file(read: Any) -> None:
+    assert read(LLAMA | {"dtype": "float16"}, {"torch_dtype": "bfloat16"}).dtype == "bfloat16"
+    assert read(GPT2, {"hidden_size": 1536}).hidden_size == 1536
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"num_hidden_layers": 0},
+        {"text_config": {"num_hidden_layers": "many"}},
+        {"text_config": 3},
+        {"hidden_size": None},
+        {"num_attention_heads": 7},
+        {"num_key_value_heads": 3},
+        {"rope_theta": "far"},
+        {"rope_scaling": {"rope_type": "yarn", "factor": -1}},
+        {"rope_parameters": {"rope_type": "mrope"}},
+        {"architectures": "LlamaForCausalLM"},
+        {"architectures": ["MambaForCausalLM"]},
+        {"torch_dtype": "int8"},
+    ],
+)
+def test_a_bad_override_is_blamed_and_not_the_file(read: Any, overrides: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="^hf_overrides") as caught:
+        read(LLAMA, overrides)
+    assert caught.value.field == "hf_overrides"
+
+
+def test_the_file_is_blamed_for_its_own_values_beside_an_override(read: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^config\.json: vocab_size") as caught:
+        read(LLAMA | {"vocab_size": 0}, {"num_hidden_layers": 3})
+    assert caught.value.field == "vocab_size"
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantised with awq"),
+        ({"quantization_config": {"quant_algo": "NVFP4"}}, "quantised with NVFP4"),
+        ({"quantization_config": {"bits": 8}}, "is quantised,"),
+        ({"compression_config": {"format": "pack-quantized"}}, "quantised with pack-quantized"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "quantised with fp8"),
+    ],
+)
+def test_a_quantised_checkpoint_is_refused_with_its_method_and_what_is_possible(
+    read: Any, data: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{named}.*possible: checkpoints in float32") as caught:
+        read(LLAMA | data)
+    assert caught.value.field == "quantization"
+
+
+@pytest.mark.parametrize("empty", [None, {}])
+def test_an_empty_quantization_config_means_none(read: Any, empty: Any) -> None:
+    assert read(LLAMA | {"quantization_config": empty}).num_layers == 2

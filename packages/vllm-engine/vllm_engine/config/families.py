@@ -8,6 +8,8 @@ from typing import Any
 
 from vllm_engine.config.decoder import FULL, SLIDING, DecoderConfig
 from vllm_engine.config.json_fields import REQUIRED, JsonFields
+from vllm_engine.config.overrides import flatten
+from vllm_engine.config.quantization import refuse_quantized
 from vllm_engine.config.rope import read_rope
 from vllm_engine.errors import ConfigError
 
@@ -22,45 +24,29 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 _DTYPES = ("float32", "float16", "bfloat16")
-_OUTER_WINS = ("architectures", "dtype", "torch_dtype", "bos_token_id", "eos_token_id", "tie_word_embeddings")
-"""Keys that speak for the whole checkpoint when a language model is nested under ``text_config``."""
 
 
 def read_family(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> DecoderConfig:
     """The parsed ``config.json`` after ``overrides``, checked. Errors: as of ``load_decoder_config``."""
-    fields = JsonFields(_flatten(data, overrides))
+    flat, overridden = flatten(data, overrides)
+    fields = JsonFields(flat, overridden=overridden)
     for key in ("quantization_config", "compression_config"):
-        if fields.raw(key):
-            raise ConfigError(f"config.json: {key}: quantised checkpoints cannot be loaded", field=key)
+        refuse_quantized(fields.raw(key), f"{fields.where_of(key)}: {key}")
     listed = fields.raw("architectures")
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise ConfigError("config.json: architectures is missing: it names the model's class", field="architectures")
+        raise fields.refusal("architectures is missing: it names the model's class", "architectures")
     architecture = next((name for name in listed if name in FAMILIES), None)
     if architecture is None:
-        raise ConfigError(
+        raise fields.refusal(
             f"architecture {', '.join(listed) or '(none)'} is not supported; supported: {', '.join(sorted(FAMILIES))}",
-            field="architectures",
+            "architectures",
         )
     config = DecoderConfig(**FAMILIES[architecture](fields), architecture=architecture)
-    _check(config)
-    unread = sorted(set(overrides) - fields.read - {"text_config"})
+    _check(config, fields)
+    unread = sorted(overridden - fields.read)
     if unread:
         raise ConfigError(f"hf_overrides: {architecture} does not read {', '.join(unread)}", field="hf_overrides")
     return config
-
-
-def _flatten(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Lift the language model's part of a multimodal configuration; an override wins over both."""
-    inner: dict[str, Any] = {}
-    for source in (data, overrides):
-        part = source.get("text_config") or {}
-        if not isinstance(part, dict):
-            raise ConfigError(f"config.json: text_config: expected an object, got {part!r}", field="text_config")
-        inner |= part
-    for key in _OUTER_WINS:
-        if data.get(key) is not None:
-            inner.pop(key, None)
-    return {**data, **inner, **{key: value for key, value in overrides.items() if key != "text_config"}}
 
 
 def _common(fields: JsonFields, *, head_dim: int | None = None, **defaults: Any) -> dict[str, Any]:
@@ -74,10 +60,11 @@ def _common(fields: JsonFields, *, head_dim: int | None = None, **defaults: Any)
     head_dim = fields.optional_integer("head_dim") or head_dim
     if head_dim is None:
         if hidden_size % num_heads:
-            raise ConfigError(
-                f"config.json: hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_heads}), "
-                "and head_dim is not given",
-                field="hidden_size",
+            raise fields.refusal(
+                f"hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_heads}), and head_dim is "
+                "not given",
+                "hidden_size",
+                "num_attention_heads",
             )
         head_dim = hidden_size // num_heads
     num_layers = integer("num_hidden_layers", at_most=_MAX_LAYERS)
@@ -224,9 +211,8 @@ def _phi3(fields: JsonFields) -> dict[str, Any]:
 def _gemma(fields: JsonFields, common: dict[str, Any]) -> dict[str, Any]:
     """What Gemma 2 and 3 share: attention scale, soft caps, a scaled embedding."""
     if fields.raw("use_bidirectional_attention"):
-        raise ConfigError(
-            "config.json: use_bidirectional_attention: only causal models can generate text",
-            field="use_bidirectional_attention",
+        raise fields.refusal(
+            "use_bidirectional_attention: only causal models can generate text", "use_bidirectional_attention"
         )
     bias = fields.boolean("attention_bias", default=False)
     return {
@@ -293,15 +279,13 @@ def _soft_cap(fields: JsonFields, name: str, default: float | None) -> float | N
 
 def _gpt2(fields: JsonFields) -> dict[str, Any]:
     if fields.raw("add_cross_attention"):
-        raise ConfigError(
-            "config.json: add_cross_attention: only decoder-only models are supported", field="add_cross_attention"
-        )
+        raise fields.refusal("add_cross_attention: only decoder-only models are supported", "add_cross_attention")
     hidden_size = fields.integer("n_embd", "hidden_size")
     num_heads = fields.integer("n_head", "num_attention_heads")
     num_layers = fields.integer("n_layer", "num_hidden_layers", at_most=_MAX_LAYERS)
     return {
         **_identity(fields),
-        **_learned_position_heads(hidden_size, num_heads, "n_embd", "n_head"),
+        **_learned_position_heads(fields, hidden_size, num_heads, "n_embd", "n_head"),
         "vocab_size": fields.integer("vocab_size"),
         "num_layers": num_layers,
         "layer_types": (FULL,) * num_layers,
@@ -327,7 +311,7 @@ def _opt(fields: JsonFields) -> dict[str, Any]:
     embed_dim = fields.integer("word_embed_proj_dim", default=hidden_size)
     return {
         **_identity(fields),
-        **_learned_position_heads(hidden_size, num_heads, "hidden_size", "num_attention_heads"),
+        **_learned_position_heads(fields, hidden_size, num_heads, "hidden_size", "num_attention_heads"),
         "vocab_size": fields.integer("vocab_size"),
         "num_layers": num_layers,
         "layer_types": (FULL,) * num_layers,
@@ -346,10 +330,12 @@ def _opt(fields: JsonFields) -> dict[str, Any]:
     }
 
 
-def _learned_position_heads(hidden_size: int, num_heads: int, size_key: str, heads_key: str) -> dict[str, int]:
+def _learned_position_heads(
+    fields: JsonFields, hidden_size: int, num_heads: int, size_key: str, heads_key: str
+) -> dict[str, int]:
     if hidden_size % num_heads:
-        raise ConfigError(
-            f"config.json: {size_key} ({hidden_size}) is not a multiple of {heads_key} ({num_heads})", field=size_key
+        raise fields.refusal(
+            f"{size_key} ({hidden_size}) is not a multiple of {heads_key} ({num_heads})", size_key, heads_key
         )
     return {
         "hidden_size": hidden_size,
@@ -359,18 +345,18 @@ def _learned_position_heads(hidden_size: int, num_heads: int, size_key: str, hea
     }
 
 
-def _check(config: DecoderConfig) -> None:
+def _check(config: DecoderConfig, fields: JsonFields) -> None:
     """Relations between values that hold for every family."""
     if config.num_heads % config.num_kv_heads:
-        raise ConfigError(
-            f"config.json: num_attention_heads ({config.num_heads}) is not a multiple of num_key_value_heads "
+        raise fields.refusal(
+            f"num_attention_heads ({config.num_heads}) is not a multiple of num_key_value_heads "
             f"({config.num_kv_heads})",
-            field="num_key_value_heads",
+            "num_key_value_heads",
+            "num_attention_heads",
         )
     if SLIDING in config.layer_types and config.sliding_window is None:
-        raise ConfigError(
-            "config.json: sliding_window is not given, but layer_types has sliding_attention layers",
-            field="sliding_window",
+        raise fields.refusal(
+            "sliding_window is not given, but layer_types has sliding_attention layers", "sliding_window", "layer_types"
         )
 
 

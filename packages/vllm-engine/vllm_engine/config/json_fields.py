@@ -1,12 +1,13 @@
 """Typed reading of a model's ``config.json``: every value is checked, because the file comes from strangers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vllm_engine.errors import ConfigError
 
 _LARGEST_INT = 2**31 - 1
+OVERRIDES = "hf_overrides"
 REQUIRED: Any = object()
 """Default of a key that has none: its absence is an error."""
 
@@ -16,12 +17,19 @@ class JsonFields:
 
     A key may have older spellings (``aliases``), tried in order; ``null`` counts as absent. All errors are
     ``ConfigError`` with the key in the message and in ``field``. ``read`` collects the keys that were asked for.
+
+    ``overridden`` are the keys whose values come from ``hf_overrides``: such a spelling wins over the others, and is
+    blamed for what it holds.
     """
 
-    def __init__(self, data: Mapping[str, Any], where: str = "config.json") -> None:
+    def __init__(
+        self, data: Mapping[str, Any], where: str = "config.json", overridden: Collection[str] = frozenset()
+    ) -> None:
         self.data = data
         self.where = where
+        self.overridden = overridden
         self.read: set[str] = set()
+        self._spelled: dict[str, str] = {}
 
     def has(self, name: str) -> bool:
         """Whether the key is there at all, ``null`` included."""
@@ -31,11 +39,25 @@ class JsonFields:
     def raw(self, name: str, *aliases: str) -> Any:
         """The first value that is not ``null`` among the spellings, or None."""
         self.read.update((name, *aliases))
-        return next((self.data[key] for key in (name, *aliases) if self.data.get(key) is not None), None)
+        given = [key for key in (name, *aliases) if self.data.get(key) is not None]
+        if not given:
+            return None
+        self._spelled[name] = next((key for key in given if key in self.overridden), given[0])
+        return self.data[self._spelled[name]]
 
     def error(self, name: str, expected: str, value: Any) -> ConfigError:
         """The error of a value that is not what the key takes."""
-        return ConfigError(f"{self.where}: {name}: expected {expected}, got {_short(value)}", field=name)
+        return self.refusal(f"{name}: expected {expected}, got {_short(value)}", name)
+
+    def refusal(self, message: str, *names: str) -> ConfigError:
+        """The error of values that will not do: it says where they come from. ``names``: of their keys."""
+        where = self.where_of(*names)
+        return ConfigError(f"{where}: {message}", field=OVERRIDES if where.startswith(OVERRIDES) else names[0])
+
+    def where_of(self, *names: str) -> str:
+        """The name of this object, or ``hf_overrides`` when one of the values of these names was given there."""
+        given_there = any(self._spelled.get(name, name) in self.overridden for name in names)
+        return OVERRIDES if given_there else self.where
 
     def integer(self, name: str, *aliases: str, default: Any = REQUIRED, at_most: int = _LARGEST_INT) -> int:
         """A positive whole number of at most ``at_most``."""
@@ -80,7 +102,7 @@ class JsonFields:
         value = self._value(name, (), REQUIRED)
         if not isinstance(value, list) or len(value) != length:
             raise self.error(name, f"a list of {length} numbers", value)
-        entries = JsonFields({f"{name}[{i}]": entry for i, entry in enumerate(value)}, self.where)
+        entries = JsonFields({f"{name}[{i}]": entry for i, entry in enumerate(value)}, self.where_of(name))
         return tuple(entries.number(key) for key in entries.data)
 
     def object(self, name: str, *aliases: str) -> Mapping[str, Any] | None:
@@ -103,7 +125,7 @@ class JsonFields:
         if value is not None:
             return value
         if default is REQUIRED:
-            raise ConfigError(f"{self.where}: {name} is missing", field=name)
+            raise self.refusal(f"{name} is missing", name)
         return default
 
 

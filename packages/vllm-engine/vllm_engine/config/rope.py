@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_engine.config.json_fields import JsonFields
-from vllm_engine.errors import ConfigError
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -58,7 +57,7 @@ def read_rope(
     Raises:
         ConfigError: a missing key of the rope type, a value out of range, or an unknown rope type.
     """
-    given = fields.object("rope_scaling") or fields.object("rope_parameters") or {}
+    given = fields.object("rope_scaling", "rope_parameters") or {}
     nested = {key: value for key, value in given.items() if key in _LAYER_TYPES}
     theta = fields.number("rope_theta", default=default_theta)
     local_theta = theta
@@ -73,7 +72,8 @@ def read_rope(
             raise fields.error("rope_parameters", "an object", parameters)
         present = {key: value for key, value in parameters.items() if value is not None}
         inner = JsonFields(
-            {"rope_theta": base, "partial_rotary_factor": partial, **present}, f"{fields.where}: rope_parameters"
+            {"rope_theta": base, "partial_rotary_factor": partial, **present},
+            f"{fields.where_of('rope_scaling')}: rope_parameters",
         )
         original = outer_original or inner.optional_integer("original_max_position_embeddings")
         return _read_one(
@@ -104,10 +104,10 @@ def _read_one(
         raise fields.error("rope_type", f"one of {', '.join(ROPE_TYPES)}", rope_type)
     rotary_dim = int(head_dim * fields.number("partial_rotary_factor"))
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-        raise ConfigError(
-            f"{fields.where}: partial_rotary_factor rotates {rotary_dim} of {head_dim} channels of a head; "
-            f"it must be an even number from 2 to {head_dim}",
-            field="partial_rotary_factor",
+        raise fields.refusal(
+            f"partial_rotary_factor rotates {rotary_dim} of {head_dim} channels of a head; it must be an even number "
+            f"from 2 to {head_dim}",
+            "partial_rotary_factor",
         )
     options: dict[str, Any] = {
         "rope_type": rope_type,
@@ -119,7 +119,7 @@ def _read_one(
     if rope_type in ("linear", "dynamic", "llama3"):
         options["factor"] = fields.number("factor")
     if rope_type == "dynamic" and (rotary_dim <= 2 or options["factor"] < 1):
-        raise ConfigError(f"{fields.where}: dynamic needs a factor of at least 1 and 4 channels", field="factor")
+        raise fields.refusal("dynamic needs a factor of at least 1 and 4 channels", "factor")
     if rope_type in ("yarn", "longrope"):
         options["factor"] = fields.number("factor", default=max_position_embeddings / original)
         options["attention_factor"] = fields.optional_number("attention_factor")
