@@ -315,7 +315,7 @@ async def test_the_models_defaults_and_control_calls_are_at_hand(start: Callable
 async def test_a_large_step_leaves_the_event_loop_free_in_between(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_engine.async_llm.SLICE_UPDATES", 4)
+    monkeypatch.setenv("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "4")
     llm, _ = await start(ScriptedCore(says("a")))
     slices: list[int] = []
     process = llm._outputs.process  # type: ignore[union-attr]
@@ -324,6 +324,22 @@ async def test_a_large_step_leaves_the_event_loop_free_in_between(
     )
     await collect(llm.generate("a", delta(n=10)))
     assert slices == [4, 4, 2]
+
+
+async def test_a_step_that_takes_longer_than_it_may_is_the_end_of_the_engine(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_ITERATION_TIMEOUT_S", "0.2")
+    llm, client = await start(ScriptedCore(echo))
+    await asyncio.sleep(0.5)
+    await collect(llm.generate("no request is no step, however long it takes"))
+    client.pause()
+    begin = time.monotonic()
+    with pytest.raises(EngineDead, match="no step of the engine has ended"):
+        await collect(llm.generate("the cat"))
+    assert 0.15 < time.monotonic() - begin < 2
+    with pytest.raises(EngineDead):
+        llm.check_health()
 
 
 async def test_a_statistics_logger_that_fails_does_no_harm(

@@ -1,11 +1,13 @@
 """``AsyncLLM``: the engine for programs with an event loop, such as the server. Its core runs beside it."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest, RequestFailed
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-SLICE_UPDATES = 128
-"""Updates that are processed before others get their turn in the event loop."""
+STEP_POLL_SECONDS = 0.5
+"""How often it is looked whether a step takes too long, where that has a limit."""
 LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
 
@@ -65,6 +67,10 @@ class AsyncLLM:
         self._inputs: InputProcessor | None = None
         self._outputs: OutputProcessor | None = None
         self._output_task: asyncio.Task[None] | None = None
+        self._step_watch: asyncio.Task[None] | None = None
+        self._last_step = 0.0
+        self._slice_updates: int = envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE")
+        self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
         self._queues: dict[str, OutputQueue] = {}
         self._aborted_early: set[str] = set()
         self._death: EngineDead | None = None
@@ -99,6 +105,8 @@ class AsyncLLM:
             raise error
         self._inputs, self._outputs = self._model.processors(self.config, self._ready)
         self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
+        if self._step_seconds is not None:
+            self._step_watch = asyncio.create_task(self._watch_steps(self._step_seconds), name="step-watch")
 
     def _create_client(self, model_path: Path) -> "CoreClient":
         from vllm_engine.core.clients.process import ProcessClient
@@ -112,6 +120,8 @@ class AsyncLLM:
             self._death = EngineDead("the engine is closed")
             if self._outputs is not None:
                 self._deliver(self._outputs.abort_all()[1])
+        if self._step_watch is not None:
+            self._step_watch.cancel()
         if self._output_task is not None:
             self._output_task.cancel()
             await asyncio.gather(self._output_task, return_exceptions=True)
@@ -241,6 +251,20 @@ class AsyncLLM:
         self.check_health()
         return await self._running_client.call(method, *args)
 
+    async def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> list[Any]:
+        """Call a method of every worker, such as one of ``worker_extension_cls``, between two steps.
+
+        Arguments and results must be plain data. Returns the results, worker by worker.
+
+        Raises:
+            RuntimeError: with the worker's message when it fails.
+            EngineDead: when the engine is closed or gone.
+        """
+        results: list[Any] = await self.call("collective_rpc", method, list(args), kwargs or {})
+        return results
+
     @property
     def _running_client(self) -> "CoreClient":
         if self._client is None:
@@ -302,9 +326,10 @@ class AsyncLLM:
 
     async def _handle_step(self, step: EngineOutputs) -> None:
         _, outputs = self._processors
+        self._last_step = time.monotonic()
         total = ProcessedUpdates()
-        for start in range(0, len(step.updates), SLICE_UPDATES):
-            part = outputs.process(step.updates[start : start + SLICE_UPDATES], step.timestamp)
+        for start in range(0, len(step.updates), self._slice_updates):
+            part = outputs.process(step.updates[start : start + self._slice_updates], step.timestamp)
             if part.aborts:
                 self._running_client.abort(part.aborts)
             self._deliver(part)
@@ -324,6 +349,23 @@ class AsyncLLM:
                 logger.exception("a statistics logger failed")
         if not step.updates:
             await asyncio.sleep(0)  # a core that is ahead must not keep the loop from everyone else
+
+    async def _watch_steps(self, limit: float) -> None:
+        """Take the engine for dead when requests wait, and no step ends for ``limit`` seconds."""
+        _, outputs = self._processors
+        was_late = False
+        while True:
+            await asyncio.sleep(min(limit / 4, STEP_POLL_SECONDS))
+            now = time.monotonic()
+            if not outputs.num_requests:
+                self._last_step = now
+            is_late = now - self._last_step > limit
+            # Seen twice, as after a pause of this process a step may have come that nobody has handled yet.
+            if is_late and was_late:
+                logger.error("no step of the engine has ended for %g s (VLLM_ENGINE_ITERATION_TIMEOUT_S)", limit)
+                self._die(EngineDead(f"no step of the engine has ended for {limit:g} s"))
+                return
+            was_late = is_late
 
     def _deliver(self, result: ProcessedUpdates) -> None:
         for output in result.outputs:

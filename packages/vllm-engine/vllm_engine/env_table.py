@@ -46,6 +46,16 @@ def _log_level(text: str) -> str:
     return level
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise ValueError("no such word")
+        return word
+
+    return parse
+
+
 def _at_least(low: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         number = int(text)
@@ -78,6 +88,7 @@ YES_NO = Kind("0 or 1", _boolean)
 TEXT = Kind("any text", str)
 FOLDER = Kind("a path", str)
 LEVEL = Kind("DEBUG, INFO, WARNING, ERROR or CRITICAL", _log_level)
+FACE = Kind("reference or cpu", _one_of("reference", "cpu"))
 COUNT = Kind("a whole number of at least 1", _at_least(1))
 NUMBER = Kind("a whole number of at least 0", _at_least(0))
 AMOUNT = Kind("a number above 0", _positive)
@@ -105,7 +116,7 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_LOGGING_PREFIX": EnvVar(TEXT, "", "text before every line of the log"),
     "VLLM_NO_DEPRECATION_WARNING": EnvVar(YES_NO, False, "no warnings about settings of earlier versions"),
     "VLLM_LOG_BATCHSIZE_INTERVAL": EnvVar(
-        INTERVAL, None, "log the sizes of batches every so many seconds; unset: never"
+        INTERVAL, None, "log how many tokens the steps have every so many seconds; unset: never"
     ),
     "VLLM_TRACE_FUNCTION": EnvVar(
         YES_NO, False, "log every call of a function", "this version has no tracer; use a profiler of Python"
@@ -162,7 +173,7 @@ VARIABLES: dict[str, EnvVar] = {
     "V_SCALE_CONSTANT": EnvVar(NUMBER, None, "divisor of the value scale of an FP8 KV cache", _NO_SCALES),
     # ---- CPU ----
     "VLLM_CPU_KVCACHE_SPACE": EnvVar(AMOUNT, None, "GiB for the KV cache on a CPU; unset: a share of what is free"),
-    "VLLM_KERNELS_FACE": EnvVar(TEXT, None, "implementation that serves every kernel; unset: the device's own"),
+    "VLLM_KERNELS_FACE": EnvVar(FACE, None, "implementation that serves every kernel; unset: the device's own"),
     "VLLM_CPU_OMP_THREADS_BIND": EnvVar(
         TEXT, None, "cores for the OpenMP threads", "this version binds no threads; start it under taskset or numactl"
     ),

@@ -4,13 +4,12 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from vllm_engine.env_table import VARIABLES, EnvVar
 from vllm_engine.errors import ConfigError
 
-__all__ = ["VARIABLES", "EnvVar", "check", "get", "problems"]
+__all__ = ["VARIABLES", "EnvVar", "check", "get", "validate"]
 
 logger = logging.getLogger(__name__)  # ``vllm_engine.logging`` stands on this module
 
@@ -40,12 +39,12 @@ def get(name: str) -> Any:
 
 
 def check(*, strict: bool = False) -> None:
-    """Look through the environment once, when an engine is configured: one warning for each of the ``problems``.
+    """Look through the environment once, when an engine is configured: one warning for each problem.
 
     Raises:
-        ConfigError: for a value that cannot be read, and with ``strict`` for the problems too, all in one message.
+        ConfigError: for a value that cannot be read, and with ``strict`` for the problems too, in one message.
     """
-    found = list(problems())
+    found = validate()
     if found and strict:
         text = "; ".join(sentence for _, sentence in found)
         raise ConfigError(f"with fail_on_environ_validation: {text}", field=found[0][0])
@@ -53,7 +52,7 @@ def check(*, strict: bool = False) -> None:
         logger.warning("%s", sentence)
 
 
-def problems() -> Iterator[tuple[str, str]]:
+def validate() -> list[tuple[str, str]]:
     """Name and one sentence for each variable that will not do what its setter may expect.
 
     These are ``VLLM_*`` names that nobody reads, and variables that ask for what this version does not do. Variables
@@ -62,15 +61,19 @@ def problems() -> Iterator[tuple[str, str]]:
     Raises:
         ConfigError: for the first variable whose value cannot be read.
     """
-    for name in sorted(os.environ):
-        variable = VARIABLES.get(name)
-        if variable is None:
-            if name.startswith(PREFIX) and not _of_kubernetes(name):
-                yield name, f"unknown environment variable {name}{_nearest(name)}"
-        elif variable.read_by is None and not _of_kubernetes(name):
-            value = get(name)
-            if variable.no_effect is not None and value != variable.default:
-                yield name, f"environment variable {name} has no effect: {variable.no_effect}"
+    return [(name, problem) for name in sorted(os.environ) if (problem := _problem(name)) is not None]
+
+
+def _problem(name: str) -> str | None:
+    variable = VARIABLES.get(name)
+    if _of_kubernetes(name) or (variable is not None and variable.read_by is not None):
+        return None
+    if variable is None:
+        return f"unknown environment variable {name}{_nearest(name)}" if name.startswith(PREFIX) else None
+    value = get(name)
+    if variable.no_effect is None or value == variable.default:
+        return None
+    return f"environment variable {name} has no effect: {variable.no_effect}"
 
 
 def _of_kubernetes(name: str) -> bool:

@@ -1,4 +1,7 @@
-"""``LLM``: the engine for programs without an event loop. It computes in the caller's own thread."""
+"""``LLM``: the engine for programs without an event loop. It computes in the caller's own thread.
+
+With ``VLLM_ENABLE_V1_MULTIPROCESSING`` it computes in a process of its own, and the caller's thread waits for it.
+"""
 
 import contextlib
 import itertools
@@ -8,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest
 from vllm_engine.frontend.chat_template import check_template_kwargs, render_chat
@@ -23,6 +27,9 @@ from vllm_engine.params import OutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from vllm_engine.core.clients.inproc import InprocClient
+    from vllm_engine.core.clients.sync_process import SyncProcessClient
+
+    CoreClient = InprocClient | SyncProcessClient
 
 logger = get_logger(__name__)
 
@@ -45,7 +52,7 @@ class LLM:
         Raises:
             ConfigError: for an unknown setting, or one that cannot be honoured.
         """
-        self._client: InprocClient | None = None
+        self._client: CoreClient | None = None
         self._lock = threading.Lock()
         self._counter = itertools.count()
         self.config: EngineConfig = EngineArgs(model, **options).create_config()
@@ -55,7 +62,11 @@ class LLM:
         self.ready: EngineReady = self._client.ready
         self._inputs, self._outputs = self._model.processors(self.config, self.ready)
 
-    def _create_client(self, model_path: Path) -> "InprocClient":
+    def _create_client(self, model_path: Path) -> "CoreClient":
+        if envs.get("VLLM_ENABLE_V1_MULTIPROCESSING"):
+            from vllm_engine.core.clients.sync_process import SyncProcessClient
+
+            return SyncProcessClient(self.config, model_path)
         from vllm_engine.core.clients.inproc import InprocClient
 
         return InprocClient(self.config, model_path)
@@ -161,6 +172,14 @@ class LLM:
 
     # ---- life ----
 
+    def collective_rpc(self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> list[Any]:
+        """Call a method of every worker, such as one of ``worker_extension_cls``; returns one result each.
+
+        Where the engine has a process of its own, arguments and results must be plain data.
+        """
+        results: list[Any] = self._running_client.call("collective_rpc", method, list(args), kwargs or {})
+        return results
+
     def close(self) -> None:
         """Release the model. May be called again."""
         client, self._client = self._client, None
@@ -184,7 +203,7 @@ class LLM:
     # ---- how it works ----
 
     @property
-    def _running_client(self) -> "InprocClient":
+    def _running_client(self) -> "CoreClient":
         if self._client is None:
             raise EngineDead("the engine is closed")
         return self._client
@@ -222,7 +241,7 @@ class LLM:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         return dict(zip(positions, tokenizer.encode_batch(texts), strict=True))
 
-    def _run(self, client: "InprocClient", prepared: list[PreparedRequest], progress: Progress) -> list[RequestOutput]:
+    def _run(self, client: "CoreClient", prepared: list[PreparedRequest], progress: Progress) -> list[RequestOutput]:
         finished: dict[str, RequestOutput] = {}
         with self._abort_on_error(client), progress.of(len(prepared)) as bar:
             for request in prepared:
@@ -241,7 +260,7 @@ class LLM:
         return [finished[request.request_id] for request in prepared]
 
     @contextlib.contextmanager
-    def _abort_on_error(self, client: "InprocClient") -> Iterator[None]:
+    def _abort_on_error(self, client: "CoreClient") -> Iterator[None]:
         """Whatever interrupts a call, Ctrl-C included: its requests must not be in the engine at the next one."""
         try:
             yield

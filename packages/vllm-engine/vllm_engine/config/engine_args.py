@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_engine import envs
 from vllm_engine.config.cli import add_settings, given_settings
 from vllm_engine.config.groups import EngineConfig
 from vllm_engine.config.old_options import OldOptions, translate
@@ -14,6 +15,9 @@ from vllm_engine.config.settings import Setting, settings_of
 from vllm_engine.config.support import refuse_unsupported, tell_no_effect
 from vllm_engine.config.values import convert
 from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
 
 
 class EngineArgs:
@@ -33,12 +37,13 @@ class EngineArgs:
         self.options = check_options(EngineConfig, translate(options))
 
     def create_config(self) -> EngineConfig:
-        """The checked, immutable configuration.
+        """The checked, immutable configuration. What the environment asks for is checked with it.
 
         Raises:
             ConfigError: for settings that contradict one another, or that this version cannot honour.
         """
-        config: EngineConfig = build(EngineConfig, self.options)
+        config: EngineConfig = build(EngineConfig, _with_forced_load_format(self.options))
+        envs.check(strict=config.engine.fail_on_environ_validation)
         refuse_unsupported(config)
         check_relations(config)
         tell_no_effect(config)
@@ -61,6 +66,14 @@ class EngineArgs:
         if setting is None or name == "options":
             raise AttributeError(name)
         return self.options.get(name, setting.default)
+
+
+def _with_forced_load_format(options: dict[str, Any]) -> dict[str, Any]:
+    name, forced = "load_format", envs.get("VLLM_TEST_FORCE_LOAD_FORMAT")
+    if forced is None or options.get(name) == forced:
+        return options
+    logger.info("VLLM_TEST_FORCE_LOAD_FORMAT: %s=%s", name, forced)
+    return {**options, **check_options(EngineConfig, {name: forced})}
 
 
 def check_options(config: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:

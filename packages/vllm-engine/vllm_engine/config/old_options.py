@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from vllm_engine import envs
 from vllm_engine.config.option import option
 from vllm_engine.config.settings import Setting, settings_of
 from vllm_engine.config.values import convert
@@ -146,12 +147,12 @@ def _with_old_levels(options: Mapping[str, Any]) -> Mapping[str, Any]:
             keys = json.loads(level)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"optimization_level: not valid JSON ({error})", field="optimization_level") from error
-        logger.warning("-O with an object is deprecated: use --compilation-config")
+        _warn("-O with an object is deprecated: use --compilation-config")
         options = {name: value for name, value in options.items() if name != "optimization_level"}
         options = {**options, "compilation_config": options.get("compilation_config", keys)}
     held = options.get("compilation_config")
     if isinstance(held, Mapping) and "level" in held and "mode" not in held:
-        logger.warning("--compilation-config.level is deprecated: use --compilation-config.mode")
+        _warn("--compilation-config.level is deprecated: use --compilation-config.mode")
         keys = {"mode" if key == "level" else key: value for key, value in held.items()}
         options = {**options, "compilation_config": keys}
     return options
@@ -161,7 +162,7 @@ def _new_value(name: str, value: Any) -> Any:
     new = _OLD_VALUES.get((name, value)) if isinstance(value, str) else None
     if new is None:
         return value
-    logger.warning("%s=%s is deprecated: %s is used", name, value, new)
+    _warn("%s=%s is deprecated: %s is used", name, value, new)
     return new
 
 
@@ -171,11 +172,16 @@ def _meaning(setting: Setting, value: Any) -> dict[str, Any]:
     if setting.facts["refused"] and unusual:
         raise ConfigError(f"{setting.name}={value} cannot be honoured: {instead}", field=setting.name)
     if becomes is None:
-        logger.warning("%s is deprecated and has no effect: %s", setting.flag, instead)
+        _warn("%s is deprecated and has no effect: %s", setting.flag, instead)
         return {}
-    logger.warning("%s is deprecated: %s", setting.flag, instead)
+    _warn("%s is deprecated: %s", setting.flag, instead)
     meaning: dict[str, Any] = becomes(value) if value != setting.default or setting.default is not None else {}
     return meaning
+
+
+def _warn(message: str, *values: Any) -> None:
+    if not envs.get("VLLM_NO_DEPRECATION_WARNING"):
+        logger.warning(message, *values)
 
 
 def _merged(name: str, given: Any, meant: Any, setting: Setting) -> Any:

@@ -21,6 +21,7 @@ from vllm_engine.messages import (
     PromptEmbeds,
     RequestUpdate,
 )
+from vllm_engine.metrics.batch_sizes import BatchSizeLog
 from vllm_engine.metrics.iteration_log import log_iteration
 
 logger = get_logger(__name__)
@@ -60,12 +61,15 @@ class EngineCore:
             prompt_embeds=model.embeds if config.model.enable_prompt_embeds else None,
         )
         self._check_invariants: bool = envs.get("VLLM_CHECK_INVARIANTS")
+        batch_sizes_every: float | None = envs.get("VLLM_LOG_BATCHSIZE_INTERVAL")
+        self._batch_sizes = None if batch_sizes_every is None else BatchSizeLog(batch_sizes_every)
         self._logs_iterations = config.observability.enable_logging_iteration_details
         self._untold: list[RequestUpdate] = []  # of requests that ended outside of a step
         self._failures_in_a_row = 0
         self._calls: dict[str, Callable[..., Any]] = {
             "reset_prefix_cache": self.scheduler.kv.forget_prefixes,
             "check_invariants": self.scheduler.kv.check_invariants,
+            "collective_rpc": self.executor.collective_rpc,
         }
 
     def add(self, requests: list[EngineRequest]) -> None:
@@ -133,6 +137,8 @@ class EngineCore:
             else:
                 updates += self.scheduler.update(batch, result)
                 self._failures_in_a_row = 0
+            if self._batch_sizes is not None:
+                self._batch_sizes.on_step(sum(batch.num_scheduled_tokens.values()))
             if self._logs_iterations:
                 log_iteration(
                     self.scheduler.stats(),

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.messages import (
@@ -41,7 +42,7 @@ class AsyncClient(ABC):
 
     def add(self, requests: list[EngineRequest]) -> None:
         """Queue requests. Raises ``EngineDead`` when nobody would take them."""
-        self._send(AddRequests(requests))
+        self._send(AddRequests.packed(requests))
 
     def abort(self, request_ids: list[str]) -> None:
         """Drop requests; unknown ids, and any after a death, are ignored."""
@@ -57,13 +58,20 @@ class AsyncClient(ABC):
         return outputs
 
     async def call(self, method: str, *args: Any) -> Any:
-        """Run a control method of the core. Raises ``RuntimeError`` with its message when it fails."""
+        """Run a control method of the core. It answers after the step that it is in.
+
+        Raises:
+            RuntimeError: with its message when it fails, or when ``VLLM_RPC_TIMEOUT`` has passed without an answer.
+        """
+        milliseconds: int | None = envs.get("VLLM_RPC_TIMEOUT")
         self._next_call_id += 1
         call_id = self._next_call_id
         future = self._calls[call_id] = asyncio.get_running_loop().create_future()
         try:
             self._send(RpcCall(call_id, method, list(args)))
-            return await future
+            return await asyncio.wait_for(future, None if milliseconds is None else milliseconds / 1e3)
+        except TimeoutError as error:
+            raise RuntimeError(f"no answer to {method} in {milliseconds} ms (VLLM_RPC_TIMEOUT)") from error
         finally:
             self._calls.pop(call_id, None)
 
