@@ -14,6 +14,7 @@ from vllm_engine.config.old_options import OldOptions
 from vllm_engine.config.settings import Setting, group_summaries, keys_of, settings_of
 from vllm_engine.config.support import possible, standing
 from vllm_engine.config.values import allowed, choices_of
+from vllm_server.batch_config import BatchConfig
 from vllm_server.config import OldServerOptions, ServerConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
@@ -53,10 +54,9 @@ honour it (values under "possible" are taken), or it is accepted and a line in t
 
 def page() -> str:
     """The whole page."""
-    engine, server = settings_of(EngineConfig), settings_of(ServerConfig)
     old = [*settings_of(OldOptions).values(), *settings_of(OldServerOptions).values()]
-    parts = [INTRODUCTION, _counts(list(engine.values()), list(server.values()), old)]
-    for config in (ServerConfig, EngineConfig):
+    parts = [INTRODUCTION, _counts(old)]
+    for config in (ServerConfig, BatchConfig, EngineConfig):
         for group, summary in group_summaries(config).items():
             settings = [setting for setting in settings_of(config).values() if setting.group == group]
             parts += [f"## {group}\n\n{summary}\n", _table(settings)]
@@ -66,9 +66,10 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _counts(engine: list[Setting], server: list[Setting], old: list[Setting]) -> str:
+def _counts(old: list[Setting]) -> str:
     lines = ["| | take effect | refused where not possible | no effect | all |", "| --- | ---: | ---: | ---: | ---: |"]
-    for title, settings in (("engine", engine), ("server", server)):
+    for title, config in (("engine", EngineConfig), ("`vllm serve`", ServerConfig), ("`vllm run-batch`", BatchConfig)):
+        settings = settings_of(config).values()
         count = Counter(standing(setting) for setting in settings)
         lines.append(f"| {title} | {count['effect']} | {count['refused']} | {count['no effect']} | {len(settings)} |")
     mapped = sum(setting.facts["becomes"] is not None for setting in old)
