@@ -18,6 +18,9 @@ POLL_SECONDS = 1.0
 
 _FILES = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
 
+_STRANGERS = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""What OpenSSL says of a key that is not the certificate's: of the same kind, or of another."""
+
 _Stamp = tuple[int, int, int] | None
 
 
@@ -107,12 +110,16 @@ def load_context(config: ServerConfig) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     except (ssl.SSLError, OSError) as error:
-        if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        if getattr(error, "reason", None) in _STRANGERS:
             raise ConfigError(
                 f"{key_setting}: the key in {key or certificate} does not belong to the certificate in {certificate}",
                 field=key_setting,
             ) from error
-        raise ConfigError(f"ssl_certfile: {certificate} cannot be used: {error}", field="ssl_certfile") from error
+        # OpenSSL does not tell which of the two files it means: the key's, if it can read the other one.
+        fault, path = (
+            (key_setting, key or certificate) if _is_certificate(certificate) else ("ssl_certfile", certificate)
+        )
+        raise ConfigError(f"{fault}: {path} cannot be used: {error}", field=fault) from error
     context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
     if config.ssl_ca_certs is not None:
         _check_holds("ssl_ca_certs", config.ssl_ca_certs, b"CERTIFICATE-----", "certificate")
@@ -135,6 +142,14 @@ def _check_holds(name: str, path: str, mark: bytes, what: str) -> None:
         raise ConfigError(f"{name}: cannot read {path}: {reason}", field=name) from error
     if mark not in text:
         raise ConfigError(f"{name}: {path} holds no {what} in PEM format", field=name)
+
+
+def _is_certificate(path: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except (ssl.SSLError, OSError):
+        return False
+    return True
 
 
 def _refuse_to_ask() -> str:
