@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import EngineDead
@@ -75,6 +75,17 @@ class UniExecutor:
     def reset(self) -> None:
         """Forget all requests, after a failed step."""
         self.worker.reset()
+
+    def collective_rpc(self, method: str, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Call a method of every worker, such as one of ``worker_extension_cls``; returns one result each.
+
+        Raises:
+            ValueError: when the worker has no such public method.
+        """
+        found = None if method.startswith("_") else getattr(self.worker, method, None)
+        if not callable(found):
+            raise ValueError(f"the worker has no method {method!r}")
+        return [found(*args, **kwargs)]
 
     def shutdown(self) -> None:
         """Release the model and the cache. May be called again."""

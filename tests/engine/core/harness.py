@@ -1,0 +1,78 @@
+"""Scheduler and simulated runner in a loop."""
+
+from vllm_engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from vllm_engine.core.limits import EngineLimits
+from vllm_engine.core.scheduler import Scheduler
+from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.kv_layout import KVCacheLayout, KVGroup
+from vllm_engine.messages import EngineRequest, RequestUpdate
+from vllm_engine.params import SamplingParams
+
+from .simulated_runner import SimulatedRunner, next_token
+
+FULL = (KVGroup((0, 1), None),)
+SLIDING = (KVGroup((0,), 5),)
+HYBRID = (KVGroup((0,), None), KVGroup((1,), 6), KVGroup((2,), 11))
+
+
+def engine_request(
+    request_id: str, prompt: list[int], max_tokens: int = 8, *, priority: int = 0, salt: str | None = None
+) -> EngineRequest:
+    return EngineRequest(request_id, prompt, SamplingParams(), max_tokens, 0, [], [], [], priority, salt)
+
+
+class Harness:
+    """Scheduler and simulated runner in a loop; collects what each request got."""
+
+    def __init__(
+        self,
+        groups: tuple[KVGroup, ...] = FULL,
+        *,
+        num_blocks: int = 100,
+        block_size: int = 4,
+        budget: int = 64,
+        max_num_seqs: int = 16,
+        max_model_len: int = 128,
+        prefix_caching: bool = True,
+        hash_algo: str = "sha256",
+        config: SchedulerConfig | None = None,
+    ) -> None:
+        layout = KVCacheLayout(num_blocks, block_size, groups)
+        self.scheduler = Scheduler(
+            EngineConfig(
+                scheduler=config or SchedulerConfig(),
+                cache=CacheConfig(enable_prefix_caching=prefix_caching, prefix_caching_hash_algo=hash_algo),
+            ),
+            EngineLimits(max_model_len, budget, max_num_seqs, layout),
+        )
+        self.runner = SimulatedRunner(layout, max_tokens_per_step=budget)
+        self.updates: dict[str, list[RequestUpdate]] = {}
+        self.batches: list[ScheduledBatch] = []
+        self.results: list[BatchResult] = []
+
+    def step(self) -> list[RequestUpdate]:
+        batch = self.scheduler.schedule()
+        self.batches.append(batch)
+        self.results.append(self.runner.execute(batch))
+        updates = self.scheduler.update(batch, self.results[-1])
+        self.scheduler.kv.check_invariants()
+        for update in updates:
+            self.updates.setdefault(update.request_id, []).append(update)
+        return updates
+
+    def run(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.scheduler.has_unfinished():
+                return
+            self.step()
+        raise AssertionError("requests do not come to an end")
+
+    def output(self, request_id: str) -> list[int]:
+        return [token for update in self.updates[request_id] for token in update.new_token_ids]
+
+
+def expected_output(prompt: list[int], count: int, vocab_size: int = 50) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens, vocab_size))
+    return tokens[len(prompt) :]
