@@ -14,7 +14,7 @@ on, over and over. What a prompt contains decides what goes wrong:
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,9 +77,11 @@ class FakeLLM:
         self.first_delay = first_delay
         self.defaults = defaults or {}
         self.calls: list[Call] = []
+        self.control_calls: list[tuple[Any, ...]] = []
         self.aborted: dict[str | None, float] = {}
         self.running: set[str | None] = set()
         self.dead = False
+        self.rendered = 0
         self.closed = False
 
     async def start(self) -> None:
@@ -97,6 +99,14 @@ class FakeLLM:
 
     def default_sampling_params(self) -> dict[str, Any]:
         return self.defaults
+
+    async def in_renderer(self, work: Callable[[], Any]) -> Any:
+        self.rendered += 1
+        return await asyncio.to_thread(work)
+
+    async def call(self, method: str, *args: Any) -> None:
+        self.check_health()
+        self.control_calls.append((method, *args))
 
     async def abort(self, request_id: str) -> None:
         self.aborted[request_id] = time.monotonic()

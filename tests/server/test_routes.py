@@ -83,3 +83,19 @@ async def test_a_root_path_is_taken_off() -> None:
     async with make_client(build_app(make_context(FakeLLM(), root_path="/llm"))) as client:
         assert (await client.get("/llm/v1/models")).status_code == 200
         assert (await client.get("/v1/models")).status_code == 200
+
+
+async def test_routes_for_development_are_there_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = FakeLLM()
+    async with make_client(build_app(make_context(llm))) as client:
+        assert (await client.post("/reset_prefix_cache")).status_code == 404
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    async with make_client(build_app(make_context(llm, api_key=["secret"]))) as client:
+        assert (await client.post("/reset_prefix_cache")).status_code == 401
+        assert llm.control_calls == []
+        key = {"Authorization": "Bearer secret"}
+        assert (await client.get("/reset_prefix_cache", headers=key)).status_code == 405
+        assert (await client.post("/reset_prefix_cache", headers=key)).status_code == 200
+        assert llm.control_calls == [("reset_prefix_cache",)]
+        llm.dead = True
+        assert (await client.post("/reset_prefix_cache", headers=key)).status_code == 503

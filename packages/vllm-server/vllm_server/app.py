@@ -5,7 +5,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from vllm_engine import envs
 from vllm_engine.errors import VllmError
+from vllm_engine.logging import get_logger
 from vllm_server import __version__
 from vllm_server.auth import AuthMiddleware
 from vllm_server.context import ServerContext
@@ -19,8 +21,10 @@ from vllm_server.errors import (
 from vllm_server.openapi import add_schemas
 from vllm_server.request_id import RequestIdMiddleware
 from vllm_server.root_path import RootPathMiddleware
-from vllm_server.routes import chat, completions, health, load, metrics, models
+from vllm_server.routes import chat, completions, dev, health, load, metrics, models
 from vllm_server.user_middleware import load_middleware
+
+logger = get_logger(__name__)
 
 
 def build_app(context: ServerContext) -> ASGIApp:
@@ -41,6 +45,9 @@ def build_app(context: ServerContext) -> ASGIApp:
         app.include_router(routes.router)
     if config.enable_server_load_tracking:
         app.include_router(load.router)
+    if envs.get("VLLM_SERVER_DEV_MODE"):
+        logger.warning("VLLM_SERVER_DEV_MODE: whoever may call this server may also reset what its requests share")
+        app.include_router(dev.router)
     add_schemas(app)
     app.add_exception_handler(VllmError, handle_vllm_error)
     app.add_exception_handler(ClientDisconnect, handle_client_gone)
