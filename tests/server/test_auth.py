@@ -1,11 +1,13 @@
 """Access control: without a key nothing but the health routes answers, however the path is spelled."""
 
+import argparse
 import asyncio
 import hmac
 import logging
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from vllm_engine.errors import ConfigError
 from vllm_server.api_keys import ApiKeys
 from vllm_server.app import build_app
 from vllm_server.config import ServerConfig, create_server_config
+from vllm_server.serve import add_arguments, run
 
 KEYS = ["first-Key!", "sk-0123456789abcdef"]
 PUBLIC = ["/health", "/livez", "/readyz"]
@@ -287,6 +290,36 @@ def test_a_value_of_another_type_is_refused_and_not_shown(value: Any) -> None:
         check_options(ServerConfig, {"api_key": value})
     assert "1234567" not in str(error.value)
     assert error.value.__suppress_context__
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_a_model_is_not_taken_for_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: str) -> str:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        assert run(parser.parse_args(arguments)) == 2
+        return capsys.readouterr().err
+
+    assert "name the model before it" in refused("--api-key", "geheim", "demo")
+    assert "geheim" not in refused("--api-key", "geheim", "demo")
+    for arguments in (["demo", "--api-key", "a", "b"], ["--api-key", "a", "b", "--model", "demo"], ["--api-key", "a"]):
+        assert "--port" in refused(*arguments, "--port", "70000")
+
+
+@pytest.mark.usefixtures("own_logging")
+@pytest.mark.parametrize(
+    "text",
+    ['api-key: "geheim\n', "api-key: 1234567\n", "api-key: geheim\n  x: y\n", "api-key: @geheim\n", "api-key: [geheim"],
+)
+def test_a_wrong_file_does_not_show_its_keys(text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["demo", "--config", str(path)])) == 2
+    error = capsys.readouterr().err
+    assert "geheim" not in error
+    assert "1234567" not in error
 
 
 def test_the_settings_do_not_show_their_keys() -> None:

@@ -86,7 +86,7 @@ def read_settings(namespace: argparse.Namespace, configs: tuple[type[Any], ...])
     """The settings of a parsed command line and of the file that its ``config`` names.
 
     Raises:
-        ConfigError: for a file that cannot be read, or when two models are named.
+        ConfigError: for a file that cannot be read, when two models are named, or one is taken for a key.
     """
     given = given_settings(namespace, *configs)
     tag = getattr(namespace, "model_tag", None)
@@ -94,6 +94,9 @@ def read_settings(namespace: argparse.Namespace, configs: tuple[type[Any], ...])
         if given.get("model", tag) != tag:
             raise ConfigError(f"two models are named: {tag} and --model {given['model']}", field="model")
         given["model"] = tag
+    if "model" not in given and len(given.get("api_key", ())) > 1:
+        # `--api-key KEY demo` would serve another model than demo, to everyone who guesses the key "demo".
+        raise ConfigError("api_key takes every word after it: name the model before it, or by --model", field="api_key")
     if getattr(namespace, "config", None):
         in_file = read_config_file(namespace.config, *configs)
         given = lay_over(in_file, given, getattr(namespace, "only_keys", set()))

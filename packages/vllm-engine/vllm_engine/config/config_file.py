@@ -80,13 +80,21 @@ def _load(path: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"config: cannot read {path}: {error.strerror or error}", field="config") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config: {path} is not valid YAML: {reason[:300]}", field="config") from error
+        raise ConfigError(f"config: {path} is not valid YAML: {_fault(error)}", field="config") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise ConfigError(f"config: {path} must hold keys and values, such as `max-num-seqs: 64`", field="config")
     return data
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong and in which line; not the line itself, which may hold a key or a token."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        text = f"line {error.problem_mark.line + 1}: {error.problem}"
+    else:
+        text = str(error)
+    return " ".join(text.split())[:300]
 
 
 def lay_over(base: Mapping[str, Any], top: Mapping[str, Any], by_key: set[str]) -> dict[str, Any]:
