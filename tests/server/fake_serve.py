@@ -23,9 +23,13 @@ SCRIPT: dict[str, Any] = json.loads(os.environ.get("FAKE", "{}"))
 class StandIn(FakeLLM):
     """The scripted engine behind the constructor of ``AsyncLLM``."""
 
-    def __init__(self, config: EngineConfig, *, multiprocess: bool, stat_loggers: list[Any]) -> None:
+    def __init__(
+        self, config: EngineConfig, *, multiprocess: bool, stat_loggers: list[Any], max_log_len: int | None
+    ) -> None:
         super().__init__(delay=SCRIPT.get("delay", 0.0), first_delay=SCRIPT.get("first_delay", 0.0))
         self.config = config
+        if max_log_len is not None:
+            print(f"{max_log_len=}", flush=True)
         heavy = sorted(name for name in ("fastapi", "uvicorn", "torch") if name in sys.modules)
         print(f"engine launched, multiprocess={multiprocess}, imported={heavy}", flush=True)
 

@@ -200,8 +200,13 @@ async def test_without_a_tokenizer_a_chat_is_refused(chat: Post, llm: FakeLLM) -
     assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
 
 
-async def test_long_conversations_are_rendered_off_the_event_loop_to_the_same_text(chat: Post, llm: FakeLLM) -> None:
-    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}] * 20
-    response = await chat(messages=messages, max_tokens=1)
-    assert response.status_code == 200
-    assert prompt_of(llm) == "<user>x</><assistant></>" * 20 + "<assistant>"
+async def test_long_conversations_are_rendered_off_the_event_loop_to_the_same_text(
+    chat: Post, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_server.routes.chat.LONG_CONVERSATION", 20)
+    for times, rendered in ((10, 0), (11, 1)):
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}] * times
+        response = await chat(messages=messages, max_tokens=1)
+        assert response.status_code == 200
+        assert prompt_of(llm) == "<user>x</><assistant></>" * times + "<assistant>"
+        assert llm.rendered == rendered

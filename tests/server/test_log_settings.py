@@ -59,6 +59,17 @@ def test_a_file_that_cannot_be_used_ends_the_start(tmp_path: Path, text: str | N
     assert str(path) in line
 
 
+def test_the_engine_is_told_how_much_of_a_prompt_to_log() -> None:
+    process = Process("--enable-log-requests", "--max-log-len", "40")
+    try:
+        assert process.url
+        process.signal(15)
+        assert process.end() == 0
+    finally:
+        process.kill()
+    assert process.lines[0] == "max_log_len=40"
+
+
 @pytest.fixture
 def uvicorn_levels() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")]

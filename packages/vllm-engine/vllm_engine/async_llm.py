@@ -3,9 +3,9 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
@@ -15,6 +15,8 @@ from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest
 from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
 from vllm_engine.frontend.output_queue import OutputQueue
 from vllm_engine.frontend.prompts import Prompt
+from vllm_engine.frontend.renderer_threads import RendererThreads
+from vllm_engine.frontend.request_log import RequestLog
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineOutputs, EngineReady, SchedulerStats
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+T = TypeVar("T")
+
 STEP_POLL_SECONDS = 0.5
 """How often it is looked whether a step takes too long, where that has a limit."""
 LONG_TEXT_CHARS = 8192
@@ -45,7 +49,12 @@ class AsyncLLM:
     """
 
     def __init__(
-        self, args: EngineArgs | EngineConfig, *, multiprocess: bool = True, stat_loggers: Sequence[StatLogger] = ()
+        self,
+        args: EngineArgs | EngineConfig,
+        *,
+        multiprocess: bool = True,
+        stat_loggers: Sequence[StatLogger] = (),
+        max_log_len: int | None = None,
     ) -> None:
         """Check the settings; nothing is loaded yet.
 
@@ -53,12 +62,15 @@ class AsyncLLM:
             args: the settings.
             multiprocess: run the core in a process of its own, else in a thread.
             stat_loggers: are told of every step and every finished request.
+            max_log_len: most characters, and most token ids, of a prompt in the log of requests; None is no limit.
         """
         self.config: EngineConfig = resolve_config(args)
         self._multiprocess = multiprocess
         self._stat_loggers = list(stat_loggers)
         if not self.config.engine.disable_log_stats:
             self._stat_loggers.append(LoggingStatLogger())
+        self._request_log = RequestLog(max_log_len) if self.config.async_engine.enable_log_requests else None
+        self._renderers = RendererThreads(self.config.model.renderer_num_workers)
         self.scheduler_stats = SchedulerStats()
         """State of the scheduler after the last step."""
         self._model: ModelFrontend | None = None
@@ -120,6 +132,7 @@ class AsyncLLM:
             self._death = EngineDead("the engine is closed")
             if self._outputs is not None:
                 self._deliver(self._outputs.abort_all()[1])
+        self._renderers.close()
         if self._step_watch is not None:
             self._step_watch.cancel()
         if self._output_task is not None:
@@ -168,6 +181,14 @@ class AsyncLLM:
     def default_sampling_params(self) -> dict[str, Any]:
         """Fields of ``SamplingParams`` that hold where a request gives none."""
         return self._loaded.default_sampling_params()
+
+    async def in_renderer(self, work: Callable[[], T]) -> T:
+        """Do work that would hold up the event loop, such as rendering much text, in a thread for that.
+
+        There are ``renderer_num_workers``; long prompts are tokenized in the same ones. Raises ``EngineDead`` when the
+        engine is closed.
+        """
+        return await self._renderers.run(work)
 
     @property
     def num_requests(self) -> int:
@@ -286,7 +307,7 @@ class AsyncLLM:
             return inputs.process(label, prompt, params, priority=priority, cache_salt=cache_salt)
 
         if inputs.tokenizes_long(prompt, more_than=LONG_TEXT_CHARS):
-            return await asyncio.to_thread(process)
+            return await self._renderers.run(process)
         return process()
 
     def _submit(self, prepared: PreparedRequest) -> None:
@@ -294,10 +315,8 @@ class AsyncLLM:
         if self._death is not None:
             raise self._death
         outputs.add(prepared)
-        if self.config.async_engine.enable_log_requests:
-            logger.info(
-                "request %s: %d prompt tokens, %r", prepared.request_id, len(prepared.prompt_token_ids), prepared.params
-            )
+        if self._request_log is not None:
+            self._request_log.write(prepared)
         if prepared.request_id in self._aborted_early:
             self._deliver(outputs.abort([prepared.request_id])[1])
         else:

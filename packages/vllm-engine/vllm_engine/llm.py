@@ -19,6 +19,7 @@ from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_model_pa
 from vllm_engine.frontend.input_processor import PreparedRequest, check_params
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
 from vllm_engine.frontend.prompts import Prompt
+from vllm_engine.frontend.request_log import RequestLog
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineReady
@@ -61,6 +62,7 @@ class LLM:
         self._client = self._create_client(model_path)
         self.ready: EngineReady = self._client.ready
         self._inputs, self._outputs = self._model.processors(self.config, self.ready)
+        self._request_log = RequestLog() if self.config.async_engine.enable_log_requests else None
 
     def _create_client(self, model_path: Path) -> "CoreClient":
         if envs.get("VLLM_ENABLE_V1_MULTIPROCESSING"):
@@ -246,6 +248,8 @@ class LLM:
         with self._abort_on_error(client), progress.of(len(prepared)) as bar:
             for request in prepared:
                 self._outputs.add(request, kind=OutputKind.FINAL_ONLY)
+                if self._request_log is not None:
+                    self._request_log.write(request)
                 client.add(request.requests)
             while self._outputs.num_requests:
                 if not client.has_unfinished():

@@ -61,7 +61,7 @@ async def run_batch(engine_config: EngineConfig, config: BatchConfig) -> int:
             registry.register(collector)
         if config.enable_metrics:
             while_running.enter_context(metrics_server(config.url, config.port, registry))
-        llm = AsyncLLM(engine_config, multiprocess=True, stat_loggers=metrics)
+        llm = AsyncLLM(engine_config, multiprocess=True, stat_loggers=metrics, max_log_len=config.max_log_len)
         try:
             start = asyncio.create_task(llm.start())
             # In a thread, as for `vllm serve`: the web framework is imported while the engine loads the model.

@@ -113,9 +113,7 @@ class ServerConfig:
         metavar="FILE",
     )
     max_log_len: Annotated[int, Meta(ge=0)] | None = option(
-        None,
-        help="most characters or token ids of a prompt in the log; unset: all",
-        unsupported="this version of the server logs no prompts",
+        None, help="most characters, and most token ids, of a prompt in the log of requests; unset: all"
     )
 
 

@@ -56,6 +56,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             engine_config,
             multiprocess=not server_config.disable_frontend_multiprocessing,
             stat_loggers=metrics,
+            max_log_len=server_config.max_log_len,
         )
         try:
             start = asyncio.create_task(llm.start())

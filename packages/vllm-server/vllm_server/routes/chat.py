@@ -1,7 +1,5 @@
 """``POST /v1/chat/completions``."""
 
-import asyncio
-
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -26,7 +24,8 @@ from vllm_server.request_id import take_label
 
 router = APIRouter()
 
-_LONG_CONVERSATION = 64  # messages, beyond which rendering leaves the event loop
+LONG_CONVERSATION = 64
+"""Messages, beyond which rendering leaves the event loop."""
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_docs(ChatRequest, ChatCompletion))
@@ -105,8 +104,8 @@ async def _render(conversation: Conversation, context: ServerContext) -> str:
         )
 
     try:
-        if len(conversation.messages) > _LONG_CONVERSATION:
-            return await asyncio.to_thread(render)
+        if len(conversation.messages) > LONG_CONVERSATION:
+            return await context.llm.in_renderer(render)
         return render()
     except RecursionError:
         raise InvalidRequest("The conversation is nested too deeply.", field="messages") from None

@@ -138,4 +138,4 @@ class ModelConfig:
     io_processor_plugin: str | None = option(
         None, help="plugin that reads and writes other kinds of data", unsupported=NO_POOLING
     )
-    renderer_num_workers: Positive = option(1, help="threads that tokenise long prompts")
+    renderer_num_workers: Positive = option(1, help="threads that tokenise long prompts and render long conversations")
