@@ -15,6 +15,23 @@ from vllm_engine.params import MAX_N, MAX_STOP_STRING_LENGTH, MAX_STOP_STRINGS, 
 NO_NUMBERS = [None, "1", [1], {}, True, object()]
 NOT_FINITE = [math.nan, math.inf, -math.inf, 10**400, -(10**5000)]
 
+
+def nested(depth: int) -> dict[str, Any]:
+    """A dict with so many levels below it."""
+    result: dict[str, Any] = {}
+    for _ in range(depth):
+        result = {"a": result}
+    return result
+
+
+def doubled(times: int) -> dict[str, Any]:
+    """Small in memory, and of 2**times values."""
+    values: list[Any] = []
+    for _ in range(times):
+        values = [values, values]
+    return {"a": values}
+
+
 GOOD: dict[str, list[Any]] = {
     "n": [1, MAX_N],
     "temperature": [0, 0.0, 1e-9, 2.0, 100, 3e38],
@@ -36,6 +53,14 @@ GOOD: dict[str, list[Any]] = {
     "allowed_token_ids": [None, [0]],
     "truncate_prompt_tokens": [None, -1, 1],
     "output_kind": list(OutputKind),
+    "extra_args": [
+        None,
+        {},
+        {"a": 1, "b": -0.5, "é": "猫", "d": None, "e": [True, [], {"f": -(2**63)}]},
+        {"x" * 65533: 0},
+        {"x": [0] * 65532},
+        nested(16),
+    ],
     **{
         name: [True, False]
         for name in (
@@ -80,6 +105,29 @@ BAD: dict[str, list[Any]] = {
     "allowed_token_ids": [[], [-1], ["x"], 5],
     "truncate_prompt_tokens": [0, -2, 1.0, "1", True],
     "output_kind": [None, 0, "DELTA"],
+    "extra_args": [
+        [],
+        "x",
+        5,
+        {5: 1},
+        {"a": {None: 1}},
+        {"a": (1,)},
+        {"a": {1}},
+        {"a": b"x"},
+        {"a": object()},
+        {"a": 2**63},
+        {"a": 10**5000},
+        {"a": math.nan},
+        {"a": [math.inf]},
+        {"a": "\ud800"},
+        {"\ud800": 1},
+        {"x" * 65534: 0},
+        {"x": [0] * 65533},
+        {"x": "é" * 65533},
+        nested(17),
+        nested(5000),
+        doubled(60),
+    ],
     "include_stop_str_in_output": [None, 1, "true"],
     "ignore_eos": [None, 1, "true"],
     "skip_special_tokens": [None, 1, "true"],

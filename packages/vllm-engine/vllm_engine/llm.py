@@ -15,7 +15,7 @@ from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest
 from vllm_engine.frontend.chat_template import check_template_kwargs, render_chat
-from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_model_path
+from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import PreparedRequest, check_params
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
 from vllm_engine.frontend.prompts import Prompt
@@ -56,7 +56,7 @@ class LLM:
         self._client: CoreClient | None = None
         self._lock = threading.Lock()
         self._counter = itertools.count()
-        self.config: EngineConfig = EngineArgs(model, **options).create_config()
+        self.config: EngineConfig = resolve_config(EngineArgs(model, **options))
         model_path = resolve_model_path(self.config)
         self._model = ModelFrontend.load(self.config, model_path)
         self._client = self._create_client(model_path)

@@ -16,6 +16,8 @@ MAX_STOP_STRING_LENGTH = 4096
 MAX_STOP_TOKEN_IDS = 4096
 MAX_BAD_WORDS = 1024
 MAX_LOGIT_BIAS = 4096
+MAX_EXTRA_ARGS_SIZE = 65536
+MAX_EXTRA_ARGS_DEPTH = 16
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _INT32_MAX = 2**31 - 1
@@ -66,6 +68,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         truncate_prompt_tokens: keep only so many last tokens of the prompt; -1: what the model can take.
         detokenize: turn tokens into text; without, ``text`` stays empty.
         output_kind: cumulative, delta or final only.
+        extra_args: what logits processors of the user's own are told, by name: JSON values, nested at most 16 deep, of
+            at most 65536 characters and values together.
 
     Raises:
         InvalidRequest: with the name of the field and what is allowed.
@@ -96,6 +100,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     truncate_prompt_tokens: int | None = None
     detokenize: bool = True
     output_kind: OutputKind = OutputKind.CUMULATIVE
+    extra_args: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -124,6 +129,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, low=-1, high=_INT32_MAX, optional=True)
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequest("truncate_prompt_tokens must be at least 1, or -1", field="truncate_prompt_tokens")
+        _check_extra_args(self.extra_args)
         if not isinstance(self.output_kind, OutputKind):
             raise InvalidRequest("output_kind must be an OutputKind", field="output_kind")
         for name in (
@@ -235,6 +241,57 @@ def _check_logit_bias(value: object) -> None:
         if not _is_int(token_id) or token_id < 0:
             raise InvalidRequest(f"logit_bias has a key that is no token id: {shown(token_id)}", field="logit_bias")
         _check_float("logit_bias", bias, low=-100.0, high=100.0)
+
+
+def _check_extra_args(value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise InvalidRequest("extra_args must be an object with keys", field="extra_args")
+    if _json_size(value, MAX_EXTRA_ARGS_SIZE, 0) > MAX_EXTRA_ARGS_SIZE:
+        raise InvalidRequest(
+            f"extra_args takes at most {MAX_EXTRA_ARGS_SIZE} characters and values", field="extra_args"
+        )
+
+
+def _json_size(value: object, limit: int, depth: int) -> int:
+    """Number of values and characters; counting stops soon after ``limit``. Raises for what is no JSON value."""
+    if depth > MAX_EXTRA_ARGS_DEPTH:
+        raise InvalidRequest(f"extra_args is nested more than {MAX_EXTRA_ARGS_DEPTH} deep", field="extra_args")
+    size = 1
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidRequest(f"extra_args has a key that is no text: {shown(key)}", field="extra_args")
+            size += _json_size(key, limit, depth)
+            size += _json_size(item, limit - size, depth + 1)
+            if size > limit:
+                break
+    elif isinstance(value, list):
+        for item in value:
+            size += _json_size(item, limit - size, depth + 1)
+            if size > limit:
+                break
+    elif isinstance(value, str):
+        size += len(value)
+        if size <= limit and not value.isascii():
+            _check_unicode(value)
+    elif isinstance(value, int):
+        if not _INT64_MIN <= value <= _INT64_MAX:
+            raise InvalidRequest("extra_args has an integer of more than 64 bits", field="extra_args")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRequest("extra_args has a number that is not finite", field="extra_args")
+    elif value is not None:
+        raise InvalidRequest(f"extra_args takes JSON values only, got {shown(value)}", field="extra_args")
+    return size
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("extra_args has a text that is no valid Unicode", field="extra_args") from error
 
 
 def _range(low: float | None, high: float | None, low_open: bool) -> str:

@@ -5,10 +5,14 @@ from contextlib import contextmanager
 
 from vllm_engine.errors import InvalidRequest
 
+_EVERYWHERE = {"extra_args": "vllm_xargs"}
+"""What all requests call otherwise than the engine."""
+
 
 @contextmanager
 def named_as_in_request(names: Mapping[str, str]) -> Iterator[None]:
     """Within this block, an ``InvalidRequest`` about the engine's field ``name`` becomes one about ``names[name]``."""
+    names = {**_EVERYWHERE, **names}
     try:
         yield
     except InvalidRequest as error:

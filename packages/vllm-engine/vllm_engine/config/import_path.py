@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 from types import ModuleType
 from typing import TypeVar
 
@@ -39,7 +40,8 @@ def load_object(setting_name: str, path: str) -> object:
     try:
         found = functools.reduce(getattr, names.split("."), found)
     except AttributeError as error:
-        raise ConfigError(f"{setting_name}: module {module_name} has no {names}", field=setting_name) from error
+        why = " (an engine process has another main program: put it into a module)" if module_name == "__main__" else ""
+        raise ConfigError(f"{setting_name}: module {module_name} has no {names}{why}", field=setting_name) from error
     return found
 
 
@@ -60,6 +62,26 @@ def check_class(setting_name: str, name: str, found: object, base: type[T]) -> t
         missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"{setting_name}: {name} must define {missing}", field=setting_name)
     return found
+
+
+def paths_of(setting_name: str, value: object) -> object:
+    """``value`` with each class that it is, or has as an item, replaced by its import path.
+
+    Raises:
+        ConfigError: for a class that is not found at its own path, such as one made inside a function.
+    """
+    if isinstance(value, (list, tuple)):
+        return [paths_of(setting_name, item) if isinstance(item, type) else item for item in value]
+    if not isinstance(value, type):
+        return value
+    path = f"{value.__module__}:{value.__qualname__}"
+    try:
+        found: object = functools.reduce(getattr, value.__qualname__.split("."), sys.modules.get(value.__module__))
+    except AttributeError:
+        found = None
+    if found is not value:
+        raise ConfigError(f"{setting_name}: {path} must be at the top level of a module", field=setting_name)
+    return path
 
 
 def _split(setting_name: str, path: str) -> tuple[str, str]:

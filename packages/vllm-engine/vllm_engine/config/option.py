@@ -31,7 +31,8 @@ def option(
         reading: how the command line reads it: ``metavar``, ``commas`` (a list may also be written with commas),
             ``json`` (a list is written as JSON), ``append`` (the flag may be repeated), ``bare`` (the flag alone means
             true), ``auto`` (the word ``auto`` means -1), ``extend`` (a list whose flag may be repeated), ``secret``
-            (its value is shown neither in errors nor by ``repr``).
+            (its value is shown neither in errors nor by ``repr``), ``classes`` (in a program, a class may stand for
+            its import path).
     """
     metadata = {
         "help": help,

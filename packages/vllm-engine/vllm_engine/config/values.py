@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
+from vllm_engine.config.import_path import paths_of
 from vllm_engine.config.settings import Setting, keys_of
 from vllm_engine.errors import ConfigError
 
@@ -127,6 +128,8 @@ def _coerced(setting: Setting, value: Any) -> Any:
     origin = get_origin(hint)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
+    if setting.facts.get("classes"):
+        value = paths_of(setting.name, value)
     if isinstance(value, str):
         if setting.facts.get("auto") and value.strip() == "auto":
             return -1

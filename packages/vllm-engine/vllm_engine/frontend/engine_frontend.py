@@ -13,6 +13,7 @@ from vllm_engine.frontend.tokenizer import Tokenizer, load_tokenizer
 from vllm_engine.logging import get_logger, startup_phase
 from vllm_engine.messages import EngineReady
 from vllm_engine.params import SamplingParams
+from vllm_engine.sampling.processors import load_processor_classes
 
 logger = get_logger(__name__)
 
@@ -55,8 +56,10 @@ class ModelFrontend:
 
 
 def resolve_config(args: EngineArgs | EngineConfig) -> EngineConfig:
-    """The configuration of either form of settings."""
-    return args.create_config() if isinstance(args, EngineArgs) else args
+    """The configuration of either form of settings. Raises ``ConfigError``, also for classes that cannot be found."""
+    config = args.create_config() if isinstance(args, EngineArgs) else args
+    load_processor_classes(config)  # so that a wrong one is told before anything is fetched or loaded
+    return config
 
 
 def resolve_model_path(config: EngineConfig) -> Path:

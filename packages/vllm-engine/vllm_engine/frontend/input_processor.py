@@ -10,12 +10,14 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.config.generation import GenerationConfig
 from vllm_engine.errors import InvalidRequest, shown
 from vllm_engine.frontend.bad_words import bad_word_sequences
+from vllm_engine.frontend.extra_args import check_extra_args
 from vllm_engine.frontend.prompt_embeds import check_enabled, read_prompt_embeds
 from vllm_engine.frontend.prompts import ParsedPrompt, Prompt, parse_prompt
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EmbedsSpec, EngineRequest, PromptEmbeds
 from vllm_engine.params import SamplingParams
+from vllm_engine.sampling.processors import load_processor_classes
 
 logger = get_logger(__name__)
 
@@ -74,6 +76,7 @@ class InputProcessor:
         self._eos_token_ids = self._known_eos(generation)
         allowed = config.model.max_logprobs
         self._max_logprobs = vocab_size if allowed == -1 else min(allowed, vocab_size)
+        self._logits_processors = load_processor_classes(config)
         self._id_prefix = secrets.token_hex(4)
         self._id_counter = itertools.count()
 
@@ -112,9 +115,11 @@ class InputProcessor:
 
         Raises:
             InvalidRequest: with the name of the field at fault.
+            RequestFailed: when a logits processor of the user's own fails to check the parameters.
         """
         arrival_time, queued_ts = time.time(), time.monotonic()
         check_params(params)
+        check_extra_args(params, self._logits_processors)
         parsed = parse_prompt(prompt)
         self._check_without_tokenizer(params)
         embeds = None if parsed.embeds is None else self._prompt_embeds(parsed.embeds, params)

@@ -1,6 +1,7 @@
 """``Sampler``: from the logits of a step to one token per request."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from vllm_engine.sampling.state import SamplingState, check_token_ids
 from vllm_engine.sampling.uniforms import seed_streams, uniforms_at
 from vllm_kernels.ops import sampling as ops
 
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 __all__ = ["Sampler", "SamplerOutput", "SamplingState", "check_token_ids"]
 
 
@@ -32,18 +34,24 @@ class Sampler:
 
     Args:
         vocab_size: columns of the logits.
+        logprobs_mode: what is returned as log-probabilities. ``raw``: of the logits as they come from the model;
+            ``processed``: of those that the token is drawn from, -inf for tokens that cannot be. ``logprobs``: natural
+            logarithms of probabilities; ``logits``: the logits themselves.
     """
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, logprobs_mode: LogprobsMode = "raw_logprobs") -> None:
         self._vocab_size = vocab_size
+        self._processed = logprobs_mode in ("processed_logprobs", "processed_logits")
+        self._normalized = logprobs_mode in ("raw_logprobs", "processed_logprobs")
         self._composition = _Composition([], vocab_size)
 
     def sample(self, logits: torch.Tensor, states: list[SamplingState]) -> SamplerOutput:
         """One token for each state. Does not append it to the state.
 
-        A row depends on its state and its logits alone. In this order: log-probabilities are of the logits as they
-        come; then allowed tokens, bad words, stop tokens before ``min_tokens``, logit bias, penalties, temperature,
-        min_p, top_k, top_p, and the draw.
+        A row depends on its state and its logits alone. In this order: raw log-probabilities are of the logits as they
+        come; then allowed tokens, bad words, stop tokens before ``min_tokens``, logit bias, penalties, the user's own
+        logits processors, temperature, min_p, top_k, top_p, and the draw. Processed log-probabilities are of the logits
+        after all of these. A greedy request has no temperature and no filters, so its are of the logits before these.
 
         Args:
             logits: ``[len(states), vocab_size]``, fp32. Changed in place.
@@ -57,12 +65,16 @@ class Sampler:
         if states != self._composition.states:  # compares by identity: a state defines no equality
             self._composition = _Composition(list(states), self._vocab_size)
         batch = self._composition
-        raw = [group.rows_of(logits) if group.adjusted else None for group in batch.logprob_groups]
+        raw = [
+            group.rows_of(logits) if group.adjusted and not self._processed else None for group in batch.logprob_groups
+        ]
         for adjustment in batch.adjustments:
             adjustment.apply(logits)
+        errors = list(batch.errors)
+        for row, processors in batch.processors:
+            errors[row] = processors.apply(logits[row])
         chosen = ops.greedy(logits) if batch.all_greedy else batch.draw(logits)
         token_ids: list[int] = chosen.tolist()
-        errors = list(batch.errors)
         for row, token_id in enumerate(token_ids):
             if token_id < 0 and errors[row] is None:
                 errors[row] = _why(logits[row])
@@ -70,8 +82,10 @@ class Sampler:
                 token_ids[row] = -1
         logprobs: list[PositionLogprobs | None] = [None] * len(states)
         for group, kept in zip(batch.logprob_groups, raw, strict=True):
-            unadjusted = group.rows_of(logits) if kept is None else kept
-            found = _position_logprobs(unadjusted, chosen.index_select(0, group.index), group.num_top)
+            shown = group.rows_of(logits) if kept is None else kept
+            if self._processed and not batch.all_greedy:
+                shown = batch.filtered(shown, group.index)
+            found = _position_logprobs(shown, chosen.index_select(0, group.index), group.num_top, self._normalized)
             for row, position in zip(group.rows, found, strict=True):
                 logprobs[row] = position if errors[row] is None else None
         return SamplerOutput(token_ids, logprobs, errors)
@@ -79,7 +93,9 @@ class Sampler:
     def prompt_logprobs(
         self, logits: torch.Tensor, next_token_ids: list[int], num_logprobs: int
     ) -> list[PositionLogprobs]:
-        """Log-probabilities of the prompt tokens that follow each position.
+        """Log-probabilities of the prompt tokens that follow each position; or their logits, where the mode says so.
+
+        They are always of the logits as they come: nothing is drawn here.
 
         Args:
             logits: ``[len(next_token_ids), vocab_size]``, fp32; not changed.
@@ -92,7 +108,7 @@ class Sampler:
         if next_token_ids and (min(next_token_ids) < 0 or max(next_token_ids) >= self._vocab_size):
             raise ValueError(f"next_token_ids has an id outside the vocabulary of {self._vocab_size} tokens")
         tokens = torch.tensor(next_token_ids, dtype=torch.int64)
-        return _position_logprobs(logits, tokens, _num_top(num_logprobs, self._vocab_size))
+        return _position_logprobs(logits, tokens, _num_top(num_logprobs, self._vocab_size), self._normalized)
 
 
 class _LogprobGroup:
@@ -131,7 +147,9 @@ class _Composition:
             adjustment = kind.build(sound)
             if adjustment is not None:
                 self.adjustments.append(adjustment)
+        self.processors = [(row, state.processors) for row, state in sound if state.processors is not None]
         adjusted = {row for adjustment in self.adjustments for row in adjustment.rows}
+        adjusted.update(row for row, _ in self.processors)
         groups: dict[tuple[int, bool], list[int]] = {}
         for row, state in sound:
             if state.params.logprobs is not None:
@@ -143,13 +161,18 @@ class _Composition:
         uniforms = torch.from_numpy(uniforms_at(self._streams, positions))
         return ops.sample(logits, self._temperature, self._top_k, self._top_p, self._min_p, uniforms)
 
+    def filtered(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """What ``draw`` draws from in some rows, of which ``logits`` holds the adjusted ones."""
+        settings = (self._temperature, self._top_k, self._top_p, self._min_p)
+        return ops.filter_logits(logits, *(setting.index_select(0, rows) for setting in settings))
+
 
 def _fault(state: SamplingState, vocab_size: int) -> str | None:
     try:
         check_token_ids(state.request, vocab_size)
     except ValueError as error:
         return str(error)
-    return None
+    return None if state.processors is None else state.processors.error
 
 
 def _num_top(num_logprobs: int, vocab_size: int) -> int:
@@ -165,10 +188,14 @@ def _why(row: torch.Tensor) -> str:
     return "no token is possible: all are masked"
 
 
-def _position_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> list[PositionLogprobs]:
+def _position_logprobs(
+    logits: torch.Tensor, token_ids: torch.Tensor, k: int, normalized: bool
+) -> list[PositionLogprobs]:
     # A row that failed has token -1; what comes out for it is thrown away.
-    ids, logprobs, ranks = ops.top_logprobs(logits, token_ids.clamp(min=0), k)
+    ids, values, ranks = ops.top_logprobs(logits, token_ids.clamp(min=0), k)
+    if not normalized:
+        values = logits.gather(1, ids)
     return [
-        PositionLogprobs(token_ids=row_ids, logprobs=row_logprobs, rank=rank)
-        for row_ids, row_logprobs, rank in zip(ids.tolist(), logprobs.tolist(), ranks.tolist(), strict=True)
+        PositionLogprobs(token_ids=row_ids, logprobs=row_values, rank=rank)
+        for row_ids, row_values, rank in zip(ids.tolist(), values.tolist(), ranks.tolist(), strict=True)
     ]

@@ -1,11 +1,13 @@
 """``SamplingState``: all that sampling remembers of one request. It belongs to the request, never to a batch row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vllm_engine.messages import EngineRequest
+from vllm_engine.sampling.processors import LogitsProcessor
+from vllm_engine.sampling.request_processors import RequestProcessors
 
 
 class SamplingState:
@@ -14,9 +16,12 @@ class SamplingState:
     Args:
         request: the request.
         token_ids: its prompt and any output so far (after a preemption). Read now, not kept.
+        processors: the engine's logits processors of the user's own.
     """
 
-    def __init__(self, request: EngineRequest, token_ids: list[int]) -> None:
+    def __init__(
+        self, request: EngineRequest, token_ids: list[int], processors: Sequence[LogitsProcessor] = ()
+    ) -> None:
         params = request.params
         self.request = request
         self.params = params
@@ -33,6 +38,10 @@ class SamplingState:
             if request.prompt_embeds is not None:
                 token_ids = token_ids[len(request.prompt_token_ids) :]  # those before are placeholders
             self.bad_words = BadWords(request.bad_words_token_ids, token_ids)
+        self.processors: RequestProcessors | None = None
+        if processors:
+            outputs = token_ids[len(token_ids) - self.num_outputs :]
+            self.processors = RequestProcessors(processors, request, outputs) or None
 
     def append(self, token_id: int) -> None:
         """Take note of a new output token."""
@@ -41,6 +50,8 @@ class SamplingState:
             self.counts.add(token_id)
         if self.bad_words is not None:
             self.bad_words.append(token_id)
+        if self.processors is not None:
+            self.processors.append(token_id)
 
 
 class TokenCounts:

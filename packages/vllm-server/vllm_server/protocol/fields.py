@@ -25,7 +25,6 @@ _COMMON: dict[str, tuple[Any, ...]] = {
     "return_mm_kwargs": (False,),
     "kv_transfer_params": ({},),
     "ec_transfer_params": ({},),
-    "vllm_xargs": ({},),
     "repetition_detection": (),
     "thinking_token_budget": (),
     "stream_interval": (1,),

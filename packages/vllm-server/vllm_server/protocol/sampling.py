@@ -81,6 +81,8 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache_salt: Salt | None = None
     request_id: str | None = None
     add_special_tokens: bool | None = None
+    vllm_xargs: dict[str, Any] | None = None
+    """What logits processors of the operator's own are told: ``SamplingParams.extra_args``."""
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 
@@ -123,5 +125,6 @@ def sampling_params(
     values["max_tokens"] = max_tokens
     values["logprobs"] = logprobs
     values["prompt_logprobs"] = prompt_logprobs
+    values["extra_args"] = request.vllm_xargs
     values["output_kind"] = OutputKind.DELTA if request.stream else OutputKind.FINAL_ONLY
     return SamplingParams(**values)

@@ -86,7 +86,8 @@ class ModelConfig:
     max_logprobs: Annotated[int, Meta(ge=-1)] = option(20, help="most logprobs a request may ask for; -1 is no limit")
     logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"] = option(
         "raw_logprobs",
-        help="what `logprobs` returns: from before or after penalties and temperature, normalised or not",
+        help="what `logprobs` returns: from before (raw) or after (processed) penalties, temperature and top-k/top-p, "
+        "normalised or not; for `prompt_logprobs` always from before",
     )
     disable_sliding_window: bool = option(
         False, help="use full attention everywhere, and no more tokens than the sliding window has"
@@ -133,7 +134,10 @@ class ModelConfig:
         None, help="data type of attention, when not the model's", unsupported="attention runs in the model's data type"
     )
     logits_processors: list[str] | None = option(
-        None, help="classes that change logits before sampling, as import paths (module:Class)", metavar="CLASS"
+        None,
+        help="classes that change logits before sampling, as import paths (module:Class)",
+        metavar="CLASS",
+        classes=True,
     )
     io_processor_plugin: str | None = option(
         None, help="plugin that reads and writes other kinds of data", unsupported=NO_POOLING
