@@ -48,7 +48,7 @@ def _log_level(text: str) -> str:
 
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        word = text.strip().lower()
+        word = text.strip()
         if word not in words:
             raise ValueError("no such word")
         return word
@@ -149,7 +149,7 @@ VARIABLES: dict[str, EnvVar] = {
     ),
     "VLLM_USE_V1": EnvVar(YES_NO, True, "run engine V1", _ONE_PATH),
     "VLLM_LOGITS_PROCESSOR_THREADS": EnvVar(
-        NUMBER, None, "threads for custom logits processors", "logits are processed for all requests at once"
+        NUMBER, None, "threads for custom logits processors", "logits processors run in the thread of the step"
     ),
     "VLLM_PLUGINS": EnvVar(NAMES, None, "plugins to load, with commas between", "this version loads no plugins"),
     "VLLM_TORCH_PROFILER_DIR": EnvVar(
