@@ -7,6 +7,7 @@ from vllm_engine.core.kv_cache.layout import blocks_per_request, bytes_per_block
 from vllm_engine.core.limits import resolve_limits
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.executor import LoadedModel
+from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.kv_layout import KVGroup, LayerKVSpec
 
 FULL = LayerKVSpec(2, 16, 2)
@@ -59,9 +60,7 @@ def test_a_cache_too_small_for_one_request_is_refused_with_a_length_that_fits() 
 def test_a_cache_larger_than_the_free_memory_is_refused() -> None:
     model = LoadedModel(vocab_size=10, max_model_len=160, kv_specs=[FULL])
     with pytest.raises(ConfigError, match="are free") as caught:
-        resolve_limits(
-            EngineArgs(kv_cache_memory_bytes=2**30).create_config(), model, available_memory=2**20, free_memory=2**20
-        )
+        resolve_limits(EngineArgs(kv_cache_memory_bytes=2**30).create_config(), model, DeviceMemory(2**21, 2**20))
     assert caught.value.field == "kv_cache_memory_bytes"
 
 

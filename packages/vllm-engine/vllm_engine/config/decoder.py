@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from vllm_engine.config.rope import RopeConfig
 from vllm_engine.errors import ConfigError
-from vllm_engine.logging import get_logger
-
-logger = get_logger(__name__)
 
 FULL = "full_attention"
 SLIDING = "sliding_attention"
@@ -71,6 +68,11 @@ class DecoderConfig:
         """What scores are multiplied with before softmax."""
         return math.pow(self.query_pre_attn_scalar or self.head_dim, -0.5)
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sliding windows that layers have; all have the same, so there is one or none."""
+        return (self.sliding_window,) if self.sliding_window is not None and SLIDING in self.layer_types else ()
+
     def layer_window(self, layer_index: int) -> int | None:
         """Tokens that a layer can see, itself included; None is all."""
         return self.sliding_window if self.layer_types[layer_index] == SLIDING else None
@@ -106,7 +108,7 @@ def resolve_dtype(requested: str, config: DecoderConfig) -> str:
     """The data type of weights and activations: ``float32``, ``float16`` or ``bfloat16``.
 
     ``auto`` takes the checkpoint's; a float32 checkpoint, or one that does not say, runs in bfloat16 at half the
-    memory traffic. ``float32`` (or ``float``) forces full precision.
+    memory traffic, and so does a float16 Gemma. ``float32`` (or ``float``) forces full precision.
 
     Raises:
         ConfigError: float16 for a Gemma model.
@@ -115,9 +117,11 @@ def resolve_dtype(requested: str, config: DecoderConfig) -> str:
     if chosen == "auto":
         chosen = "bfloat16" if config.dtype in (None, "float32") else config.dtype
     if chosen == "float16" and config.model_type.startswith("gemma"):
-        reason = "Gemma's activations exceed the largest float16 value (65504) and become infinite"
         if requested != "auto":
-            raise ConfigError(f"dtype {requested}: {reason}; use bfloat16 or float32", field="dtype")
-        logger.warning("the checkpoint is float16, but %s; running in bfloat16", reason)
+            raise ConfigError(
+                f"dtype {requested}: Gemma's activations exceed the largest float16 value (65504) and become infinite; "
+                "use bfloat16 or float32",
+                field="dtype",
+            )
         chosen = "bfloat16"
     return chosen

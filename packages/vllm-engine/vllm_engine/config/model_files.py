@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_engine.config.groups import EngineConfig
 from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
 
 DEMO = "demo"
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
@@ -24,6 +28,7 @@ def resolve_model(
     ignore_patterns: Sequence[str] = (),
     token: str | bool | None = None,
     load_format: str = "auto",
+    setting: str = "model",
 ) -> Path:
     """The folder with the files of a model.
 
@@ -38,6 +43,7 @@ def resolve_model(
         ignore_patterns: files of the repository to leave out.
         token: access token for the hub; true takes the stored one.
         load_format: as of ``LoadConfig``: which weights to fetch; none at all for ``dummy``.
+        setting: where the name comes from, for errors.
 
     Raises:
         ConfigError: no such folder, or the model could not be fetched.
@@ -46,11 +52,14 @@ def resolve_model(
         return Path(__file__).resolve().parents[1] / DEMO
     folder = Path(os.path.expanduser(name))
     if folder.is_dir():
+        if revision is not None:
+            logger.warning("revision %s has no effect: %s %s is a folder", revision, setting, name)
         return folder
     if folder.is_absolute() or name.startswith((".", "~")):
-        raise ConfigError(f"model folder {name} does not exist", field="model")
+        raise ConfigError(f"{setting} folder {name} does not exist", field=setting)
     return _fetch(
         name,
+        setting,
         weights=_WEIGHTS.get(load_format, [_SAFETENSORS, _PYTORCH]),
         ignore=[*ignore_patterns, *_NEVER],
         revision=revision,
@@ -59,7 +68,28 @@ def resolve_model(
     )
 
 
-def _fetch(name: str, *, weights: list[list[str]], ignore: list[str], **where: Any) -> Path:
+def config_folder(config: EngineConfig, model_path: Path) -> Path:
+    """The folder with the ``config.json`` to use: ``hf_config_path``, or the model's.
+
+    Raises:
+        ConfigError: when it cannot be had.
+    """
+    name = config.model.hf_config_path
+    if name is None:
+        return model_path
+    folder = resolve_model(
+        name,
+        download_dir=config.load.download_dir,
+        token=config.model.hf_token,
+        load_format="dummy",  # no weights
+        setting="hf_config_path",
+    )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"hf_config_path {name} has no config.json", field="hf_config_path")
+    return folder
+
+
+def _fetch(name: str, setting: str, *, weights: list[list[str]], ignore: list[str], **where: Any) -> Path:
     # Imported here: only a model from the hub needs it, and it takes a third of a second.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -75,13 +105,13 @@ def _fetch(name: str, *, weights: list[list[str]], ignore: list[str], **where: A
                 break
     except HFValidationError as error:
         raise ConfigError(
-            f"model {name!r} is neither a folder nor a name on the hub: {error}", field="model"
+            f"{setting} {name!r} is neither a folder nor a name on the hub: {error}", field=setting
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"model {name} could not be fetched from the hub ({type(error).__name__}: {reason[0]}). "
+            f"{setting} {name} could not be fetched from the hub ({type(error).__name__}: {reason[0]}). "
             "A folder on this machine works without network, and so does the built-in model: demo",
-            field="model",
+            field=setting,
         ) from error
     return folder

@@ -1,6 +1,8 @@
 """Settings that must fit together, as far as the settings alone can tell; the rest is checked with the loaded model."""
 
 from vllm_engine.config.groups import EngineConfig
+from vllm_engine.config.kernel_choices import kernel_faces
+from vllm_engine.config.load_formats import check_load_format
 from vllm_engine.errors import ConfigError
 
 
@@ -8,6 +10,8 @@ def check_relations(config: EngineConfig) -> None:
     """Raise ``ConfigError`` for the first pair of settings that cannot both hold."""
     _check_step_limits(config)
     _check_partial_prefills(config)
+    check_load_format(config.load)
+    kernel_faces(config)
     if config.model.max_model_len == 0:
         raise ConfigError("max_model_len must be a whole number of at least 1, or auto, got 0", field="max_model_len")
     if config.model.skip_tokenizer_init and config.model.tokenizer is not None:

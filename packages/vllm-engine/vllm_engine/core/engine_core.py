@@ -42,13 +42,12 @@ class EngineCore:
         with startup_phase(logger, "weights", self.phases):
             model = self.executor.load_model()
         with startup_phase(logger, "kv cache", self.phases):
-            self.limits: EngineLimits = resolve_limits(
-                config,
-                model,
-                available_memory=self.executor.available_memory(),
-                free_memory=self.executor.free_memory(),
+            self.limits: EngineLimits = resolve_limits(config, model, self.executor.memory())
+            self.executor.initialize_kv_cache(
+                self.limits.layout,
+                max_num_seqs=self.limits.max_num_seqs,
+                max_model_len=self.limits.max_model_len,
             )
-            self.executor.initialize_kv_cache(self.limits.layout, max_num_seqs=self.limits.max_num_seqs)
         with startup_phase(logger, "warm-up", self.phases):
             self.executor.warm_up()
         self.scheduler: Scheduler = scheduler_class(config, self.limits)

@@ -3,9 +3,18 @@
 from dataclasses import dataclass
 
 from vllm_engine.config import EngineConfig
-from vllm_engine.core.kv_cache.layout import bytes_per_block, plan_layout
+from vllm_engine.config.groups.model import AUTO
+from vllm_engine.core.kv_cache.budget import cache_budget, gib
+from vllm_engine.core.kv_cache.layout import (
+    blocks_per_request,
+    bytes_per_block,
+    group_layers,
+    longest_request,
+    plan_layout,
+)
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.executor import LoadedModel
+from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.kv_layout import KVCacheLayout
 from vllm_engine.logging import get_logger
 
@@ -40,23 +49,75 @@ class EngineLimits:
     layout: KVCacheLayout
 
 
-def resolve_limits(
-    config: EngineConfig, model: LoadedModel, *, available_memory: int, free_memory: int
-) -> EngineLimits:
+def resolve_limits(config: EngineConfig, model: LoadedModel, memory: DeviceMemory) -> EngineLimits:
     """Fill in what was not set, and refuse what does not fit together.
 
     Args:
         config: the settings.
         model: what the worker says of the loaded model.
-        available_memory: bytes that the KV cache may take when nothing is said.
-        free_memory: bytes that are there at all.
+        memory: of the device, with the weights in it.
 
     Raises:
         ConfigError: naming the setting at fault and a value that works.
     """
+    auto = config.model.max_model_len == AUTO
+    max_model_len = model.max_model_len
+    if auto and not config.scheduler.chunked_prefill:
+        max_model_len = min(max_model_len, config.scheduler.max_num_batched_tokens or max_model_len)
+    step_tokens, max_num_seqs = _step_limits(config, max_model_len)
+    block_size = config.cache.block_size or DEFAULT_BLOCK_SIZE
+    hybrid = not config.scheduler.disable_hybrid_kv_cache_manager
+    groups = group_layers(model.kv_specs, hybrid=hybrid)
+    block_bytes = bytes_per_block(model.kv_specs, groups, block_size)
+    least = blocks_per_request(groups, block_size, 1 if auto else max_model_len, step_tokens)
+    budget = cache_budget(config.cache, memory, needed=(least + 1) * block_bytes)
+    if auto:
+        num_blocks = config.cache.num_gpu_blocks_override or budget.num_bytes // block_bytes
+        fitting = longest_request(groups, block_size, step_tokens, num_blocks - 1, max_model_len)
+        if fitting:
+            _log_fitting(fitting, model.max_model_len, num_blocks * block_bytes)
+            max_model_len = fitting
+            step_tokens, max_num_seqs = _step_limits(config, max_model_len)
+    layout = plan_layout(
+        model.kv_specs,
+        block_size=block_size,
+        memory_bytes=budget.num_bytes,
+        memory_setting=budget.setting,
+        max_model_len=max_model_len,
+        max_step_tokens=step_tokens,
+        max_num_seqs=max_num_seqs,
+        num_blocks_override=config.cache.num_gpu_blocks_override,
+        hybrid=hybrid,
+    )
+    cache_bytes = layout.num_blocks * block_bytes
+    if cache_bytes > memory.free:
+        raise ConfigError(
+            f"the KV cache of {layout.num_blocks} blocks would take {cache_bytes / 2**30:.1f} GiB, "
+            f"but only {memory.free / 2**30:.1f} GiB are free: set kv_cache_memory_bytes to less",
+            field="kv_cache_memory_bytes",
+        )
+    reason = budget.reason
+    if config.cache.num_gpu_blocks_override is not None:
+        reason = "as num_gpu_blocks_override says"
+    elif layout.num_blocks < budget.num_bytes // block_bytes:
+        reason = f"all that {max_num_seqs} requests of full length can use"
+    logger.info("KV cache: %s (%s)", gib(cache_bytes), reason)
+    logger.info(
+        "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
+        layout.num_blocks,
+        layout.block_size,
+        len(layout.groups),
+        max_model_len,
+        max_num_seqs,
+        step_tokens,
+    )
+    return EngineLimits(max_model_len, step_tokens, max_num_seqs, layout)
+
+
+def _step_limits(config: EngineConfig, max_model_len: int) -> tuple[int, int]:
+    """Most tokens and most requests of a step. Errors: as of ``resolve_limits``."""
     scheduler = config.scheduler
     defaults = STEP_DEFAULTS[config.performance_mode]
-    max_model_len = model.max_model_len
     max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
     budget = scheduler.max_num_batched_tokens
     if not scheduler.chunked_prefill:
@@ -80,30 +141,10 @@ def resolve_limits(
             "every running request needs a token a step",
             field="max_num_batched_tokens",
         )
-    layout = plan_layout(
-        model.kv_specs,
-        block_size=config.cache.block_size or DEFAULT_BLOCK_SIZE,
-        memory_bytes=config.cache.kv_cache_memory_bytes or available_memory,
-        max_model_len=max_model_len,
-        max_step_tokens=budget,
-        max_num_seqs=max_num_seqs,
-        num_blocks_override=config.cache.num_gpu_blocks_override,
-        hybrid=not scheduler.disable_hybrid_kv_cache_manager,
-    )
-    cache_bytes = layout.num_blocks * bytes_per_block(model.kv_specs, layout.groups, layout.block_size)
-    if cache_bytes > free_memory:
-        raise ConfigError(
-            f"the KV cache of {layout.num_blocks} blocks would take {cache_bytes / 2**30:.1f} GiB, "
-            f"but only {free_memory / 2**30:.1f} GiB are free: set kv_cache_memory_bytes to less",
-            field="kv_cache_memory_bytes",
-        )
-    logger.info(
-        "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
-        layout.num_blocks,
-        layout.block_size,
-        len(layout.groups),
-        max_model_len,
-        max_num_seqs,
-        budget,
-    )
-    return EngineLimits(max_model_len, budget, max_num_seqs, layout)
+    return budget, max_num_seqs
+
+
+def _log_fitting(fitting: int, longest: int, cache_bytes: int) -> None:
+    which = f"{fitting:,} tokens" if fitting < longest else f"all {longest:,} tokens of the model"
+    of_which = f", of the model's {longest:,}" if fitting < longest else ""
+    logger.info("max_model_len auto: %s fit into %s of KV cache%s", which, gib(cache_bytes), of_which)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.execution.threads import limit_spinning
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
 from vllm_engine.messages import EmbedsSpec
@@ -48,21 +49,17 @@ class UniExecutor:
         return LoadedModel(
             vocab_size=self.worker.decoder.vocab_size,
             max_model_len=self.worker.max_model_len,
-            kv_specs=runner.model.kv_specs(),
+            kv_specs=runner.kv_specs(),
             embeds=runner.model.embeds_spec(),
         )
 
-    def available_memory(self) -> int:
-        """Bytes that the KV cache may take when its settings say nothing."""
-        return self.worker.available_memory()
+    def memory(self) -> DeviceMemory:
+        """The device's memory as it is now."""
+        return self.worker.memory()
 
-    def free_memory(self) -> int:
-        """Bytes that are free on the device."""
-        return self.worker.free_memory()
-
-    def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int) -> None:
-        """Allocate the cache."""
-        self.worker.initialize_kv_cache(layout, max_num_seqs=max_num_seqs)
+    def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
+        """Allocate the cache, for requests of at most ``max_model_len`` tokens."""
+        self.worker.initialize_kv_cache(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
 
     def warm_up(self) -> None:
         """Pay for lazy set-up before the first request."""

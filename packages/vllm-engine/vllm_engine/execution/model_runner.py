@@ -1,5 +1,7 @@
 """``ModelRunner``: one scheduled batch in, new tokens out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -7,12 +9,15 @@ from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.given_embeds import given_embeds
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_engine.execution.step_inputs import StepInputs, build_step_inputs
-from vllm_engine.kv_layout import KVCacheLayout
+from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.messages import PositionLogprobs
 from vllm_engine.models.causal_lm import CausalLM
-from vllm_engine.sampling.sampler import Sampler, SamplingState
+from vllm_engine.sampling.processors import LogitsProcessor
+from vllm_engine.sampling.sampler import LogprobsMode, Sampler, SamplingState
 from vllm_kernels.ops.cache import allocate_kv_cache
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 PROMPT_LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
@@ -21,15 +26,31 @@ PROMPT_LOGPROB_ROWS = 256
 class ModelRunner:
     """Keeps the batch, runs the model, samples. One per worker."""
 
-    def __init__(self, model: CausalLM, *, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        vocab_size: int,
+        device: torch.device,
+        kv_cache_dtype: str,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> None:
         self.model = model
         self.device = device
         self._dtype = next(model.parameters()).dtype
-        self._sampler = Sampler(vocab_size)
+        self._kv_cache_dtype = _DTYPES[kv_cache_dtype]
+        self._sampler = Sampler(vocab_size, logprobs_mode)
+        self.processors = processors
+        """Of the user's own: what new requests are given to."""
+
+    def kv_specs(self) -> list[LayerKVSpec]:
+        """What each layer keeps in the KV cache, in the order of the layers."""
+        return self.model.kv_specs(self._kv_cache_dtype)
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache tensors and the batch."""
-        specs = self.model.kv_specs()
+        specs = self.kv_specs()
         tensors: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         group_of_layer = [0] * len(specs)
         kv_caches: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(specs)
@@ -39,7 +60,12 @@ class ModelRunner:
                 key = (position, spec.num_kv_heads, spec.head_dim)
                 if key not in tensors:
                     tensors[key] = allocate_kv_cache(
-                        layout.num_blocks, layout.block_size, spec.num_kv_heads, spec.head_dim, self._dtype, self.device
+                        layout.num_blocks,
+                        layout.block_size,
+                        spec.num_kv_heads,
+                        spec.head_dim,
+                        self._kv_cache_dtype,
+                        self.device,
                     )
                 kv_caches[layer] = tensors[key]
                 group_of_layer[layer] = group_index
@@ -76,7 +102,7 @@ class ModelRunner:
         for request_id, block_ids in scheduled.new_block_ids.items():
             self.batch.append_blocks(request_id, block_ids)
         for new in scheduled.new_requests:
-            self.batch.add(new, SamplingState(new.request, new.token_ids[:]))
+            self.batch.add(new, SamplingState(new.request, new.token_ids[:], self.processors))
 
     def _attention_context(self, inputs: StepInputs) -> AttentionContext:
         return AttentionContext(

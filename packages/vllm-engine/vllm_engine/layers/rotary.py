@@ -18,9 +18,14 @@ class Rotary(nn.Module):
 
     def __init__(self, config: RopeConfig, max_len: int, device: torch.device) -> None:
         super().__init__()
+        self._config = config
         table = cos_sin_table(config, max_len).to(device)
         self.register_buffer("cos_sin", table, persistent=False)  # [max_len, rotary_dim]
         self.cos_sin: Tensor
+
+    def fit(self, max_len: int) -> None:
+        """Make the table anew for ``max_len`` positions: some frequencies depend on it."""
+        self.cos_sin = cos_sin_table(self._config, max_len).to(self.cos_sin.device)
 
     def forward(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """query ``[T, Hq, D]``, key ``[T, Hkv, D]``, positions int64 ``[T]`` -> the rotated pair."""

@@ -12,6 +12,7 @@ from vllm_engine.kv_layout import LayerKVSpec
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import Embedding, GivenEmbeds, LMHead
 from vllm_engine.layers.module import TensorModule
+from vllm_engine.layers.rotary import Rotary
 from vllm_engine.messages import EmbedsDtype, EmbedsSpec
 
 _DTYPES: dict[torch.dtype, EmbedsDtype] = {
@@ -76,12 +77,18 @@ class CausalLM(TensorModule):
         """Hidden states ``[R, H]`` of the rows that need logits -> float32 logits ``[R, vocab_size]``."""
         return self.lm_head(hidden)
 
-    def kv_specs(self) -> list[LayerKVSpec]:
-        """What each layer keeps in the KV cache, in the order of the layers."""
+    def fit_positions(self, max_len: int) -> None:
+        """Serve sequences of at most ``max_len`` tokens from now on, as if the model had been built for that."""
+        for module in self.modules():
+            if isinstance(module, Rotary):
+                module.fit(max_len)
+
+    def kv_specs(self, dtype: torch.dtype | None = None) -> list[LayerKVSpec]:
+        """What each layer keeps in the KV cache, in the order of the layers. ``dtype``: if not that of the weights."""
         config = self.config
-        dtype_bytes = next(self.parameters()).element_size()
+        dtype = dtype or next(self.parameters()).dtype
         return [
-            LayerKVSpec(config.num_kv_heads, config.head_dim, dtype_bytes, config.layer_window(index))
+            LayerKVSpec(config.num_kv_heads, config.head_dim, dtype.itemsize, config.layer_window(index))
             for index in range(config.num_layers)
         ]
 

@@ -62,10 +62,12 @@ def plan_layout(
     max_num_seqs: int,
     num_blocks_override: int | None = None,
     hybrid: bool = True,
+    memory_setting: str = "kv_cache_memory_bytes",
 ) -> KVCacheLayout:
     """Size the cache: as many blocks as fit ``memory_bytes``, but no more than all requests at full length can use.
 
-    Without ``hybrid``, layers with a sliding window keep all their tokens, like the others.
+    Without ``hybrid``, layers with a sliding window keep all their tokens, like the others. ``memory_setting`` names
+    what ``memory_bytes`` comes from.
 
     Raises:
         ConfigError: when not even one request of ``max_model_len`` fits; the message says what would.
@@ -76,10 +78,10 @@ def plan_layout(
     if num_blocks_override is not None:
         num_blocks, source = num_blocks_override, "num_gpu_blocks_override"
     else:
-        num_blocks, source = min(memory_bytes // block_bytes, max_num_seqs * needed + 1), "kv_cache_memory_bytes"
+        num_blocks, source = min(memory_bytes // block_bytes, max_num_seqs * needed + 1), memory_setting
     if num_blocks - 1 < needed:
-        fitting = _longest_fitting(groups, block_size, max_step_tokens, num_blocks - 1, max_model_len)
-        way_out = f"lower max_model_len to {fitting} or raise {source}" if fitting else f"raise {source}"
+        fitting = longest_request(groups, block_size, max_step_tokens, num_blocks - 1, max_model_len)
+        way_out = f"lower max_model_len to {fitting} (or to auto), or raise {source}" if fitting else f"raise {source}"
         raise ConfigError(
             f"the KV cache holds {max(0, num_blocks - 1)} blocks of {block_size} tokens "
             f"({num_blocks * block_bytes / 2**20:.1f} MiB), but one request of max_model_len={max_model_len} needs "
@@ -89,9 +91,10 @@ def plan_layout(
     return KVCacheLayout(num_blocks=num_blocks, block_size=block_size, groups=groups)
 
 
-def _longest_fitting(
+def longest_request(
     groups: Sequence[KVGroup], block_size: int, step_tokens: int, num_blocks: int, max_model_len: int
 ) -> int:
+    """Tokens of the longest request that ``num_blocks`` have room for, at most ``max_model_len``; 0 when none has."""
     low, high = 0, max_model_len
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,0 +1,74 @@
+"""How many bytes the KV cache may take, and which setting says so."""
+
+import math
+from dataclasses import dataclass
+
+from vllm_engine import envs
+from vllm_engine.config import CacheConfig
+from vllm_engine.errors import ConfigError
+from vllm_engine.execution.memory import DeviceMemory
+
+FREE_MEMORY_SHARE = 0.5
+"""Part of the free memory that the KV cache may take when nothing is said: other programs live on the machine too."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBudget:
+    """Bytes for the KV cache; ``setting`` is what to raise for more, ``reason`` how the number came about."""
+
+    num_bytes: int
+    setting: str
+    reason: str
+
+
+def cache_budget(config: CacheConfig, memory: DeviceMemory, *, needed: int) -> CacheBudget:
+    """``kv_cache_memory_bytes``, else ``VLLM_CPU_KVCACHE_SPACE``, else what the free memory allows.
+
+    That is half of what is free, but no more than what ``gpu_memory_utilization`` leaves: with the cache full, this
+    share of all memory may be in use. ``num_gpu_blocks_override`` wins over both, so they are not looked at then.
+
+    Args:
+        config: the settings.
+        memory: of the device, with the weights in it.
+        needed: bytes for one request, to propose a value that works.
+
+    Raises:
+        ConfigError: when more than ``gpu_memory_utilization`` is in use already.
+    """
+    if config.kv_cache_memory_bytes is not None:
+        return CacheBudget(config.kv_cache_memory_bytes, "kv_cache_memory_bytes", "as kv_cache_memory_bytes says")
+    space: float | None = envs.get("VLLM_CPU_KVCACHE_SPACE")
+    if space is not None:
+        return CacheBudget(int(space * 2**30), "VLLM_CPU_KVCACHE_SPACE", "as VLLM_CPU_KVCACHE_SPACE says")
+    share = int(memory.free * FREE_MEMORY_SHARE)
+    allowed = int(config.gpu_memory_utilization * memory.total) - memory.used
+    if config.num_gpu_blocks_override is None and allowed <= 0:
+        raise _nothing_left(config.gpu_memory_utilization, memory, needed, share)
+    if allowed < share:
+        reason = (
+            f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {gib(memory.total)}, less the "
+            f"{gib(memory.used)} that are in use"
+        )
+        return CacheBudget(allowed, "gpu_memory_utilization", reason)
+    return CacheBudget(share, "kv_cache_memory_bytes", f"half of the {gib(memory.free)} that are free")
+
+
+def _nothing_left(utilization: float, memory: DeviceMemory, needed: int, share: int) -> ConfigError:
+    enough = math.ceil((memory.used + needed) / memory.total * 100) / 100
+    if enough <= 1 and needed <= share:
+        way_out = f"{enough:g} is enough for one request, or set kv_cache_memory_bytes"
+    elif needed <= memory.free:
+        way_out = f"kv_cache_memory_bytes={needed} is enough for one request"
+    else:
+        way_out = f"one request takes {gib(needed)}: lower max_model_len, or free some memory"
+    return ConfigError(
+        f"gpu_memory_utilization={utilization:g} leaves nothing for the KV cache: it allows "
+        f"{gib(int(utilization * memory.total))} of {gib(memory.total)}, but {gib(memory.used)} are in use, "
+        f"{gib(memory.weights)} of them by the weights; {way_out}",
+        field="gpu_memory_utilization",
+    )
+
+
+def gib(num_bytes: int) -> str:
+    """A number of bytes for people: ``1.25 GiB``."""
+    return f"{num_bytes / 2**30:.2f} GiB"
