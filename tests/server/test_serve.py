@@ -149,6 +149,21 @@ def test_a_dead_engine_ends_the_server_with_one(processes: list[Process]) -> Non
     assert any("engine has died" in line for line in process.log)
 
 
+def test_a_server_can_outlive_its_engine(processes: list[Process], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "1")
+    processes.append(process := Process(dies_after=0.0))
+    url = process.url
+    deadline = time.monotonic() + 10
+    while not any("engine has died" in line for line in process.log):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert httpx.get(f"{url}/livez").status_code == 200
+    for answer in (httpx.get(f"{url}/health"), httpx.get(f"{url}/readyz")):
+        assert answer.status_code == 503
+    process.signal(signal.SIGTERM)
+    assert process.end() == 1
+
+
 @pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize(
     ("flags", "script", "code", "message"),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest
 from vllm_engine.logging import get_logger
@@ -31,7 +32,8 @@ ABORT_SECONDS = 2.0
 async def serve(engine_config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
     """Serve on ``listener`` until a signal comes or the engine dies. Returns the exit code: 0, or 1 for a death.
 
-    The engine core is started first of all; the web framework is imported while it loads the model.
+    With ``VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`` it serves on after a death, until a signal comes. The engine core is
+    started first of all; the web framework is imported while it loads the model.
 
     Raises:
         ConfigError: for a setting that the engine cannot honour.
@@ -101,11 +103,14 @@ async def _until_the_end(
     at_once = asyncio.create_task(signals.stop_at_once.wait())
     try:
         await asyncio.wait((serving, death, stop), return_when=asyncio.FIRST_COMPLETED)
+        if death.done() and envs.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"):
+            logger.error("the engine has died; the server stays and answers 503 (VLLM_KEEP_ALIVE_ON_ENGINE_DEATH)")
+            await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
         died = death.done()
-        if died:
-            logger.error("the engine has died; the server ends")
-        elif stop.done():
+        if stop.done():
             logger.info("stopping: %d running requests have %g s to finish", len(in_flight), shutdown_timeout)
+        elif died:
+            logger.error("the engine has died; the server ends")
         in_flight.drain()
         server.should_exit = True
         deadline = time.monotonic() + (ABORT_SECONDS if died else shutdown_timeout)
