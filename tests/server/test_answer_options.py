@@ -100,3 +100,37 @@ async def test_the_load_is_the_number_of_requests_that_run() -> None:
         assert [response.status_code for response in await asyncio.gather(*running)] == [200, 200, 200]
         assert (await client.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "prompt": "!boom"})).status_code == 500
         assert await load() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "content", "prompt"),
+    [
+        ({}, "hi", "'hi'"),
+        ({}, ["a", "b"], "a,b,"),
+        ({"chat_template_content_format": "string"}, ["a", "b"], "'a\nb'"),
+        ({"chat_template_content_format": "openai"}, "hi", "hi,"),
+        ({"chat_template_content_format": "openai"}, ["a", "b"], "a,b,"),
+    ],
+)
+async def test_content_reaches_the_template_in_the_form_that_is_set(
+    options: dict[str, str], content: str | list[str], prompt: str
+) -> None:
+    llm = FakeLLM()
+    assert llm.tokenizer is not None
+    llm.tokenizer.chat_templates = {
+        "default": "{% for m in messages %}{% if m.content is string %}'{{ m.content }}'{% else %}"
+        "{% for part in m.content %}{{ part.text }},{% endfor %}{% endif %}{% endfor %}"
+    }
+    parts = content if isinstance(content, str) else [{"type": "text", "text": text} for text in content]
+    async with client_of(llm, **options) as client:
+        response = await client.post(CHAT, json={"messages": [{"role": "user", "content": parts}], "max_tokens": 1})
+    assert response.status_code == 200
+    assert llm.calls[-1].prompt["prompt"] == prompt
+
+
+async def test_a_request_cannot_set_the_form_of_content_as_a_variable() -> None:
+    body = {**BODIES[CHAT], "chat_template_kwargs": {"chat_template_content_format": "openai"}}
+    async with client_of() as client:
+        response = await client.post(CHAT, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "chat_template_kwargs"

@@ -15,6 +15,7 @@ from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, InvalidRequest
 from vllm_engine.frontend.chat_template import check_template_kwargs, render_chat
+from vllm_engine.frontend.content_format import ContentFormat
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import PreparedRequest, check_params
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
@@ -121,6 +122,7 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         tools: list[dict[str, Any]] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -133,6 +135,7 @@ class LLM:
             use_tqdm: as in ``generate``.
             tools: function descriptions that the model may call.
             chat_template: name of one of the model's templates, or a template itself.
+            chat_template_content_format: how content reaches the template, see ``ContentFormat``.
             add_generation_prompt: begin an answer.
             continue_final_message: go on with the last message instead (then without ``add_generation_prompt``).
             chat_template_kwargs: further variables of the template.
@@ -154,6 +157,7 @@ class LLM:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 chat_template=chat_template,
+                chat_template_content_format=chat_template_content_format,
                 **variables,
             )
             for conversation in _conversations(messages)

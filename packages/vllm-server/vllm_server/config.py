@@ -80,8 +80,7 @@ class ServerConfig:
     )
     chat_template_content_format: Literal["auto", "string", "openai"] = option(
         "auto",
-        help="how message content reaches the template: as text, or as a list of parts",
-        unsupported="this version finds out by itself what the template takes",
+        help="how message content reaches the template: as text, as a list of parts (openai), or as it reads it (auto)",
     )
     response_role: str = option("assistant", help="role named in the answers of the chat API")
     enable_auto_tool_choice: bool = option(False, help="let the model decide which tool to call", unsupported=_NO_TOOLS)

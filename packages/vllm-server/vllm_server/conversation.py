@@ -15,6 +15,7 @@ _RESERVED = frozenset(
     {
         "add_generation_prompt",
         "chat_template",
+        "chat_template_content_format",
         "continue_final_message",
         "conversation",
         "messages",

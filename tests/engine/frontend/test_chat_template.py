@@ -120,7 +120,7 @@ def test_text_parts_are_joined_and_other_parts_refused_by_name() -> None:
         "c",
         {"type": "refusal", "refusal": "d"},
     ]
-    assert prepare_messages([{"role": "user", "content": parts}])[0]["content"] == "a\nb\nc\nd"
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": parts}]) == "a\nb\nc\nd"
     for kind in ("image_url", "input_audio", "video_url", 5, None):
         with pytest.raises(Unsupported, match=rf"messages\[1\]\.content\[0\].*{kind}") as caught:
             prepare_messages([{"role": "user", "content": "x"}, {"role": "user", "content": [{"type": kind}]}])

@@ -5,13 +5,22 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from vllm_engine.errors import InvalidRequest, Unsupported, shown
+from vllm_engine.frontend.content_format import ContentFormat, check_content_format, shape_content
 from vllm_engine.frontend.template_engine import render_template
 
 TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kind of a content part -> the key that holds its text."""
 
 RESERVED_VARIABLES = frozenset(
-    {"tokenizer", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
+    {
+        "tokenizer",
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "chat_template_content_format",
+    }
 )
 """Names that ``render_chat`` takes itself: ``check_template_kwargs`` refuses them."""
 
@@ -30,6 +39,7 @@ def render_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     chat_template: str | None = None,
+    chat_template_content_format: ContentFormat = "auto",
     **kwargs: Any,
 ) -> str:
     """Text of a conversation. It holds its own special tokens: encode it with ``add_special_tokens=False``.
@@ -41,6 +51,7 @@ def render_chat(
         add_generation_prompt: end with the beginning of an answer.
         continue_final_message: end within the last message, so that the model goes on with it.
         chat_template: name of one of the tokenizer's templates, or a template itself.
+        chat_template_content_format: how content reaches the template, see ``ContentFormat``.
         kwargs: further variables of the template.
 
     Raises:
@@ -56,6 +67,8 @@ def render_chat(
         )
     conversation = prepare_messages(messages)
     template, from_request = _select_template(tokenizer.chat_templates, chat_template, has_tools=bool(tools))
+    content_format = check_content_format(chat_template_content_format)
+    shape_content(conversation, content_format, template, tokenizer.special_tokens_map)
     variables = {
         **tokenizer.special_tokens_map,
         **_plain(kwargs, "chat_template_kwargs"),
@@ -82,7 +95,7 @@ def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def prepare_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Checked copies of messages as templates expect them: text content, tool arguments as objects.
+    """Checked copies of messages as templates expect them: content a text or text parts, tool arguments as objects.
 
     Raises:
         InvalidRequest: naming the message at fault.
@@ -101,7 +114,8 @@ def _prepare_message(index: int, message: Any) -> dict[str, Any]:
         raise InvalidRequest(f"{where} needs a role", field="messages")
     content = message.get("content")
     if isinstance(content, list):
-        message["content"] = "\n".join(_text_of(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+        texts = [_text_of(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
+        message["content"] = [{"type": "text", "text": text} for text in texts]
     elif content is not None and not isinstance(content, str):
         raise InvalidRequest(f"{where}.content must be a text or a list of parts", field="messages")
     else:
@@ -187,13 +201,15 @@ def _plain(value: Any, field: str, depth: int = 0) -> Any:
 
 def _mark_end(conversation: list[dict[str, Any]]) -> str:
     """Put a mark that occurs nowhere else at the end of the last message, and a space that a template may trim."""
-    last = conversation[-1]
-    if not isinstance(last.get("content"), str):
+    last, key = conversation[-1], "content"
+    if isinstance(last.get("content"), list) and last["content"]:
+        last, key = last["content"][-1], "text"
+    if not isinstance(last.get(key), str):
         raise InvalidRequest("continue_final_message needs text in the last message", field="continue_final_message")
     mark, everything = "\ue000end\ue001", json.dumps(conversation, ensure_ascii=False)
     while mark in everything:
         mark += "\ue001"
-    last["content"] += mark + " "
+    last[key] += mark + " "
     return mark
 
 

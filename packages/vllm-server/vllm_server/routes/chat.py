@@ -100,6 +100,7 @@ async def _render(conversation: Conversation, context: ServerContext) -> str:
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
             chat_template=context.chat_template,
+            chat_template_content_format=context.config.chat_template_content_format,
             **conversation.template_kwargs,
         )
 
