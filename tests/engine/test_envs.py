@@ -159,6 +159,7 @@ def test_a_text_that_cannot_be_read_is_refused_with_the_name(
             "unknown environment variable VLLM_LOGING_LEVEL; did you mean VLLM_LOGGING_LEVEL?",
         ),
         ("VLLM_QQQQQQQQ", "1", "unknown environment variable VLLM_QQQQQQQQ"),
+        ("VLLM_FOO", "1", "unknown environment variable VLLM_FOO"),
         ("VLLM_USE_RAY_SPMD_WORKER", "1", "VLLM_USE_RAY_SPMD_WORKER has no effect: this version does not use Ray"),
         (
             "VLLM_USE_MODELSCOPE",
@@ -177,6 +178,7 @@ def test_what_does_not_do_what_it_says_is_a_warning_or_an_error_as_asked(
         EngineArgs("demo").create_config()
     (line,) = [record.getMessage() for record in caplog.records if name in record.getMessage()]
     assert sentence in line
+    assert ("did you mean" in line) == ("did you mean" in sentence)
     with pytest.raises(ConfigError, match="fail_on_environ_validation") as caught:
         EngineArgs("demo", fail_on_environ_validation=True).create_config()
     assert sentence in str(caught.value)

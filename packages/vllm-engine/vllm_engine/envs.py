@@ -83,5 +83,7 @@ def _of_kubernetes(name: str) -> bool:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, [known for known in VARIABLES if known.startswith(PREFIX)], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    # Without what all have in common, which would make any two names look alike.
+    known = [known.removeprefix(PREFIX) for known in VARIABLES if known.startswith(PREFIX)]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1, cutoff=0.75)
+    return f"; did you mean {PREFIX}{near[0]}?" if near else ""
