@@ -98,3 +98,13 @@ def test_requests_are_logged_unless_that_is_too_little(
     assert (
         any("/health" in record.getMessage() for record in caplog.records if record.name == "uvicorn.access") == shown
     )
+
+
+@pytest.mark.parametrize("flags", [[], ["--disable-log-stats"]])
+def test_without_statistics_there_are_no_metrics_of_the_engine(flags: list[str]) -> None:
+    process = Process(*flags)
+    try:
+        page = httpx.get(process.url + "/metrics").text
+    finally:
+        process.kill()
+    assert ("vllm:num_requests_running" in page) == (not flags)
