@@ -76,7 +76,7 @@ async def test_prompt_logprobs_come_by_token_id(chat: Post, complete: Post) -> N
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(-1.5, -1.5), (0.0, 0.0), (-1e5, FLOOR), (-math.inf, FLOOR), (math.nan, FLOOR)],
+    [(-1.5, -1.5), (0.0, 0.0), (-1e5, FLOOR), (-math.inf, FLOOR), (math.inf, FLOOR), (math.nan, FLOOR), (12.5, 12.5)],
 )
 def test_what_json_cannot_hold_becomes_the_floor(value: float, shown: float) -> None:
     assert finite(value) == shown

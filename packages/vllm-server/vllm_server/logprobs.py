@@ -1,8 +1,9 @@
-"""Log-probabilities in the shapes of the two OpenAI APIs.
+"""Log-probabilities in the shapes of the two OpenAI APIs. With a ``logprobs_mode`` of logits, they are these.
 
 JSON knows no infinity: what is less likely than ``FLOOR`` (or is no number) is written as ``FLOOR``.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,8 @@ def prompt_logprobs(positions: Iterable[Position]) -> list[dict[int, dict[str, A
 
 
 def finite(logprob: float) -> float:
-    """The value, or ``FLOOR`` for anything below it and for NaN."""
-    return logprob if logprob > FLOOR else FLOOR
+    """The value, or ``FLOOR`` for anything below it, for NaN and for the infinite logits of a broken model."""
+    return logprob if FLOOR < logprob < math.inf else FLOOR
 
 
 def _by_text(position: dict[int, Logprob], names: TokenNames) -> dict[str, float]:

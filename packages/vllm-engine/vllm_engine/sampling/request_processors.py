@@ -65,7 +65,8 @@ class RequestProcessors:
 
     def _fail(self, name: str, error: BaseException) -> str:
         logger.error("logits processor %s failed; its request ends", name, exc_info=error)
-        self.error = f"logits processor {name} failed: {type(error).__name__}: {error}"[:1000]
+        # The text of an error is for the operator's log: this goes to the client.
+        self.error = f"logits processor {name} failed ({type(error).__name__})"
         return self.error
 
 
