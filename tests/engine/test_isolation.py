@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engine.models.tiny import make_tiny_model, make_tiny_tokenizer
+from tests.engine.sampling.custom_processors import Steer
 from vllm_engine import LLM, AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
 
 NUM_REQUESTS = 64
@@ -56,6 +57,7 @@ def random_params(rng: random.Random, vocab_size: int) -> SamplingParams:
         "skip_special_tokens": maybe(0.3, lambda: False),
         "spaces_between_special_tokens": maybe(0.3, lambda: False),
         "truncate_prompt_tokens": maybe(0.2, lambda: rng.randrange(1, 20)),
+        "extra_args": maybe(0.3, lambda: {"steer": rng.uniform(1, 6)}),
     }
     return SamplingParams(**{name: value for name, value in fields.items() if value is not None})
 
@@ -65,8 +67,15 @@ def random_prompt(rng: random.Random) -> str:
     return shared + "".join(rng.choice(WORDS) for _ in range(rng.randrange(1, 25)))
 
 
-def engine_options(path: Path) -> dict[str, Any]:
-    return {"model": str(path), "dtype": "float32", "max_model_len": 256, "block_size": 8}
+def engine_options(path: Path, logprobs_mode: str) -> dict[str, Any]:
+    return {
+        "model": str(path),
+        "dtype": "float32",
+        "max_model_len": 256,
+        "block_size": 8,
+        "logits_processors": [Steer],
+        "logprobs_mode": logprobs_mode,
+    }
 
 
 def picture(output: RequestOutput) -> list[Any]:
@@ -90,21 +99,20 @@ def _rounded(entries: Any) -> Any:
     ]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "logprobs_mode"), [(0, "raw_logprobs"), (1, "processed_logprobs")])
 async def test_each_surviving_output_is_its_solo_output(
-    model_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    model_path: Path, seed: int, logprobs_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CHECK_INVARIANTS", "1")
     rng = random.Random(seed)
-    with LLM(**engine_options(model_path), kv_cache_memory_bytes=64 * 2**20) as llm:
+    options = engine_options(model_path, logprobs_mode)
+    with LLM(**options, kv_cache_memory_bytes=64 * 2**20) as llm:
         vocab_size = llm.ready.vocab_size
         work = [(random_prompt(rng), random_params(rng, vocab_size)) for _ in range(NUM_REQUESTS)]
         solo = [picture(llm.generate(prompt, params, use_tqdm=False)[0]) for prompt, params in work]
 
     doomed = set(rng.sample(range(NUM_REQUESTS), 12))
-    args = EngineArgs(
-        **engine_options(model_path), max_num_seqs=24, max_num_batched_tokens=48, num_gpu_blocks_override=120
-    )
+    args = EngineArgs(**options, max_num_seqs=24, max_num_batched_tokens=48, num_gpu_blocks_override=120)
     async_llm = AsyncLLM(args, multiprocess=False)
     await async_llm.start()
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vllm_engine.llm import LLM
     from vllm_engine.outputs import CompletionOutput, Logprob, RequestOutput
     from vllm_engine.params import OutputKind, SamplingParams
+    from vllm_engine.sampling.processors import LogitsProcessor
 
 _HOMES = {
     "LLM": "vllm_engine.llm",
@@ -21,6 +22,7 @@ _HOMES = {
     "EngineArgs": "vllm_engine.config",
     "EngineConfig": "vllm_engine.config",
     "SamplingParams": "vllm_engine.params",
+    "LogitsProcessor": "vllm_engine.sampling.processors",
     "OutputKind": "vllm_engine.params",
     "RequestOutput": "vllm_engine.outputs",
     "CompletionOutput": "vllm_engine.outputs",
@@ -33,6 +35,7 @@ __all__ = [
     "CompletionOutput",
     "EngineArgs",
     "EngineConfig",
+    "LogitsProcessor",
     "Logprob",
     "OutputKind",
     "RequestOutput",
