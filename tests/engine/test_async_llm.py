@@ -291,12 +291,12 @@ async def test_an_engine_that_cannot_start_says_why_and_is_closed(start: Callabl
 async def test_a_broken_tokenizer_stops_the_core_that_was_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tokenizer.json").write_text("{")
-    (tmp_path / "config.json").write_text("{}")
+    folder = model_folder(tmp_path / "tiny")
+    (folder / "tokenizer.json").write_text("{")
     client = AsyncDouble(ScriptedCore(echo))
     monkeypatch.setattr(AsyncLLM, "_create_client", lambda *_: client)
     with pytest.raises(ConfigError, match="tokenizer"):
-        await AsyncLLM(EngineArgs(str(tmp_path))).start()
+        await AsyncLLM(EngineArgs(str(folder))).start()
     assert client.closed == 1
 
 

@@ -1,6 +1,7 @@
 """A core that plays back what a test wrote down, in the places of the real clients."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -180,8 +181,19 @@ def echo(request: EngineRequest) -> Iterable[int]:
 
 
 def model_folder(folder: Path) -> Path:
-    """A folder with everything but weights: tokenizer, chat template and sampling defaults."""
+    """A folder with everything but tensors: configuration, tokenizer, chat template and sampling defaults."""
     tiny.write_folder(folder, "byte_level", chat_template=CHATML)
-    (folder / "config.json").write_text("{}")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 350,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": 65536,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").touch()  # nobody reads it
     (folder / "generation_config.json").write_text('{"temperature": 0.25, "max_new_tokens": 7}')
     return folder

@@ -31,12 +31,13 @@ class GenerationConfig:
     eos_token_ids: tuple[int, ...] = ()
 
 
-def load_generation_config(config: ModelConfig, model_path: Path) -> GenerationConfig:
+def load_generation_config(config: ModelConfig, model_path: Path, config_path: Path | None = None) -> GenerationConfig:
     """Read the defaults of a model.
 
     ``generation_config`` tells where sampling defaults come from: ``auto`` (the model's folder), ``vllm`` (none) or
     another folder; ``override_generation_config`` wins over all. The end-of-sequence ids always come from a file: the
-    folder's, else the model's ``generation_config.json``, else its ``config.json``.
+    folder's, else the model's ``generation_config.json``, else ``hf_overrides`` and its ``config.json``, which stands
+    in ``config_path`` when that is not the model's folder.
 
     Raises:
         ConfigError: for files or overrides that are not well-formed, or values that no request may have.
@@ -52,7 +53,8 @@ def load_generation_config(config: ModelConfig, model_path: Path) -> GenerationC
     _check(sampling, FILE_NAME, "generation_config")
     sampling |= _overrides(config.override_generation_config)
     _check(sampling, "override_generation_config", "override_generation_config")
-    for source in (config.override_generation_config, data, model_data, *_model_configs(model_path)):
+    sources = (config.override_generation_config, data, model_data, config.hf_overrides)
+    for source in (*sources, *_model_configs(config_path or model_path)):
         if ids := JsonFields(source, FILE_NAME).token_ids("eos_token_id"):
             return GenerationConfig(sampling, tuple(dict.fromkeys(ids)))
     return GenerationConfig(sampling)

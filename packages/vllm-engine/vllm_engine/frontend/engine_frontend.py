@@ -6,10 +6,12 @@ from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.config.generation import GenerationConfig, load_generation_config
-from vllm_engine.errors import ConfigError
+from vllm_engine.config.model_files import config_folder, resolve_model
+from vllm_engine.config.model_plan import plan_model
 from vllm_engine.frontend.input_processor import InputProcessor
 from vllm_engine.frontend.output_processor import OutputProcessor
 from vllm_engine.frontend.tokenizer import Tokenizer, load_tokenizer
+from vllm_engine.loading.weight_files import find_weight_files
 from vllm_engine.logging import get_logger, startup_phase
 from vllm_engine.messages import EngineReady
 from vllm_engine.params import SamplingParams
@@ -29,10 +31,13 @@ class ModelFrontend:
     def load(cls, config: EngineConfig, model_path: Path) -> "ModelFrontend":
         """Read tokenizer and generation defaults. Raises ``ConfigError`` for broken files."""
         with startup_phase(logger, "tokenizer", {}):
+            config_path = config_folder(config, model_path)
             tokenizer = None
             if not config.model.skip_tokenizer_init:
-                tokenizer = load_tokenizer(config.model, model_path, download_dir=config.load.download_dir)
-            return cls(tokenizer, load_generation_config(config.model, model_path))
+                tokenizer = load_tokenizer(
+                    config.model, model_path, download_dir=config.load.download_dir, config_path=config_path
+                )
+            return cls(tokenizer, load_generation_config(config.model, model_path, config_path))
 
     def processors(self, config: EngineConfig, ready: EngineReady) -> tuple[InputProcessor, OutputProcessor]:
         """The two processors, once the core has told its sizes."""
@@ -63,9 +68,12 @@ def resolve_config(args: EngineArgs | EngineConfig) -> EngineConfig:
 
 
 def resolve_model_path(config: EngineConfig) -> Path:
-    """Folder of the model, fetched if need be. Raises ``ConfigError`` when it cannot be had."""
-    from vllm_engine.config.model_files import resolve_model
+    """Folder of the model, fetched if need be.
 
+    Raises:
+        ConfigError: when it cannot be had, and for all that its small files show to be wrong: no engine need be started
+            to find that out.
+    """
     with startup_phase(logger, "model files", {}):
         folder = resolve_model(
             config.model.model,
@@ -73,8 +81,9 @@ def resolve_model_path(config: EngineConfig) -> Path:
             download_dir=config.load.download_dir,
             ignore_patterns=config.load.ignore_patterns,
             token=config.model.hf_token,
-            load_format=config.load.load_format,
+            load_format=config.load.format,
         )
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} has no config.json, so it is no model folder", field="model")
+        plan_model(config, folder)
+        if config.load.format != "dummy":
+            find_weight_files(folder, config.load.format, config.load.ignore_patterns)
     return folder

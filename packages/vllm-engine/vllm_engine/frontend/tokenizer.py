@@ -17,32 +17,36 @@ from vllm_engine.logging import get_logger
 logger = get_logger(__name__)
 
 
-def load_tokenizer(config: ModelConfig, path: Path, *, download_dir: str | None = None) -> "Tokenizer":
+def load_tokenizer(
+    config: ModelConfig, path: Path, *, download_dir: str | None = None, config_path: Path | None = None
+) -> "Tokenizer":
     """The tokenizer that goes with a model.
 
     Args:
-        config: ``tokenizer`` and ``tokenizer_revision`` name another one than the model's.
+        config: ``tokenizer`` and ``tokenizer_revision`` name another one than the model's; ``tokenizer_mode`` its kind.
         path: folder of the model.
         download_dir: where files from the hub are kept.
+        config_path: folder of the ``config.json``, when it is not the model's.
 
     Raises:
-        ConfigError: when there is no tokenizer, or its files are broken.
+        ConfigError: when there is no tokenizer of that kind, or its files are broken.
     """
     folder = path
-    if config.tokenizer is not None:
+    if config.tokenizer is not None or config.tokenizer_revision is not None:
         from vllm_engine.config.model_files import resolve_model
 
-        try:
-            folder = resolve_model(
-                config.tokenizer,
-                revision=config.tokenizer_revision,
-                download_dir=download_dir,
-                token=config.hf_token,
-                load_format="dummy",  # a tokenizer has no weights
-            )
-        except ConfigError as error:
-            raise ConfigError(f"tokenizer: {error}", field="tokenizer") from error
-    return Tokenizer.from_folder(folder, model_vocab_size=_model_vocab_size(path))
+        name = config.model if config.tokenizer is None else config.tokenizer
+        folder = resolve_model(
+            name,
+            revision=config.tokenizer_revision or (config.revision if name == config.model else None),
+            download_dir=download_dir,
+            token=config.hf_token,
+            load_format="dummy",  # a tokenizer has no weights
+            setting="tokenizer",
+        )
+    return Tokenizer.from_folder(
+        folder, model_vocab_size=_model_vocab_size(config_path or path), slow=config.tokenizer_mode == "slow"
+    )
 
 
 def _model_vocab_size(path: Path) -> int:
@@ -77,21 +81,29 @@ class Tokenizer:
         self._extra_bos = self._missing_bos() if files.add_bos_token else []
 
     @classmethod
-    def from_folder(cls, folder: Path, *, model_vocab_size: int = 0) -> "Tokenizer":
+    def from_folder(cls, folder: Path, *, model_vocab_size: int = 0, slow: bool = False) -> "Tokenizer":
         """Read a tokenizer's folder.
 
         Without a ``tokenizer.json``, transformers builds the tokenizer from the older files; it runs no code of the
-        folder.
+        folder. With ``slow`` it does so in any case, and the tokenizer must be one that transformers runs in Python.
 
         Raises:
-            ConfigError: when the files are broken or there are none.
+            ConfigError: when the files are broken, there are none, or there is no slow tokenizer.
         """
         files = read_tokenizer_files(folder)
         special = [*files.special_tokens.values(), *files.extra_special_tokens]
         path = folder / "tokenizer.json"
-        backend = (
-            FastBackend.from_file(path, special, files.added_tokens) if path.is_file() else _from_old_files(folder)
-        )
+        backend: TokenizerBackend
+        if path.is_file() and not slow:
+            backend = FastBackend.from_file(path, special, files.added_tokens)
+        else:
+            backend = _from_transformers(folder)
+        if slow and isinstance(backend, FastBackend):
+            raise ConfigError(
+                "tokenizer_mode=slow cannot be honoured: transformers has no slow tokenizer for this model; possible: "
+                "auto, hf",
+                field="tokenizer_mode",
+            )
         if not backend.encode(["a"], add_special_tokens=False)[0]:
             # transformers makes a tokenizer without a vocabulary of a folder without tokenizer files.
             raise ConfigError(f"{folder} has no tokenizer: a text has no tokens there", field="tokenizer")
@@ -291,17 +303,16 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
-def _from_old_files(folder: Path) -> TokenizerBackend:
-    """A tokenizer from files older than ``tokenizer.json``, by way of transformers."""
-    logger.info("no tokenizer.json: loading the tokenizer through transformers")
+def _from_transformers(folder: Path) -> TokenizerBackend:
+    """A tokenizer that transformers makes, from files older than ``tokenizer.json`` too."""
+    logger.info("loading the tokenizer through transformers")
     try:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise ConfigError(
-            f"no tokenizer in {folder.name}: there is no tokenizer.json, and transformers cannot make one "
-            f"from the other files ({type(error).__name__})",
+            f"no tokenizer in {folder.name}: transformers cannot make one from its files ({type(error).__name__})",
             field="tokenizer",
         ) from error
     fast = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,18 +1,25 @@
 """From a model folder to a model that can run."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vllm_engine.config.decoder import DecoderConfig, resolve_dtype
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.errors import ConfigError
 from vllm_engine.loading.dummy import fill_with_random_weights
+from vllm_engine.loading.prefetch import read_ahead
 from vllm_engine.loading.weight_files import find_weight_files
 from vllm_engine.loading.weight_reader import read_tensors
+from vllm_engine.logging import get_logger
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.models.registry import build_model
+
+logger = get_logger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _NAMES_SHOWN = 8
@@ -36,22 +43,39 @@ def load_model(
     """
     dtype = _DTYPES[resolve_dtype(model_config.dtype, decoder_config)]
     model = build_model(decoder_config, dtype, device, max_len=model_config.max_model_len)
-    if load_config.load_format == "dummy":
+    if load_config.format == "dummy":
         fill_with_random_weights(model, model_config.seed)
     else:
-        load_weights(model, path, load_config.load_format, progress=load_config.use_tqdm_on_load)
+        load_weights(model, path, load_config)
     return model
 
 
-@torch.no_grad()
-def load_weights(model: CausalLM, path: Path, load_format: str = "auto", *, progress: bool = False) -> None:
+def load_weights(model: CausalLM, path: Path, config: LoadConfig) -> None:
     """Fill every parameter of ``model`` exactly once from the weight files in ``path``. Errors: ``load_model``."""
-    file_format, files = find_weight_files(path, load_format)
+    file_format, files = find_weight_files(path, config.format, config.ignore_patterns)
+    strategy = config.safetensors_load_strategy
+    if strategy is not None and file_format != "safetensors":
+        logger.warning("safetensors_load_strategy=%s has no effect: the weights are PyTorch files", strategy)
+        strategy = None
+    ahead: AbstractContextManager[None] = nullcontext()
+    if strategy == "prefetch":
+        ahead = read_ahead(
+            files,
+            num_threads=config.safetensors_prefetch_num_threads,
+            block_size=config.safetensors_prefetch_block_size,
+        )
+    shown = tqdm(files, desc="Loading weights", unit="file", disable=None if config.use_tqdm_on_load else True)
+    with ahead:
+        _fill(model, path, ((file, read_tensors(file, file_format, eager=strategy == "eager")) for file in shown))
+
+
+@torch.no_grad()
+def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[tuple[str, Tensor]]]]) -> None:
     targets = model.checkpoint_tensors()
     missing = dict.fromkeys(targets)
     unexpected: list[str] = []
-    for file in tqdm(files, desc="Loading weights", unit="file", disable=None if progress else True):
-        for stored_name, tensor in read_tensors(file, file_format):
+    for file, tensors in contents:
+        for stored_name, tensor in tensors:
             name = model.checkpoint_name(stored_name)
             if name not in targets:
                 if not model.ignores(name):

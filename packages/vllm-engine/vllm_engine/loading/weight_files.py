@@ -1,6 +1,7 @@
 """Which files of a model folder hold its weights."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -37,7 +38,9 @@ _LAYOUTS: dict[Format, _Layout] = {
 }
 
 
-def find_weight_files(folder: Path, load_format: str) -> tuple[Format, list[Path]]:
+def find_weight_files(
+    folder: Path, load_format: str, ignore_patterns: Collection[str] = ()
+) -> tuple[Format, list[Path]]:
     """The weight files of a folder and their format, in the order of their names.
 
     An index file decides which shards belong to the model; without one it is the file with the usual name, or all
@@ -47,6 +50,8 @@ def find_weight_files(folder: Path, load_format: str) -> tuple[Format, list[Path
         folder: the model's folder.
         load_format: ``safetensors`` or ``pt`` for one format, ``auto`` or ``hf`` for safetensors first, then PyTorch.
 
+        ignore_patterns: files to leave out, as if they were not there.
+
     Raises:
         ConfigError: no such file, a broken index, or an index that names a file which is missing or not in the folder.
     """
@@ -54,24 +59,36 @@ def find_weight_files(folder: Path, load_format: str) -> tuple[Format, list[Path
     if load_format in ("safetensors", "pt"):
         formats = [name for name in formats if name == load_format]
     for name in formats:
-        files = _find(folder, _LAYOUTS[name])
+        files = [file for file in _find(folder, _LAYOUTS[name], ignore_patterns) if not _any(file, ignore_patterns)]
         if files:
             return name, files
     patterns = " or ".join(pattern for name in formats for pattern in _LAYOUTS[name].any_file)
+    if any(_find(folder, _LAYOUTS[name], ()) for name in formats):
+        raise ConfigError(
+            f"{folder} has no weight files ({patterns}) beside those that ignore_patterns leaves out: "
+            f"{', '.join(ignore_patterns)}",
+            field="ignore_patterns",
+        )
     raise ConfigError(f"{folder} has no weight files ({patterns}) for load_format={load_format}", field="load_format")
 
 
-def _find(folder: Path, layout: _Layout) -> list[Path]:
-    if (folder / layout.index).is_file():
-        return _shards(folder / layout.index)
-    if (folder / layout.single).is_file():
-        return [folder / layout.single]
+def _find(folder: Path, layout: _Layout, ignore_patterns: Collection[str]) -> list[Path]:
+    index, single = folder / layout.index, folder / layout.single
+    if index.is_file() and not _any(index, ignore_patterns):
+        return _shards(index)
+    if single.is_file() and not _any(single, ignore_patterns):
+        return [single]
     return sorted(
         path
         for pattern in layout.any_file
         for path in folder.glob(pattern)
-        if path.is_file() and not any(fnmatch(path.name, other) for other in layout.not_weights)
+        if path.is_file() and not _any(path, layout.not_weights)
     )
+
+
+def _any(file: Path, patterns: Collection[str]) -> bool:
+    """Whether a file of the model's folder fits one of the patterns, as files of a repository on the hub do."""
+    return any(fnmatch(file.name, pattern) for pattern in patterns)
 
 
 def _shards(index: Path) -> list[Path]:

@@ -7,25 +7,30 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from vllm_engine.errors import ConfigError
 from vllm_engine.loading.weight_files import Format
 
 
-def read_tensors(file: Path, file_format: Format) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(file: Path, file_format: Format, *, eager: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors (CPU, memory-mapped where the format allows) of one weight file.
 
-    A tensor is only valid until the next one is asked for: copy what you keep.
+    A tensor is only valid until the next one is asked for: copy what you keep. With ``eager``, a safetensors file is
+    first read as a whole.
 
     Raises:
         ConfigError: the file is damaged, or holds something other than named dense tensors.
     """
-    return _read_safetensors(file) if file_format == "safetensors" else _read_torch(file)
+    return _read_safetensors(file, eager) if file_format == "safetensors" else _read_torch(file)
 
 
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(file: Path, eager: bool) -> Iterator[tuple[str, Tensor]]:
     try:
+        if eager:
+            yield from load(file.read_bytes()).items()
+            return
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - a handle is not iterable
                 yield name, handle.get_tensor(name)

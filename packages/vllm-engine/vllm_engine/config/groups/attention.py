@@ -14,7 +14,10 @@ class AttentionConfig:
     """Which kernels compute attention, and how."""
 
     backend: str | None = option(
-        None, help="kernels that compute attention", flag="--attention-backend", metavar="BACKEND"
+        None,
+        help="kernels that compute attention: CPU_ATTN or TORCH_SDPA (the fast ones), REFERENCE; unset: the fast ones",
+        flag="--attention-backend",
+        metavar="BACKEND",
     )
     flash_attn_version: Literal[2, 3, 4] | None = key(None, help="version of FlashAttention", unsupported=_GPU)
     use_prefill_decode_attention: bool = key(False, help="separate kernels for prefill and decode", unsupported=_GPU)

@@ -9,7 +9,10 @@ from vllm_engine.config.option import key, option
 
 @dataclass(frozen=True, kw_only=True)
 class IrOpPriorityConfig:
-    """For each operation the implementations to try, best first (``cpu``, ``reference``); empty: the machine's own."""
+    """For each operation the implementations to try, best first: ``cpu``, ``reference``, ``native``; empty: the best.
+
+    ``native`` is another name of ``reference``: plain torch.
+    """
 
     rms_norm: list[str] = key([], help="implementations of RMS norm, best first")
     fused_add_rms_norm: list[str] = key([], help="implementations of RMS norm with a residual, best first")

@@ -12,7 +12,10 @@ class LoadConfig:
     """How weights get from disk into memory."""
 
     load_format: str = option(
-        "auto", help="file format of the weights; dummy makes random ones", metavar="FORMAT", common=True
+        "auto",
+        help="file format of the weights: safetensors, pt (PyTorch), auto or hf (what there is), dummy (random ones)",
+        metavar="FORMAT",
+        common=True,
     )
     download_dir: str | None = option(None, help="where files from the hub are kept")
     safetensors_load_strategy: Literal["lazy", "eager", "prefetch", "torchao"] | None = option(
@@ -27,7 +30,9 @@ class LoadConfig:
         {}, help="settings of special loaders", unsupported="none of the load formats of this version has any"
     )
     ignore_patterns: list[str] = option(
-        ["original/**/*"], help="files of the model's repository to leave out", metavar="PATTERN"
+        ["original/**/*"],
+        help="files of the model's repository, and weights of its folder, to leave out",
+        metavar="PATTERN",
     )
     use_tqdm_on_load: bool = option(True, help="show a progress bar while loading weights")
     pt_load_map_location: str | dict[str, str] = option(
@@ -36,3 +41,8 @@ class LoadConfig:
         unsupported="this version runs on a CPU",
         possible=({"": "cpu"}, {"cpu": "cpu"}),
     )
+
+    @property
+    def format(self) -> str:
+        """``load_format`` as the code spells it: any case of letters is taken."""
+        return self.load_format.lower()

@@ -30,7 +30,10 @@ class ModelConfig:
     )
     tokenizer: str | None = option(None, help="folder or hub name of the tokenizer, when it is not the model's")
     tokenizer_mode: Literal["auto", "hf", "slow", "mistral", "deepseek_v32", "deepseek_v4", "fastokens"] = option(
-        "auto", help="which kind of tokenizer to use"
+        "auto",
+        help="kind of tokenizer: auto and hf read tokenizer.json, slow takes one that transformers runs in Python",
+        unsupported="this version reads the tokenizers of transformers only",
+        possible=("hf", "slow"),
     )
     trust_remote_code: bool = option(
         False,
@@ -66,6 +69,7 @@ class ModelConfig:
     quantization: str | None = option(
         None,
         help="how the weights are quantised; unset: as the model's config.json says",
+        unsupported="this version runs no quantised weights; serve a checkpoint in float32, float16 or bfloat16",
         short=("-q",),
         metavar="METHOD",
         common=True,
