@@ -223,3 +223,41 @@ def test_a_tokenizer_of_its_own_can_be_named(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(config.model, model)
     assert tokenizer.bos_token == "<s>"
     assert tokenizer.decode([4999]) == ""
+
+
+@pytest.mark.parametrize("mode", ["auto", "hf"])
+def test_the_usual_modes_read_the_same_tokenizer(tmp_path: Path, mode: str) -> None:
+    folder = tiny.write_folder(tmp_path, "byte_level")
+    config = EngineArgs(str(folder), tokenizer_mode=mode).create_config()
+    assert load_tokenizer(config.model, folder).encode("the quick") == Tokenizer.from_folder(folder).encode("the quick")
+
+
+def test_a_slow_tokenizer_is_run_by_transformers(tmp_path: Path) -> None:
+    from transformers import CTRLTokenizer
+
+    tokens = ["<unk>", "h@@", "e@@", "l@@", "lo", "hel@@", "he@@", "a", "b"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: token_id for token_id, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\nl o</w>\nhe l\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer", "unk_token": "<unk>"}')
+    (tmp_path / "config.json").write_text('{"model_type": "ctrl"}')
+    config = EngineArgs(str(tmp_path), tokenizer_mode="slow").create_config()
+    tokenizer = load_tokenizer(config.model, tmp_path)
+    theirs = CTRLTokenizer.from_pretrained(str(tmp_path))
+    assert not theirs.is_fast
+    assert tokenizer.encode("hello a b") == theirs.encode("hello a b") == [5, 4, 7, 8]
+    assert tokenizer.decode([5, 4, 7, 8]) == "hello a b"
+
+
+def test_a_slow_tokenizer_that_transformers_does_not_have_is_refused(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path, "byte_level")
+    config = EngineArgs(str(folder), tokenizer_mode="slow").create_config()
+    with pytest.raises(ConfigError, match="no slow tokenizer for this model; possible: auto, hf") as caught:
+        load_tokenizer(config.model, folder)
+    assert caught.value.field == "tokenizer_mode"
+
+
+@pytest.mark.parametrize("mode", ["mistral", "deepseek_v32", "deepseek_v4", "fastokens"])
+def test_a_mode_that_is_not_here_is_refused_with_those_that_are(mode: str) -> None:
+    with pytest.raises(ConfigError, match=f"^tokenizer_mode={mode} .*; possible: auto, hf, slow$") as caught:
+        EngineArgs("demo", tokenizer_mode=mode).create_config()
+    assert caught.value.field == "tokenizer_mode"

@@ -374,7 +374,7 @@ def test_an_override_wins_over_an_older_name_in_the_file(read: Any) -> None:
     ],
 )
 def test_a_bad_override_is_blamed_and_not_the_file(read: Any, overrides: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="^hf_overrides") as caught:
+    with pytest.raises(ConfigError, match=r"^hf_overrides") as caught:
         read(LLAMA, overrides)
     assert caught.value.field == "hf_overrides"
 
