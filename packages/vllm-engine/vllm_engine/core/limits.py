@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.groups.model import AUTO
-from vllm_engine.core.kv_cache.budget import cache_budget, gib
+from vllm_engine.core.kv_cache.budget import amount, cache_budget
 from vllm_engine.core.kv_cache.layout import (
     blocks_per_request,
     bytes_per_block,
@@ -92,8 +92,8 @@ def resolve_limits(config: EngineConfig, model: LoadedModel, memory: DeviceMemor
     cache_bytes = layout.num_blocks * block_bytes
     if cache_bytes > memory.free:
         raise ConfigError(
-            f"the KV cache of {layout.num_blocks} blocks would take {cache_bytes / 2**30:.1f} GiB, "
-            f"but only {memory.free / 2**30:.1f} GiB are free: set kv_cache_memory_bytes to less",
+            f"the KV cache of {layout.num_blocks} blocks would take {amount(cache_bytes)}, but only "
+            f"{amount(memory.free)} are free: set kv_cache_memory_bytes to less",
             field="kv_cache_memory_bytes",
         )
     reason = budget.reason
@@ -101,7 +101,7 @@ def resolve_limits(config: EngineConfig, model: LoadedModel, memory: DeviceMemor
         reason = "as num_gpu_blocks_override says"
     elif layout.num_blocks < budget.num_bytes // block_bytes:
         reason = f"all that {max_num_seqs} requests of full length can use"
-    logger.info("KV cache: %s (%s)", gib(cache_bytes), reason)
+    logger.info("KV cache: %s (%s)", amount(cache_bytes), reason)
     logger.info(
         "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
         layout.num_blocks,
@@ -147,4 +147,4 @@ def _step_limits(config: EngineConfig, max_model_len: int) -> tuple[int, int]:
 def _log_fitting(fitting: int, longest: int, cache_bytes: int) -> None:
     which = f"{fitting:,} tokens" if fitting < longest else f"all {longest:,} tokens of the model"
     of_which = f", of the model's {longest:,}" if fitting < longest else ""
-    logger.info("max_model_len auto: %s fit into %s of KV cache%s", which, gib(cache_bytes), of_which)
+    logger.info("max_model_len auto: %s fit into %s of KV cache%s", which, amount(cache_bytes), of_which)

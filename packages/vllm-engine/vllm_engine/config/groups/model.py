@@ -116,6 +116,7 @@ class ModelConfig:
         None,
         help="access token for the hub; the flag alone takes the stored one",
         bare=True,
+        secret=True,
         metavar="TOKEN",
         common=True,
     )

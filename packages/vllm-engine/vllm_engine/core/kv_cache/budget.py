@@ -46,11 +46,11 @@ def cache_budget(config: CacheConfig, memory: DeviceMemory, *, needed: int) -> C
         raise _nothing_left(config.gpu_memory_utilization, memory, needed, share)
     if allowed < share:
         reason = (
-            f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {gib(memory.total)}, less the "
-            f"{gib(memory.used)} that are in use"
+            f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {amount(memory.total)}, less the "
+            f"{amount(memory.used)} that are in use"
         )
         return CacheBudget(allowed, "gpu_memory_utilization", reason)
-    return CacheBudget(share, "kv_cache_memory_bytes", f"half of the {gib(memory.free)} that are free")
+    return CacheBudget(share, "kv_cache_memory_bytes", f"half of the {amount(memory.free)} that are free")
 
 
 def _nothing_left(utilization: float, memory: DeviceMemory, needed: int, share: int) -> ConfigError:
@@ -60,15 +60,15 @@ def _nothing_left(utilization: float, memory: DeviceMemory, needed: int, share: 
     elif needed <= memory.free:
         way_out = f"kv_cache_memory_bytes={needed} is enough for one request"
     else:
-        way_out = f"one request takes {gib(needed)}: lower max_model_len, or free some memory"
+        way_out = f"one request takes {amount(needed)}: lower max_model_len, or free some memory"
     return ConfigError(
         f"gpu_memory_utilization={utilization:g} leaves nothing for the KV cache: it allows "
-        f"{gib(int(utilization * memory.total))} of {gib(memory.total)}, but {gib(memory.used)} are in use, "
-        f"{gib(memory.weights)} of them by the weights; {way_out}",
+        f"{amount(int(utilization * memory.total))} of {amount(memory.total)}, but {amount(memory.used)} are in use, "
+        f"{amount(memory.weights)} of them by the weights; {way_out}",
         field="gpu_memory_utilization",
     )
 
 
-def gib(num_bytes: int) -> str:
-    """A number of bytes for people: ``1.25 GiB``."""
-    return f"{num_bytes / 2**30:.2f} GiB"
+def amount(num_bytes: int) -> str:
+    """A number of bytes for people: ``1.25 GiB``, ``12.3 MiB``."""
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
