@@ -16,6 +16,7 @@ from vllm_engine.errors import ConfigError, InvalidRequest
 from vllm_engine.llm import LLM
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
+from vllm_kernels import backend
 from vllm_kernels.cpu import attention as cpu_attention
 from vllm_kernels.cpu import norm as cpu_norm
 from vllm_kernels.reference import attention as reference_attention
@@ -120,6 +121,23 @@ def test_two_engines_in_one_process_have_each_its_own_kernels(tmp_path: Path) ->
             with counted("paged_attention", cpu_attention, reference_attention) as calls:
                 tokens(llm)
             assert {name for name, count in calls.items() if count} == {face}
+
+
+def test_kernels_that_the_environment_forces_win_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tiny_model("llama", tmp_path, num_hidden_layers=1)
+    monkeypatch.setenv("VLLM_KERNELS_FACE", "cpu")
+    backend._from_environment.cache_clear()
+    with (
+        counted("paged_attention", cpu_attention, reference_attention) as calls,
+        make_llm(tmp_path, attention_backend="REFERENCE") as llm,
+    ):
+        tokens(llm)
+    monkeypatch.undo()
+    backend._from_environment.cache_clear()
+    assert calls["cpu"] > 0 == calls["reference"]
+    assert "VLLM_KERNELS_FACE=cpu wins: attention is not computed by the reference kernels" in caplog.text
 
 
 @pytest.mark.parametrize(

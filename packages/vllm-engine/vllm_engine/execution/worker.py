@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.model_plan import plan_model
@@ -38,8 +40,7 @@ class Worker:
         self.decoder = self._plan.decoder
         self.max_model_len = self._plan.max_model_len
         self._faces = kernel_faces(config)
-        for operation, face in self._faces.items():
-            logger.info("%s is computed by the %s kernels", operation, face)
+        _tell_kernels(self._faces)
         self._processors = create_processors(config)
 
     def load_model(self) -> ModelRunner:
@@ -93,6 +94,15 @@ class Worker:
     def reset(self) -> None:
         """Forget all requests, after a failed step."""
         self.runner.reset()
+
+
+def _tell_kernels(faces: Mapping[str, str]) -> None:
+    forced: str | None = envs.get("VLLM_KERNELS_FACE")
+    for operation, face in faces.items():
+        if forced in (None, face):
+            logger.info("%s is computed by the %s kernels", operation, face)
+        else:
+            logger.warning("VLLM_KERNELS_FACE=%s wins: %s is not computed by the %s kernels", forced, operation, face)
 
 
 def usable_cores() -> int:
