@@ -1,3 +1,129 @@
-"""t"""
+"""Where a setting's effect is shown, when not by a ``test_effect_of_<setting>`` in ``test_effects.py``."""
 
-EFFECTS: dict[str, list[str]] = {}
+EFFECTS: dict[str, list[str]] = {
+    "additional_config": [
+        "engine/core/test_engine_settings.py::test_a_scheduler_of_ones_own_is_used_and_is_told_the_additional_config",
+        "engine/sampling/test_processors.py::test_a_processor_reads_the_additional_configuration",
+    ],
+    "allow_credentials": ["server/test_cors.py::test_credentials_are_taken_from_named_origins_only"],
+    "allowed_headers": ["server/test_cors.py::test_only_named_methods_and_headers_may_be_used"],
+    "allowed_methods": ["server/test_cors.py::test_only_named_methods_and_headers_may_be_used"],
+    "allowed_origins": ["server/test_cors.py::test_only_named_origins_may_call"],
+    "api_key": ["server/test_auth.py::test_without_a_right_key_nothing_reaches_the_engine"],
+    "attention_backend": ["engine/test_model_settings.py::test_the_attention_backend_computes_attention"],
+    "attention_config": ["engine/test_model_settings.py::test_the_attention_backend_computes_attention"],
+    "chat_template": ["server/test_flags.py::test_a_chat_template_is_a_file_or_the_text_itself"],
+    "chat_template_content_format": [
+        "server/test_answer_options.py::test_content_reaches_the_template_in_the_form_that_is_set"
+    ],
+    "disable_fastapi_docs": ["server/test_routes.py::test_the_documentation_can_be_switched_off"],
+    "disable_frontend_multiprocessing": ["e2e/test_serve_demo.py::test_the_core_can_run_in_the_server_process"],
+    "disable_hybrid_kv_cache_manager": [
+        "engine/core/test_engine_settings.py::"
+        "test_without_the_hybrid_cache_manager_windows_keep_all_tokens_and_nothing_else_changes"
+    ],
+    "disable_log_stats": [
+        "server/test_log_settings.py::test_without_statistics_there_are_no_metrics_of_the_engine",
+        "engine/test_log_stats.py::test_statistics_are_logged_unless_disabled",
+    ],
+    "disable_sliding_window": [
+        "engine/test_model_settings.py::test_without_sliding_windows_every_layer_sees_all_of_one_window"
+    ],
+    "disable_uvicorn_access_log": ["server/test_log_settings.py::test_requests_are_logged_unless_that_is_too_little"],
+    "download_dir": [
+        "engine/loading/test_load_settings.py::test_everything_from_the_hub_comes_with_its_revision_cache_and_token"
+    ],
+    "enable_log_requests": ["engine/test_async_llm.py::test_requests_are_logged_without_their_text_when_asked"],
+    "enable_logging_iteration_details": [
+        "engine/core/test_engine_settings.py::test_each_step_has_its_line_when_asked_for_and_none_else"
+    ],
+    "enable_prompt_embeds": [
+        "engine/test_prompt_embeds.py::test_without_the_setting_they_are_refused",
+        "engine/test_prompt_embeds.py::test_they_cross_to_the_engine_process_once_for_all_completions",
+    ],
+    "enable_prompt_tokens_details": ["server/test_answer_options.py::test_cached_tokens_are_told_when_that_is_enabled"],
+    "enable_server_load_tracking": ["server/test_answer_options.py::test_the_load_is_the_number_of_requests_that_run"],
+    "enable_ssl_refresh": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
+    "fail_on_environ_validation": [
+        "engine/test_envs.py::test_what_does_not_do_what_it_says_is_a_warning_or_an_error_as_asked"
+    ],
+    "gpu_memory_utilization": [
+        "engine/core/test_cache_budget.py::test_utilization_bounds_what_is_in_use_with_the_cache_full"
+    ],
+    "hf_config_path": ["engine/loading/test_load_settings.py::test_another_config_json_describes_the_model"],
+    "hf_token": [
+        "engine/loading/test_load_settings.py::test_everything_from_the_hub_comes_with_its_revision_cache_and_token"
+    ],
+    "host": ["server/test_front_end_options.py::test_the_process_listens_where_it_is_told"],
+    "ignore_patterns": [
+        "engine/loading/test_load_settings.py::test_weights_in_a_folder_that_fit_a_pattern_are_left_out"
+    ],
+    "ir_op_priority": ["engine/test_model_settings.py::test_the_first_implementation_of_a_priority_computes_the_norm"],
+    "kv_cache_dtype": [
+        "engine/test_model_settings.py::test_a_cache_of_another_data_type_holds_more_and_says_nearly_the_same"
+    ],
+    "log_config_file": ["server/test_log_settings.py::test_a_file_tells_where_server_and_uvicorn_log"],
+    "logits_processors": ["engine/sampling/test_processors.py::test_a_processor_steers_the_requests_that_ask_for_it"],
+    "logprobs_mode": ["engine/sampling/test_logprobs_mode.py::test_an_engine_returns_what_its_setting_says"],
+    "long_prefill_token_threshold": [
+        "engine/core/test_partial_prefills.py::"
+        "test_a_short_prompt_passes_the_long_ones_where_fewer_long_ones_may_be_part_way"
+    ],
+    "max_log_len": ["server/test_log_settings.py::test_the_engine_is_told_how_much_of_a_prompt_to_log"],
+    "max_long_partial_prefills": [
+        "engine/core/test_partial_prefills.py::"
+        "test_a_short_prompt_passes_the_long_ones_where_fewer_long_ones_may_be_part_way"
+    ],
+    "max_num_partial_prefills": [
+        "engine/core/test_partial_prefills.py::test_any_load_under_any_limits_ends_within_them_with_the_solo_outputs"
+    ],
+    "middleware": ["server/test_middleware.py::test_streams_pass_through_it_and_end_when_their_client_leaves"],
+    "performance_mode": [
+        "engine/core/test_engine_settings.py::test_the_performance_mode_decides_what_unset_limits_are"
+    ],
+    "port": ["server/test_front_end_options.py::test_the_process_listens_where_it_is_told"],
+    "prefix_caching_hash_algo": ["engine/core/test_engine_settings.py::test_no_limit_changes_a_result"],
+    "renderer_num_workers": ["engine/test_renderer_threads.py::test_so_many_long_prompts_are_tokenized_at_once"],
+    "response_role": ["server/test_chat.py::test_the_role_in_the_answers_can_be_set"],
+    "return_tokens_as_token_ids": [
+        "server/test_answer_options.py::test_tokens_are_named_as_the_request_says_or_else_the_server"
+    ],
+    "revision": [
+        "engine/loading/test_load_settings.py::test_everything_from_the_hub_comes_with_its_revision_cache_and_token"
+    ],
+    "root_path": ["server/test_routes.py::test_a_root_path_is_taken_off"],
+    "safetensors_load_strategy": ["engine/loading/test_load_settings.py::test_every_strategy_gives_the_same_model"],
+    "safetensors_prefetch_block_size": [
+        "engine/loading/test_load_settings.py::test_the_settings_reach_the_reader_ahead"
+    ],
+    "safetensors_prefetch_num_threads": [
+        "engine/loading/test_load_settings.py::test_the_settings_reach_the_reader_ahead"
+    ],
+    "scheduler_cls": [
+        "engine/core/test_engine_settings.py::test_a_scheduler_of_ones_own_is_used_and_is_told_the_additional_config"
+    ],
+    "scheduler_reserve_full_isl": [
+        "engine/core/test_partial_prefills.py::"
+        "test_a_prompt_starts_only_when_all_of_it_has_room_or_else_with_its_first_chunk"
+    ],
+    "scheduling_policy": [
+        "engine/core/test_scheduler.py::test_the_priority_policy_runs_urgent_requests_first_and_preempts_the_others"
+    ],
+    "served_model_name": ["server/test_serve.py::test_ctrl_c_ends_with_zero_and_flags_are_followed"],
+    "shutdown_timeout": [
+        "server/test_serve.py::test_with_a_timeout_streams_finish_and_nothing_new_is_taken",
+        "server/test_serve.py::test_when_the_timeout_is_over_streams_are_ended",
+    ],
+    "ssl_ca_certs": ["server/test_tls.py::test_clients_are_asked_for_certificates"],
+    "ssl_cert_reqs": ["server/test_tls.py::test_clients_are_asked_for_certificates"],
+    "ssl_certfile": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
+    "ssl_keyfile": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
+    "tokenizer_revision": [
+        "engine/loading/test_load_settings.py::test_a_tokenizer_of_the_models_repository_has_its_revision_or_its_own"
+    ],
+    "uvicorn_log_level": ["server/test_front_end_options.py::test_the_log_holds_what_its_level_says"],
+    "worker_cls": ["engine/core/test_engine_settings.py::test_a_worker_of_ones_own_computes_the_steps"],
+    "worker_extension_cls": [
+        "engine/core/test_engine_settings.py::test_the_methods_of_an_extension_can_be_called_between_steps"
+    ],
+}

@@ -3,6 +3,7 @@
 ``test_effect_of_<setting>`` is the proof for a setting; settings whose proof is a test elsewhere are in ``effects.py``.
 """
 
+import asyncio
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.engine.models.tiny import make_tiny_model, make_tiny_tokenizer
-from vllm_engine import LLM, RequestOutput, SamplingParams
-from vllm_engine.errors import InvalidRequest
+from vllm_engine import LLM, AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
+from vllm_engine.errors import ConfigError, InvalidRequest
 
 PROMPTS = [list(range(5, 45)), list(range(60, 75)), list(range(80, 150))]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True, logprobs=0)
@@ -179,3 +180,32 @@ def test_effect_of_enable_chunked_prefill(run: Any) -> None:
             for request, count in step.items():
                 first_parts.setdefault(request, count)
         assert (sorted(first_parts.values()) == sorted(map(len, PROMPTS))) == whole
+
+
+def test_effect_of_tokenizer(run: Any, folder: Path, tmp_path: Path) -> None:
+    tokenizer = make_tiny_tokenizer(tmp_path)
+    tokenizer.add_special_tokens(["quick"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    own, other = run().llm, run(tokenizer=str(tmp_path)).llm
+    assert own.get_tokenizer().encode("quick") != other.get_tokenizer().encode("quick")
+
+
+def test_effect_of_kernel_config(run: Any) -> None:
+    args = {"ir_op_priority": {"rms_norm": ["reference"]}}
+    assert run(kernel_config=args).llm.config.kernel.ir_op_priority.rms_norm == ["reference"]
+    assert run(kernel_config=args).tokens == run(ir_op_priority=args["ir_op_priority"]).tokens
+    with pytest.raises(ConfigError, match="contradicts"):
+        run(kernel_config=args, ir_op_priority={"rms_norm": ["cpu"]})
+
+
+def test_effect_of_stream_interval(folder: Path) -> None:
+    async def parts(interval: int) -> list[int]:
+        args = EngineArgs(str(folder), dtype="float32", use_tqdm_on_load=False, stream_interval=interval)
+        params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, output_kind=OutputKind.DELTA)
+        async with AsyncLLM(args, multiprocess=False) as llm:
+            return [len(one.outputs[0].token_ids) async for one in llm.generate(PROMPTS[0], params, "r")]
+
+    one, three = asyncio.run(parts(1)), asyncio.run(parts(3))
+    assert sum(one) == sum(three) == 8
+    assert len(three) < len(one)
+    assert max(three) >= 3

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.settings.values import values_of
@@ -39,6 +39,7 @@ def printed(*arguments: str) -> str:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(engine=options_of(EngineConfig), server=options_of(ServerConfig))
+@example(engine={"generation_config": "\x85", "model": "\u2028"}, server={"response_role": "a\u2029\ufeff\n b"})
 def test_any_configuration_survives_the_way_through_a_file(
     engine: dict[str, Any], server: dict[str, Any], tmp_path: Path
 ) -> None:

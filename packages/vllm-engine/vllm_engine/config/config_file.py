@@ -1,5 +1,6 @@
 """Settings in a YAML file (``--config file.yaml``), and a configuration written as one (``--print-config``)."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,11 @@ def write_config(*parts: tuple[type[Any], Mapping[str, Any]]) -> str:
             if setting.group != group:
                 group = setting.group
                 lines.append(f"# {group}")
-            lines.append(
-                yaml.safe_dump(
-                    {setting.flag[2:]: options[name]}, sort_keys=False, allow_unicode=True, width=10**6
-                ).rstrip()
-            )
+            lines.append(_entry(setting.flag[2:], options[name]))
     return "\n".join(lines)
+
+
+def _entry(key: str, value: Any) -> str:
+    # YAML reads some control characters, such as NEL, as line ends even within quotes: then all is escaped.
+    readable = json.dumps(value, ensure_ascii=False).isprintable()
+    return yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=readable, width=10**6).rstrip()
