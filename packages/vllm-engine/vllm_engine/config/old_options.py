@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from vllm_engine import envs
 from vllm_engine.config.option import option
 from vllm_engine.config.settings import Setting, settings_of
+from vllm_engine.config.support import shown
 from vllm_engine.config.values import convert
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
@@ -170,7 +171,7 @@ def _meaning(setting: Setting, value: Any) -> dict[str, Any]:
     becomes, instead = setting.facts["becomes"], setting.help
     unusual = value != setting.default and value not in setting.facts["possible"]
     if setting.facts["refused"] and unusual:
-        raise ConfigError(f"{setting.name}={value} cannot be honoured: {instead}", field=setting.name)
+        raise ConfigError(f"{setting.name}={shown(value)} cannot be honoured: {instead}", field=setting.name)
     if becomes is None:
         _warn("%s is deprecated and has no effect: %s", setting.flag, instead)
         return {}

@@ -1,5 +1,6 @@
 """What this version cannot honour: refused before anything is loaded; and what changes nothing: said once."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ def refuse_unsupported(config: Any) -> None:
         because = setting.facts["unsupported"]
         if because and value != setting.default and value not in setting.facts["possible"]:
             raise ConfigError(
-                f"{name}={_shown(value)} cannot be honoured: {because}; possible: {possible(setting)}", field=name
+                f"{name}={shown(value)} cannot be honoured: {because}; possible: {possible(setting)}", field=name
             )
 
 
@@ -28,7 +29,7 @@ def tell_no_effect(config: Any) -> None:
     for name, setting, value in values_of(config):
         because = setting.facts["no_effect"]
         if because and value != setting.default:
-            logger.warning("%s=%s has no effect: %s", name, _shown(value), because)
+            logger.warning("%s=%s has no effect: %s", name, shown(value), because)
 
 
 def values_of(config: Any) -> Iterator[tuple[str, Setting, Any]]:
@@ -50,13 +51,12 @@ def _keys(name: str, group: type[Any], value: Any) -> Iterator[tuple[str, Settin
 def possible(setting: Setting) -> str:
     """The values that are honoured, in words."""
     values = [setting.default, *setting.facts["possible"]]
-    return ", ".join("unset" if value is None or value == "" else _shown(value) for value in values)
+    return ", ".join("unset" if value is None or value == "" else shown(value) for value in values)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else str(value)
+def shown(value: Any) -> str:
+    """A value as the command line and YAML write it: ``true``, ``{"a": 1}``."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def standing(setting: Setting) -> Literal["effect", "refused", "no effect"]:

@@ -122,7 +122,7 @@ class ParallelConfig:
         None, help="let copies agree over the network, not NCCL", unsupported=ONE_DEVICE
     )
     enable_eplb: bool = option(False, help="balance experts over devices", unsupported=NO_EXPERTS)
-    eplb_config: EPLBConfig = option(EPLBConfig(), help="how experts are balanced", unsupported=NO_EXPERTS)
+    eplb_config: EPLBConfig = option(EPLBConfig(), help="how experts are balanced")
     expert_placement_strategy: Literal["linear", "round_robin"] = option(
         "linear", help="order of experts on devices", unsupported=NO_EXPERTS
     )
