@@ -132,7 +132,7 @@ def test_a_context_longer_than_the_models_is_refused_with_its_length(capsys) -> 
 @pytest.mark.slow
 def test_too_small_a_kv_cache_is_refused_with_the_length_it_would_hold(capsys) -> None:
     error = error_of(capsys, "demo", "--port", "0", "--no-use-tqdm-on-load", "--kv-cache-memory-bytes", "100k")
-    assert error.endswith("lower --max-model-len to 32 or raise --kv-cache-memory-bytes")
+    assert error.endswith("lower --max-model-len to 32 (or to auto), or raise --kv-cache-memory-bytes")
 
 
 @pytest.mark.slow
