@@ -16,7 +16,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test soak lint docs format types contracts check demo-model clean
+.PHONY: help install native serve test soak lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,14 +40,18 @@ $(STAMP): $(BIN)/python pyproject.toml $(WHEELS:%=%/pyproject.toml)
 	@$(PIP) install --no-build-isolation --check-build-dependencies '$(TORCH)' $(WHEELS:%=--editable ./%)
 	@touch $@
 
+# The native kernels again, after a change of their sources; silent when there is nothing to do.
+native: $(STAMP) ## the C++ kernels, after a change of csrc
+	@$(BIN)/python packages/vllm-kernels/build_native.py
+
 # When it is ready, the server itself prints the line to try it with.
-serve: install ## start the server on port 8000 with the demo model
+serve: install native ## start the server on port 8000 with the demo model
 	@exec $(BIN)/vllm serve $(MODEL) $(ARGS)
 
-test: install ## every quick test
+test: install native ## every quick test
 	@$(BIN)/python -m pytest $(ARGS)
 
-soak: install ## one minute of load on a real server
+soak: install native ## one minute of load on a real server
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: install ## ruff: rules and format

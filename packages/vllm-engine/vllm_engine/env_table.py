@@ -88,7 +88,8 @@ YES_NO = Kind("0 or 1", _boolean)
 TEXT = Kind("any text", str)
 FOLDER = Kind("a path", str)
 LEVEL = Kind("DEBUG, INFO, WARNING, ERROR or CRITICAL", _log_level)
-FACE = Kind("reference or cpu", _one_of("reference", "cpu"))
+FACE = Kind("reference or eager or cpu", _one_of("reference", "eager", "cpu"))
+LEVEL = Kind("avx2 or avx512 or avx512_bf16 or amx", _one_of("avx2", "avx512", "avx512_bf16", "amx"))
 COUNT = Kind("a whole number of at least 1", _at_least(1))
 NUMBER = Kind("a whole number of at least 0", _at_least(0))
 AMOUNT = Kind("a number above 0", _positive)
@@ -173,6 +174,9 @@ VARIABLES: dict[str, EnvVar] = {
     "V_SCALE_CONSTANT": EnvVar(NUMBER, None, "divisor of the value scale of an FP8 KV cache", _NO_SCALES),
     # ---- CPU ----
     "VLLM_CPU_KVCACHE_SPACE": EnvVar(AMOUNT, None, "GiB for the KV cache on a CPU; unset: a share of what is free"),
+    "VLLM_KERNELS_CPU_LEVEL": EnvVar(
+        LEVEL, None, "instructions that the native CPU kernels may use; unset: all that the machine has"
+    ),
     "VLLM_KERNELS_FACE": EnvVar(FACE, None, "implementation that serves every kernel; unset: the device's own"),
     "VLLM_CPU_OMP_THREADS_BIND": EnvVar(
         TEXT, None, "cores for the OpenMP threads", "this version binds no threads; start it under taskset or numactl"

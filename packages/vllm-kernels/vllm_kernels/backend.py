@@ -1,5 +1,6 @@
 """Which face (implementation) serves an operation. The only place that decides it."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from types import ModuleType
 
 import torch
 
-FACES = ("reference", "cpu")
-_BY_DEVICE = {"cpu": "cpu"}  # any other device: reference, which is plain torch and runs everywhere
+from vllm_kernels.cpu import native
+
+logger = logging.getLogger(__name__)
+
+FACES = ("reference", "eager", "cpu")
 
 _forced: str | None = None
 _chosen: ContextVar[Mapping[str, str] | None] = ContextVar("vllm_kernels_faces", default=None)
@@ -28,7 +32,7 @@ def face_of(op: str, device: torch.device, function: str | None = None) -> Modul
     face = _forced or _from_environment()
     if face is None and (chosen := _chosen.get()):
         face = chosen.get(f"{op}.{function}") or chosen.get(op)
-    return _load(face or _BY_DEVICE.get(device.type, "reference"), op)
+    return _load(face or (_cpu_face() if device.type == "cpu" else "reference"), op)
 
 
 @contextmanager
@@ -62,6 +66,16 @@ def choose_faces(faces: Mapping[str, str]) -> Iterator[None]:
 
 
 @cache
+def _cpu_face() -> str:
+    """C++ where it can run, torch's own operators otherwise. Any other device has the reference, which runs anywhere."""
+    reason = native.why_not()
+    if reason is None:
+        return "cpu"
+    logger.warning("CPU operations are torch's own, several times slower than the native kernels: %s", reason)
+    return "eager"
+
+
+@cache
 def _from_environment() -> str | None:
     face = os.environ.get("VLLM_KERNELS_FACE")
     return _checked(face, "VLLM_KERNELS_FACE") if face else None
@@ -75,4 +89,6 @@ def _load(face: str, op: str) -> ModuleType:
 def _checked(face: str, name: str) -> str:
     if face not in FACES:
         raise ValueError(f"{name} must be one of {', '.join(FACES)}, got {face!r}")
+    if face == "cpu" and (reason := native.why_not()):
+        raise ValueError(f"{name}=cpu cannot be honoured: {reason}")
     return face

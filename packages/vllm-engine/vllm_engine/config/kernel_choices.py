@@ -4,10 +4,10 @@ from vllm_engine import envs
 from vllm_engine.config.groups import EngineConfig
 from vllm_engine.config.names import refuse_name
 
-_ATTENTION = {"CPU_ATTN": "cpu", "TORCH_SDPA": "cpu", "REFERENCE": "reference"}
+_ATTENTION = {"CPU_ATTN": "cpu", "TORCH_SDPA": "eager", "REFERENCE": "reference"}
 """Attention backend -> face of ``vllm_kernels``."""
 
-_NORMS = {"cpu": "cpu", "reference": "reference", "native": "reference"}
+_NORMS = {"cpu": "cpu", "eager": "eager", "reference": "reference", "native": "reference"}
 """Implementation of a norm -> face. ``native`` is plain torch."""
 
 _ELSEWHERE = {

@@ -1,1 +1,1 @@
-"""The operations composed of torch's own CPU operators."""
+"""The operations in C++ (``csrc/cpu``), for the instructions that this machine has."""

@@ -9,7 +9,8 @@ from vllm_engine.config.option import key, option
 
 @dataclass(frozen=True, kw_only=True)
 class IrOpPriorityConfig:
-    """For each operation the implementations to try, best first: ``cpu``, ``reference``, ``native``; empty: the best.
+    """For each operation the implementations to try, best first: ``cpu``, ``eager``, ``reference``, ``native``; empty:
+    the best. ``cpu`` is C++, ``eager`` torch's own operators composed well.
 
     ``native`` is another name of ``reference``: plain torch.
     """

@@ -1,0 +1,55 @@
+// The library's three exported functions: which level this machine has, the threads to use, and kernels by name.
+#include <cstring>
+
+#include "abi.h"
+#include "level.h"
+#include "parallel.h"
+
+OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
+
+// One line for each kernel file.
+#define VLLM_FOR_EACH_FILE(USE, level) \
+  USE(norm, level)
+
+#define VLLM_DECLARE(file, level) extern "C" const KernelEntry vllm_##file##_##level[];
+#define VLLM_LIST(file, level) vllm_##file##_##level,
+VLLM_FOR_EACH_FILE(VLLM_DECLARE, avx2)
+VLLM_FOR_EACH_FILE(VLLM_DECLARE, avx512)
+VLLM_FOR_EACH_FILE(VLLM_DECLARE, avx512_bf16)
+VLLM_FOR_EACH_FILE(VLLM_DECLARE, amx)
+
+namespace {
+
+constexpr int kFiles = 0
+#define VLLM_COUNT(file, level) +1
+    VLLM_FOR_EACH_FILE(VLLM_COUNT, any);
+
+const KernelEntry* const kKernels[4][kFiles] = {
+    {VLLM_FOR_EACH_FILE(VLLM_LIST, avx2)},
+    {VLLM_FOR_EACH_FILE(VLLM_LIST, avx512)},
+    {VLLM_FOR_EACH_FILE(VLLM_LIST, avx512_bf16)},
+    {VLLM_FOR_EACH_FILE(VLLM_LIST, amx)},
+};
+
+}  // namespace
+
+#define VLLM_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The best level of this machine, -1 if it has none.
+VLLM_EXPORT int vllm_cpu_level() { return detect_level(); }
+
+// Entry points of the OpenMP runtime that all kernels share: GOMP_parallel, omp_get_thread_num, omp_get_num_threads.
+VLLM_EXPORT void vllm_cpu_use_openmp(void* parallel, void* thread_num, void* num_threads) {
+  vllm_openmp.parallel = reinterpret_cast<void (*)(void (*)(void*), void*, unsigned, unsigned)>(parallel);
+  vllm_openmp.thread_num = reinterpret_cast<int (*)()>(thread_num);
+  vllm_openmp.num_threads = reinterpret_cast<int (*)()>(num_threads);
+}
+
+// The function of a kernel for a level; null if there is no such kernel.
+VLLM_EXPORT void* vllm_cpu_kernel(const char* name, int level) {
+  if (level < kAvx2 || level > kAmx) return nullptr;
+  for (const KernelEntry* entries : kKernels[level])
+    for (; entries->name; ++entries)
+      if (!std::strcmp(entries->name, name)) return entries->function;
+  return nullptr;
+}

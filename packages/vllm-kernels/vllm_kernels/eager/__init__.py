@@ -1,0 +1,1 @@
+"""The operations composed of torch's own CPU operators."""
