@@ -1,3 +1,3 @@
-from vllm_kernels.eager.linear import linear, padded_rows
+from vllm_kernels.eager.linear import new_weight
 
-__all__ = ["linear", "padded_rows"]
+__all__ = ["new_weight"]

@@ -1,0 +1,51 @@
+"""What every face's weight of a projection offers."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+"""Of a gated projection; ``gelu`` is the exact one."""
+
+
+class LinearWeight(ABC):
+    """The weight ``[out_features, in_features]`` of a projection, in the layout that its face multiplies fastest.
+
+    A ``gated`` weight holds two projections of the same size, one above the other as in the checkpoints: rows
+    ``[0, out_features / 2)`` are the gate's, the others the value's.
+
+    Args:
+        out_features, in_features: rows and columns, the gate's rows included.
+        dtype: of activations and results.
+        gated: whether ``multiply_gated`` serves it, and ``multiply`` does not.
+    """
+
+    def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, *, gated: bool = False) -> None:
+        self.out_features = out_features
+        self.in_features = in_features
+        self.dtype = dtype
+        self.gated = gated
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+
+    @abstractmethod
+    def fill(self, rows: torch.Tensor, start: int = 0) -> None:
+        """Store rows ``[start, start + len(rows))``: ``[n, in_features]``, any floating type and any strides."""
+
+    @abstractmethod
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows as an embedding table has them: int64 ``[n]`` -> ``[n, in_features]`` in ``dtype``."""
+
+    @abstractmethod
+    def multiply(
+        self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        """``x`` ``[n, in_features]`` -> ``[n, out_features]``; see ``ops.linear.linear``. Arguments are checked."""
+
+    @abstractmethod
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        """``x`` ``[n, in_features]`` -> ``[n, out_features / 2]``; see ``ops.linear.gated_linear``."""
