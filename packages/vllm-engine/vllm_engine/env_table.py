@@ -89,7 +89,7 @@ TEXT = Kind("any text", str)
 FOLDER = Kind("a path", str)
 LEVEL = Kind("DEBUG, INFO, WARNING, ERROR or CRITICAL", _log_level)
 FACE = Kind("reference or eager or cpu", _one_of("reference", "eager", "cpu"))
-LEVEL = Kind("avx2 or avx512 or avx512_bf16 or amx", _one_of("avx2", "avx512", "avx512_bf16", "amx"))
+CPU_LEVEL = Kind("avx2 or avx512 or avx512_bf16 or amx", _one_of("avx2", "avx512", "avx512_bf16", "amx"))
 COUNT = Kind("a whole number of at least 1", _at_least(1))
 NUMBER = Kind("a whole number of at least 0", _at_least(0))
 AMOUNT = Kind("a number above 0", _positive)
@@ -175,7 +175,10 @@ VARIABLES: dict[str, EnvVar] = {
     # ---- CPU ----
     "VLLM_CPU_KVCACHE_SPACE": EnvVar(AMOUNT, None, "GiB for the KV cache on a CPU; unset: a share of what is free"),
     "VLLM_KERNELS_CPU_LEVEL": EnvVar(
-        LEVEL, None, "instructions that the native CPU kernels may use; unset: all that the machine has"
+        CPU_LEVEL, None, "instructions that the native CPU kernels may use; unset: all that the machine has"
+    ),
+    "VLLM_BATCH_INVARIANT": EnvVar(
+        YES_NO, False, "compute each request to the same bits, alone or in any batch; costs some speed"
     ),
     "VLLM_KERNELS_FACE": EnvVar(FACE, None, "implementation that serves every kernel; unset: the device's own"),
     "VLLM_CPU_OMP_THREADS_BIND": EnvVar(
