@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_kernels.ops.attention import AttentionMetadata
-from vllm_kernels.ops.cache import allocate_kv_cache, write_kv
+from vllm_kernels.ops.cache import CacheFormat, KVCache, allocate_kv_cache, write_kv
 
 
 @dataclass
@@ -47,31 +47,55 @@ class Step:
     """Arguments of ``paged_attention``."""
 
     query: torch.Tensor
-    key_cache: torch.Tensor
-    value_cache: torch.Tensor
+    cache: KVCache
     metadata: AttentionMetadata
 
     def double(self) -> "Step":
-        """The same in float64, for the oracle."""
-        return Step(self.query.double(), self.key_cache.double(), self.value_cache.double(), self.metadata)
+        """The same in float64, for the oracle, which reads the cache as exactly."""
+        return Step(self.query.double(), self.cache, self.metadata)
 
 
-def step_of(sequences: list[Sequence], block_size: int, *, first_kept: list[int] | None = None) -> Step:
-    """All sequences in one batch. Tokens before ``first_kept[i]`` are not in the cache, as if they slid out of it."""
+def format_of(dtype: torch.dtype) -> CacheFormat:
+    """Of a cache that stores a floating point type as it is."""
+    return {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}[dtype]
+
+
+def poison(cache: KVCache) -> None:
+    """Make every slot read as NaN."""
+    for entries, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale)):
+        if entries.dtype.itemsize == 1:
+            entries.view(torch.uint8).fill_(0x7F)  # NaN in both 8 bit floating point types
+        else:
+            entries.fill_(torch.nan)
+        if scales is not None:
+            scales.fill_(torch.nan)
+
+
+def step_of(
+    sequences: list[Sequence],
+    block_size: int,
+    *,
+    first_kept: list[int] | None = None,
+    format: CacheFormat | None = None,
+) -> Step:
+    """All sequences in one batch. Tokens before ``first_kept[i]`` are not in the cache, as if they slid out of it.
+
+    ``format``: of the cache; None is the type of the keys.
+    """
     first_kept = first_kept or [0] * len(sequences)
     _, num_kv_heads, head_dim = sequences[0].key.shape
     blocks_of = [-(-sequence.seq_len // block_size) for sequence in sequences]
     num_blocks = sum(blocks_of) + 3
-    caches = allocate_kv_cache(num_blocks, block_size, num_kv_heads, head_dim, sequences[0].key.dtype, "cpu")
-    for cache in caches:
-        cache.fill_(float("nan"))
+    format = format or format_of(sequences[0].key.dtype)
+    cache = allocate_kv_cache(num_blocks, block_size, num_kv_heads, head_dim, format, "cpu")
+    poison(cache)
     free = (torch.randperm(num_blocks - 1) + 1).tolist()  # block 0 is never owned
     block_table = torch.zeros(len(sequences), max(blocks_of) + 1, dtype=torch.int32)
     for row, (sequence, count, first) in enumerate(zip(sequences, blocks_of, first_kept, strict=True)):
         blocks = torch.tensor([free.pop() for _ in range(count)])
         positions = torch.arange(first, sequence.seq_len)
         slots = blocks[positions // block_size] * block_size + positions % block_size
-        write_kv(sequence.key[first:], sequence.value[first:], *caches, slots)
+        write_kv(sequence.key[first:], sequence.value[first:], cache, slots)
         skipped = first // block_size
         block_table[row, skipped:count] = blocks[skipped:].int()
     query_lens = [sequence.query_len for sequence in sequences]
@@ -83,4 +107,4 @@ def step_of(sequences: list[Sequence], block_size: int, *, first_kept: list[int]
         query_lens_host=query_lens,
         seq_lens_host=seq_lens,
     )
-    return Step(torch.cat([sequence.query for sequence in sequences]), *caches, metadata)
+    return Step(torch.cat([sequence.query for sequence in sequences]), cache, metadata)

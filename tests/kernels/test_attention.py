@@ -1,4 +1,5 @@
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional
 from tests.kernels.paged import Sequence, Step, random_sequence, step_of
 from vllm_kernels.backend import FACES, use_face
 from vllm_kernels.ops.attention import paged_attention
+from vllm_kernels.ops.cache import CacheFormat
 
 # New and all tokens: decode, whole prompts, chunks of prompts, lengths at and around block and tile borders.
 LENGTHS = [(1, 1), (5, 5), (1, 37), (1, 16), (16, 16), (7, 33), (300, 310), (1, 17), (2, 2)]
@@ -17,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 def attend(step: Step, **options) -> torch.Tensor:
     options.setdefault("scale", step.query.shape[-1] ** -0.5)
-    return paged_attention(step.query, step.key_cache, step.value_cache, step.metadata, **options)
+    return paged_attention(step.query, step.cache, step.metadata, **options)
 
 
 def oracle(step: Step, **options) -> torch.Tensor:
@@ -52,13 +54,12 @@ def test_every_kind_of_attention_equals_the_float64_reference(kind, dtype):
 
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("num_kv_heads", [4, 2])
-@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cached", get_args(CacheFormat))
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_a_cache_of_another_dtype_equals_the_float64_reference_of_what_it_holds(face, dtype, cached, num_kv_heads):
+def test_a_cache_of_any_format_equals_the_float64_reference_of_what_it_holds(face, dtype, cached, num_kv_heads):
     torch.manual_seed(0)
-    sequences = [random_sequence(*lengths, num_kv_heads=num_kv_heads, dtype=cached) for lengths in [(1, 37), (7, 33)]]
-    step = step_of(sequences, block_size=16)
-    step = dataclasses.replace(step, query=step.query.to(dtype))
+    sequences = [random_sequence(*lengths, num_kv_heads=num_kv_heads, dtype=dtype) for lengths in [(1, 37), (7, 33)]]
+    step = step_of(sequences, block_size=16, format=cached)
     with use_face(face):
         result = attend(step)
     assert result.dtype == dtype
@@ -189,8 +190,6 @@ def test_wrong_arguments_are_named():
         attend(step, alibi_slopes=torch.zeros(5))
     with pytest.raises(ValueError, match="sliding_window must be at least 1"):
         attend(step, sliding_window=0)
-    with pytest.raises(ValueError, match="value_cache must be like key_cache"):
-        attend(dataclasses.replace(step, value_cache=step.value_cache[:1]))
     with pytest.raises(ValueError, match="metadata has 2 new tokens in a sequence of 1"):
         attend(dataclasses.replace(step, metadata=dataclasses.replace(step.metadata, seq_lens_host=[1])))
     with pytest.raises(ValueError, match="metadata is of 1 sequences"):

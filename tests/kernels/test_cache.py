@@ -1,76 +1,228 @@
+import itertools
+from typing import get_args
+
 import pytest
 import torch
 
 from vllm_kernels.backend import FACES, use_face
-from vllm_kernels.ops.cache import allocate_kv_cache, write_kv
+from vllm_kernels.ops.cache import STORAGE, CacheFormat, KVCache, allocate_kv_cache, write_kv
+
+FORMATS = get_args(CacheFormat)
+PLAIN = FORMATS[:3]
+# Largest error of an entry, as a share of the largest of its head: half a step of 127, or of 3 and 2 mantissa bits.
+ERROR = {"int8_per_token_head": 0.5 / 127, "fp8_per_token_head": 2**-4, "fp8_e4m3": 2**-4, "fp8_e5m2": 2**-3}
+
+
+def tokens_of(cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as numbers, [slots, num_kv_heads, head_dim]: the layout turned around by hand."""
+    found = []
+    for entries, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale)):
+        numbers = entries.float() if scales is None else entries.float() * scales[..., None]
+        found.append(numbers.transpose(1, 2).flatten(0, 1))
+    return found[0], found[1]
+
+
+def every_8_bit_number(dtype: torch.dtype) -> torch.Tensor:
+    """Finite ones, ascending, float64, without a negative zero."""
+    numbers = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(dtype).double()
+    return numbers[numbers.isfinite()].unique()
 
 
 @pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_tokens_land_in_their_slots_and_nowhere_else(face, dtype):
+@pytest.mark.parametrize("format", PLAIN)
+def test_tokens_land_in_their_slots_and_nowhere_else(face, format):
     torch.manual_seed(0)
-    key_cache, value_cache = allocate_kv_cache(5, 4, 2, 8, dtype, "cpu")
-    key, value = torch.randn(2, 3, 2, 8).to(dtype)
+    cache = allocate_kv_cache(5, 4, 2, 8, format, "cpu")
+    key, value = torch.randn(2, 3, 2, 8).to(STORAGE[format])
     with use_face(face):
-        write_kv(key, value, key_cache, value_cache, torch.tensor([17, 2, 8]))
-    expected = torch.zeros(20, 2, 8, dtype=dtype)
-    expected[[17, 2, 8]] = key
-    assert torch.equal(key_cache.view(20, 2, 8), expected)
-    expected[[17, 2, 8]] = value
-    assert torch.equal(value_cache.view(20, 2, 8), expected)
+        write_kv(key, value, cache, torch.tensor([17, 2, 8]))
+    for found, tensor in zip(tokens_of(cache), (key, value), strict=True):
+        expected = torch.zeros(20, 2, 8)
+        expected[[17, 2, 8]] = tensor.float()
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("format", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_keys_and_values_are_rounded_to_the_dtype_of_the_cache(face, dtype, cached):
+def test_keys_and_values_are_rounded_to_the_dtype_of_the_cache(face, dtype, format):
     torch.manual_seed(0)
-    caches = allocate_kv_cache(2, 2, 1, 8, cached, "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 8, format, "cpu")
     key, value = torch.randn(2, 3, 1, 8).to(dtype)
     with use_face(face):
-        write_kv(key, value, *caches, torch.tensor([3, -1, 0]))
-    for cache, tensor in zip(caches, (key, value), strict=True):
-        assert torch.equal(cache.view(4, 1, 8)[[3, 0]], tensor[[0, 2]].to(cached))
+        write_kv(key, value, cache, torch.tensor([3, -1, 0]))
+    for found, tensor in zip(tokens_of(cache), (key, value), strict=True):
+        assert torch.equal(found[[3, 0]], tensor[[0, 2]].to(STORAGE[format]).float())
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2"])
+def test_8_bit_entries_are_the_nearest_numbers_there_are(face, format):
+    torch.manual_seed(0)
+    numbers = every_8_bit_number(STORAGE[format])
+    middles = (numbers[:-1] + numbers[1:]) / 2
+    edges = [middles, middles * (1 + 2**-20), middles * (1 - 2**-20), numbers, torch.tensor([1e9, -1e9, 470.0, 6e4])]
+    x = torch.cat([*edges, torch.randn(999) * 100]).float()
+    x = torch.nn.functional.pad(x, (0, -len(x) % 16)).view(-1, 1, 16)
+    cache = allocate_kv_cache(1, len(x), 1, 16, format, "cpu")
+    with use_face(face):
+        write_kv(x, -x, cache, torch.arange(len(x)))
+    key, value = tokens_of(cache)
+    distance = (x.double() - key).abs()
+    assert torch.equal(distance, (x.double()[..., None] - numbers).abs().amin(-1))
+    assert torch.equal(value, -key)
+    # Ties go to the even one of the two.
+    tied = torch.isin(x.double(), middles)
+    assert not (cache.key.view(torch.uint8).transpose(1, 2).flatten(0, 1)[tied] & 1).any()
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2"])
+def test_8_bit_entries_keep_nan_and_saturate(face, format):
+    cache = allocate_kv_cache(1, 1, 1, 4, format, "cpu")
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e-30]).view(1, 1, 4)
+    with use_face(face):
+        write_kv(x, x, cache, torch.tensor([0]))
+    largest = torch.finfo(STORAGE[format]).max
+    assert torch.equal(
+        torch.nan_to_num(tokens_of(cache)[0].view(4), nan=5.0), torch.tensor([5.0, largest, -largest, 0])
+    )
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("format", ["int8_per_token_head", "fp8_per_token_head"])
+@pytest.mark.parametrize("head_dim", [8, 16, 40, 128])
+def test_each_head_of_each_token_has_its_own_scale(face, format, head_dim):
+    torch.manual_seed(0)
+    sizes = torch.tensor([1e-3, 1.0, 1e4, 0.0, 1e-42, 3e37])[:, None, None]
+    key, value = torch.randn(6, 3, head_dim) * sizes, torch.randn(6, 3, head_dim) / (sizes + 1)
+    cache = allocate_kv_cache(3, 4, 3, head_dim, format, "cpu")
+    slots = torch.tensor([5, 11, 0, 7, 2, 3])
+    with use_face(face):
+        write_kv(key, value, cache, slots)
+    largest = 127 if format.startswith("int8") else 448
+    for found, scales, x in zip(tokens_of(cache), (cache.key_scale, cache.value_scale), (key, value), strict=True):
+        peak = x.abs().amax(-1)
+        expected = torch.where(peak == 0, 1.0, peak / largest)
+        assert torch.equal(scales.transpose(1, 2).flatten(0, 1)[slots], expected)
+        # A scale is a multiple of 1.4e-45, and is off by half of that at most.
+        assert ((found[slots] - x).abs() <= (peak * ERROR[format])[..., None] * (1 + 1e-6) + 4e-43).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("face", ["eager", "cpu"])
+def test_every_face_stores_the_bits_of_the_reference(face, format, dtype):
+    torch.manual_seed(0)
+    caches = []
+    key, value = (20 * torch.randn(2, 9, 3, 24)).to(dtype)
+    slots = torch.tensor([1, -1, 30, 4, 18, -1, 2, 9, 10])
+    for served in ("reference", face):
+        caches.append(allocate_kv_cache(5, 7, 3, 24, format, "cpu"))
+        with use_face(served):
+            write_kv(key, value, caches[-1], slots)
+    for name in ("key", "value", "key_scale", "value_scale"):
+        ours, theirs = (getattr(cache, name) for cache in caches)
+        assert ours is theirs is None or torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("format", ["int8_per_token_head", "fp8_per_token_head"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 17, 23])
+def test_a_head_that_is_not_finite_reads_as_nan(face, format, bad, place):
+    cache = allocate_kv_cache(1, 2, 2, 24, format, "cpu")
+    key = torch.ones(1, 2, 24)
+    key[0, 1, place] = bad
+    with use_face(face):
+        write_kv(key, key, cache, torch.tensor([1]))
+    for found in tokens_of(cache):
+        assert found[1, 1].isnan().all()
+        assert torch.equal(found[1, 0], key[0, 0])
 
 
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("slots", [[-1, 3, -1], [-1, -1, -1]])
-def test_slot_minus_one_is_left_out(face, slots):
-    key_cache, value_cache = allocate_kv_cache(2, 2, 1, 4, torch.float32, "cpu")
+def test_a_negative_slot_is_left_out(face, slots):
+    cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
     key = torch.ones(3, 1, 4)
     with use_face(face):
-        write_kv(key, 2 * key, key_cache, value_cache, torch.tensor(slots))
+        write_kv(key, 2 * key, cache, torch.tensor(slots))
+    keys, values = tokens_of(cache)
     written = [slot in slots for slot in range(4)]
-    assert (key_cache.view(4, -1) == 1).all(dim=1).tolist() == written
-    assert (value_cache.view(4, -1) == 2).all(dim=1).tolist() == written
-    assert key_cache.sum() == 4 * sum(written)
+    assert (keys.view(4, -1) == 1).all(dim=1).tolist() == written
+    assert (values.view(4, -1) == 2).all(dim=1).tolist() == written
+    assert keys.sum() == 4 * sum(written)
 
 
-def test_a_new_cache_holds_zeros_only():
-    for cache in allocate_kv_cache(3, 16, 2, 8, torch.bfloat16, "cpu"):
-        assert not cache.any()
+@pytest.mark.parametrize("face", FACES)
+def test_parts_of_a_wider_tensor_are_stored_like_any_other(face):
+    torch.manual_seed(0)
+    qkv = torch.randn(3, 5 * 2 * 8)
+    key, value = qkv[:, 16:32].view(3, 2, 8), qkv[:, 40:56].view(3, 2, 8)
+    caches = [allocate_kv_cache(2, 4, 2, 8, "bfloat16", "cpu") for _ in range(2)]
+    with use_face(face):
+        write_kv(key, value, caches[0], torch.tensor([6, 1, 2]))
+        write_kv(key.contiguous(), value.contiguous(), caches[1], torch.tensor([6, 1, 2]))
+    assert torch.equal(caches[0].key, caches[1].key)
+    assert torch.equal(caches[0].value, caches[1].value)
 
 
-def test_an_empty_step_writes_nothing():
-    caches = allocate_kv_cache(1, 2, 1, 4, torch.float32, "cpu")
-    write_kv(torch.zeros(0, 1, 4), torch.zeros(0, 1, 4), *caches, torch.zeros(0, dtype=torch.int64))
-    assert not caches[0].any()
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_new_cache_holds_zeros_only_and_knows_its_format(format):
+    cache = allocate_kv_cache(3, 16, 2, 8, format, "cpu")
+    assert cache.format == format
+    assert (cache.num_blocks, cache.block_size, cache.num_kv_heads, cache.head_dim) == (3, 16, 2, 8)
+    for tensor in tokens_of(cache):
+        assert not tensor.any()
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_an_empty_step_writes_nothing(face):
+    cache = allocate_kv_cache(1, 2, 1, 4, "float32", "cpu")
+    with use_face(face):
+        write_kv(torch.zeros(0, 1, 4), torch.zeros(0, 1, 4), cache, torch.zeros(0, dtype=torch.int64))
+    assert not cache.key.any()
+
+
+@pytest.mark.parametrize(("face", "slot"), list(itertools.product(FACES, [4, 2**40])))
+def test_a_slot_outside_of_the_cache_is_refused(face, slot):
+    cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
+    with use_face(face), pytest.raises(IndexError):
+        write_kv(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), cache, torch.tensor([0, slot]))
 
 
 def test_wrong_arguments_are_named():
-    caches = allocate_kv_cache(2, 2, 1, 4, torch.float32, "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
     key, slots = torch.zeros(2, 1, 4), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
-        allocate_kv_cache(2, 0, 1, 4, torch.float32, "cpu")
+        allocate_kv_cache(2, 0, 1, 4, "float32", "cpu")
+    with pytest.raises(ValueError, match=r"format must be one of float32, .*, got 'fp4'"):
+        allocate_kv_cache(2, 2, 1, 4, "fp4", "cpu")
     with pytest.raises(ValueError, match="key must have shape"):
-        write_kv(key[..., :2], key, *caches, slots)
+        write_kv(key[..., :2], key, cache, slots)
     with pytest.raises(ValueError, match=r"value must be floating point, got torch.int32"):
-        write_kv(key, key.int(), *caches, slots)
+        write_kv(key, key.int(), cache, slots)
     with pytest.raises(ValueError, match="slot_mapping must have shape"):
-        write_kv(key, key, *caches, slots[:1])
+        write_kv(key, key, cache, slots[:1])
     with pytest.raises(ValueError, match=r"slot_mapping must be torch.int64, got torch.int32"):
-        write_kv(key, key, *caches, slots.int())
-    with pytest.raises(ValueError, match="key_cache must come from allocate_kv_cache"):
-        write_kv(key, key, caches[0].transpose(0, 1), caches[1], slots)
-    with pytest.raises(IndexError):
-        write_kv(key, key, *caches, torch.tensor([0, 4]))
+        write_kv(key, key, cache, slots.int())
+
+
+def test_tensors_that_make_no_cache_are_refused():
+    entries, scales = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 4)
+    small = entries.to(torch.int8)
+    with pytest.raises(ValueError, match="key of a cache must be contiguous"):
+        KVCache(entries.transpose(0, 1), entries)
+    with pytest.raises(ValueError, match="value of a cache must be contiguous"):
+        KVCache(entries, entries[:1])
+    with pytest.raises(ValueError, match=r"value of a cache must be torch.float32, got torch.bfloat16"):
+        KVCache(entries, entries.bfloat16())
+    with pytest.raises(ValueError, match="scales of both keys and values, or of neither"):
+        KVCache(small, small, scales)
+    with pytest.raises(ValueError, match=r"no cache format stores torch.int8 without scales"):
+        KVCache(small, small)
+    with pytest.raises(ValueError, match="value_scale must have shape"):
+        KVCache(small, small, scales, scales[:1])
+    with pytest.raises(ValueError, match=r"key_scale must be torch.float32"):
+        KVCache(small, small, scales.half(), scales.half())

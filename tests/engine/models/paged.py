@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tests.kernels.paged import format_of, poison
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_kernels.ops.attention import AttentionMetadata
@@ -29,13 +30,12 @@ class PagedRun:
         parameter = next(model.parameters())
         self.caches = [
             allocate_kv_cache(
-                num_blocks, block_size, spec.num_kv_heads, spec.head_dim, parameter.dtype, parameter.device
+                num_blocks, block_size, spec.num_kv_heads, spec.head_dim, format_of(parameter.dtype), parameter.device
             )
             for spec in specs
         ]
         for cache in self.caches:
-            for half in cache:
-                half.fill_(torch.nan)
+            poison(cache)
         generator = torch.Generator().manual_seed(0)
         self.tables = [
             (1 + torch.randperm(num_blocks - 1, generator=generator)).view(num_seqs, blocks_each).int() for _ in windows

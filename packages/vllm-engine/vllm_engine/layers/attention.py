@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vllm_engine.layers.module import TensorModule
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
-from vllm_kernels.ops.cache import write_kv
+from vllm_kernels.ops.cache import KVCache, write_kv
 
 
 @dataclass(slots=True)
@@ -14,13 +14,13 @@ class AttentionContext:
     """What the attention layers of one step need beside their inputs, made by the model runner and passed down.
 
     Lists of one entry per KV cache group: ``metadata``, and ``slot_mappings`` (int64 ``[T]``, where each token's key
-    and value go; -1 is nowhere). Lists of one entry per layer: ``group_of_layer`` and ``kv_caches`` (key, value).
+    and value go; -1 is nowhere). Lists of one entry per layer: ``group_of_layer`` and ``kv_caches``.
     """
 
     metadata: list[AttentionMetadata]
     slot_mappings: list[Tensor]
     group_of_layer: list[int]
-    kv_caches: list[tuple[Tensor, Tensor]]
+    kv_caches: list[KVCache]
 
 
 class Attention(TensorModule):
@@ -52,12 +52,11 @@ class Attention(TensorModule):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, ctx: AttentionContext) -> Tensor:
         """query ``[T, Hq, D]``, key and value ``[T, Hkv, D]`` -> ``[T, Hq * D]``."""
         group = ctx.group_of_layer[self.layer_index]
-        key_cache, value_cache = ctx.kv_caches[self.layer_index]
-        write_kv(key, value, key_cache, value_cache, ctx.slot_mappings[group])
+        cache = ctx.kv_caches[self.layer_index]
+        write_kv(key, value, cache, ctx.slot_mappings[group])
         output = paged_attention(
             query,
-            key_cache,
-            value_cache,
+            cache,
             ctx.metadata[group],
             scale=self.scale,
             sliding_window=self.sliding_window,

@@ -1,14 +1,17 @@
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional
 
 from vllm_kernels.eager.attention_plan import DecodeChunk, PrefillCall, plan_for
+from vllm_kernels.eager.cache import plain
 from vllm_kernels.ops.attention import AttentionMetadata
+from vllm_kernels.ops.cache import KVCache
 
 
 def paged_attention(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: KVCache,
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None,
@@ -16,15 +19,14 @@ def paged_attention(
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    num_kv_heads = key_cache.shape[2]
-    plan = plan_for(metadata, key_cache.shape, sliding_window)
+    num_kv_heads = cache.num_kv_heads
+    plan = plan_for(metadata, cache, sliding_window)
     score = _Score(scale, soft_cap, _by_kv_head(alibi_slopes, num_kv_heads), _by_kv_head(sinks, num_kv_heads))
-    keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)  # [slots, Hkv, D]
     result = torch.empty(query.shape, dtype=query.dtype)  # the plan covers every token: ops checks that lengths add up
     for chunk in plan.decode:
-        _decode(query, keys, values, chunk, score, result)
+        _decode(query, cache, chunk, score, result)
     for call in plan.prefill:
-        _prefill(query, keys, values, call, score, result)
+        _prefill(query, cache, call, score, result)
     return result
 
 
@@ -43,10 +45,18 @@ def _by_kv_head(per_head: torch.Tensor | None, num_kv_heads: int) -> torch.Tenso
     return None if per_head is None else per_head.float().view(num_kv_heads, -1, 1)
 
 
+def _gather(cache: KVCache, rows: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """Keys and values of the rows for all KV heads [Hkv * L], as numbers of ``dtype`` [Hkv, L, D]."""
+    for entries, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale)):
+        found = plain(entries).view(-1, cache.head_dim).index_select(0, rows).view(entries.dtype)
+        if scales is not None:
+            found = found.float() * scales.view(-1).index_select(0, rows)[:, None]
+        yield found.to(dtype).view(cache.num_kv_heads, -1, cache.head_dim)
+
+
 def _decode(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: KVCache,
     chunk: DecodeChunk,
     score: _Score,
     result: torch.Tensor,
@@ -56,21 +66,20 @@ def _decode(
     One call for sequences of equal padded length would save 15 us each, but in torch's kernel and the matrix products
     below it, last bits depend on which thread gets a row of the batch (seen in fp32 with two threads).
     """
-    num_kv_heads, head_dim = keys.shape[1:]
+    num_kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
     # The query heads of one KV head stand where torch expects queries: each key is read once for all of them.
     q = query.index_select(0, chunk.tokens).view(-1, num_kv_heads, query.shape[1] // num_kv_heads, head_dim)
-    k, v = keys.index_select(0, chunk.slots), values.index_select(0, chunk.slots)
+    k, v = _gather(cache, chunk.rows, query.dtype)  # [Hkv, L, D]
     if q.shape[2] == 1 and query.dtype != torch.float32:
         # torch's half precision products with a single row are so slow that widening the keys first pays: measured
         # with 32 sequences of 512 tokens, 8 heads of 64, bf16, 22 ms instead of 47.
         q, k, v = q.float(), k.float(), v.float()
-    k, v = k.to(q.dtype), v.to(q.dtype)  # a cache of another dtype; no copy where it is the same
     sinks = None if score.sinks is None else score.sinks[None]
     outs = []
     for one_q, one_k, one_v in zip(
         _aligned_rows(q),
-        k.transpose(0, 1)[None].split(chunk.sizes, dim=2)[::2],
-        v.transpose(0, 1)[None].split(chunk.sizes, dim=2)[::2],
+        k[None].split(chunk.sizes, dim=2)[::2],
+        v[None].split(chunk.sizes, dim=2)[::2],
         strict=True,
     ):
         bias = None if score.alibi is None else score.alibi[None] * torch.arange(1 - one_k.shape[2], 1)
@@ -86,16 +95,14 @@ def _aligned_rows(q: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def _prefill(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: KVCache,
     call: PrefillCall,
     score: _Score,
     result: torch.Tensor,
 ) -> None:
-    num_kv_heads, head_dim = keys.shape[1:]
+    num_kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
     group = query.shape[1] // num_kv_heads
-    # [Hkv, L, D]
-    k, v = (cache.index_select(0, call.slots).to(query.dtype).transpose(0, 1) for cache in (keys, values))
+    k, v = _gather(cache, call.rows, query.dtype)  # [Hkv, L, D]
     for tile in call.tiles:
         q = query[tile.tokens].view(-1, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)  # [Hkv, G, n, D]
         # KV heads stand as batch, and their query heads as heads that share one key by a stride of zero.

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm_kernels.eager.cache import rows_of
 from vllm_kernels.ops.attention import AttentionMetadata
+from vllm_kernels.ops.cache import KVCache
 
 # Keys of a decode chunk, in numbers: a few MB of copies stay in the processor's cache until they are used. Measured
 # with 32 sequences of 512 tokens, 8 KV heads of 128, bf16: 49 ms with this, 72 ms with four times as many.
@@ -21,12 +23,13 @@ PREFILL_TILE = 256
 class DecodeChunk:
     """Sequences with one new token each, gathered together.
 
-    ``tokens`` [B] are their rows of the query. ``slots`` are the cache slots of all visible tokens, one sequence after
-    the other, each filled up with its newest token; ``sizes`` are its visible tokens and the filling, alternating.
+    ``tokens`` [B] are their rows of the query. ``rows`` are, for each KV head, the cache rows of all visible tokens,
+    one sequence after the other, each filled up with its newest token; ``sizes`` are its visible tokens and the
+    filling, alternating.
     """
 
     tokens: torch.Tensor
-    slots: torch.Tensor
+    rows: torch.Tensor
     sizes: list[int]
 
 
@@ -45,9 +48,9 @@ class PrefillTile:
 
 @dataclass(slots=True)
 class PrefillCall:
-    """A sequence with several new tokens. ``slots`` [L]: cache slots of all tokens that any of them sees."""
+    """A sequence with several new tokens. ``rows``: for each KV head, the cache rows of all tokens that any of them sees."""
 
-    slots: torch.Tensor
+    rows: torch.Tensor
     tiles: list[PrefillTile]
 
 
@@ -59,22 +62,21 @@ class AttentionPlan:
     prefill: list[PrefillCall]
 
 
-def plan_for(metadata: AttentionMetadata, cache_shape: torch.Size, sliding_window: int | None) -> AttentionPlan:
-    """Plan of a step, made at the first layer that asks. ``cache_shape``: of a key cache.
+def plan_for(metadata: AttentionMetadata, cache: KVCache, sliding_window: int | None) -> AttentionPlan:
+    """Plan of a step, made at the first layer that asks.
 
     Raises ``ValueError`` when a sequence has more new tokens than tokens.
     """
-    _, block_size, num_kv_heads, head_dim = cache_shape
-    key = (block_size, num_kv_heads * head_dim, sliding_window)
+    key = (cache.block_size, cache.num_kv_heads, cache.head_dim, sliding_window)
     plan: AttentionPlan | None = metadata.plans.get(key)
     if plan is None:
-        tokens_per_chunk = DECODE_NUMBERS_PER_CHUNK // (num_kv_heads * head_dim)
-        plan = metadata.plans[key] = _make_plan(metadata, block_size, sliding_window, tokens_per_chunk)
+        tokens_per_chunk = DECODE_NUMBERS_PER_CHUNK // (cache.num_kv_heads * cache.head_dim)
+        plan = metadata.plans[key] = _make_plan(metadata, cache, sliding_window, tokens_per_chunk)
     return plan
 
 
 def _make_plan(
-    metadata: AttentionMetadata, block_size: int, sliding_window: int | None, tokens_per_chunk: int
+    metadata: AttentionMetadata, cache: KVCache, sliding_window: int | None, tokens_per_chunk: int
 ) -> AttentionPlan:
     block_table = metadata.block_table.numpy()
     decode: list[tuple[int, int, int]] = []  # (token, sequence, visible tokens)
@@ -86,22 +88,22 @@ def _make_plan(
         if query_len == 1:
             decode.append((token, seq, seq_len if sliding_window is None else min(seq_len, sliding_window)))
         elif query_len > 1:
-            prefill.append(_prefill_call(token, query_len, seq_len, block_table[seq], block_size, sliding_window))
+            prefill.append(_prefill_call(token, query_len, seq_len, block_table[seq], cache, sliding_window))
         token += query_len
     chunks = []
     start = tokens = 0
     for i, (_, _, visible) in enumerate(decode):
         if i > start and tokens + visible > tokens_per_chunk:
-            chunks.append(_decode_chunk(decode[start:i], metadata.seq_lens_host, block_table, block_size))
+            chunks.append(_decode_chunk(decode[start:i], metadata.seq_lens_host, block_table, cache))
             start, tokens = i, 0
         tokens += visible
     if start < len(decode):
-        chunks.append(_decode_chunk(decode[start:], metadata.seq_lens_host, block_table, block_size))
+        chunks.append(_decode_chunk(decode[start:], metadata.seq_lens_host, block_table, cache))
     return AttentionPlan(chunks, prefill)
 
 
 def _decode_chunk(
-    members: list[tuple[int, int, int]], seq_lens: list[int], block_table: NDArray[np.int32], block_size: int
+    members: list[tuple[int, int, int]], seq_lens: list[int], block_table: NDArray[np.int32], cache: KVCache
 ) -> DecodeChunk:
     tokens, seqs, visible = np.array(members, dtype=np.int64).T
     last = np.array([seq_lens[seq] - 1 for _, seq, _ in members], dtype=np.int64)
@@ -109,9 +111,9 @@ def _decode_chunk(
     # Offset of each gathered token in its own sequence's part, without a loop over sequences.
     offsets = np.arange(padded.sum()) - np.repeat(np.cumsum(padded) - padded, padded)
     positions = np.minimum(np.repeat(last - visible + 1, padded) + offsets, np.repeat(last, padded))
-    slots = _slots(block_table[np.repeat(seqs, padded), positions // block_size], positions, block_size)
+    rows = _rows(block_table[np.repeat(seqs, padded), positions // cache.block_size], positions, cache)
     sizes = np.stack([visible, padded - visible], axis=1).reshape(-1)
-    return DecodeChunk(torch.from_numpy(np.ascontiguousarray(tokens)), slots, sizes.tolist())
+    return DecodeChunk(torch.from_numpy(np.ascontiguousarray(tokens)), rows, sizes.tolist())
 
 
 def _prefill_call(
@@ -119,7 +121,7 @@ def _prefill_call(
     query_len: int,
     seq_len: int,
     block_row: NDArray[np.int32],
-    block_size: int,
+    cache: KVCache,
     sliding_window: int | None,
 ) -> PrefillCall:
     first_query = seq_len - query_len
@@ -139,8 +141,9 @@ def _prefill_call(
                 hidden=torch.from_numpy((distance > 0) | (distance <= -window)),
             )
         )
-    return PrefillCall(_slots(block_row[positions // block_size], positions, block_size), tiles)
+    return PrefillCall(_rows(block_row[positions // cache.block_size], positions, cache), tiles)
 
 
-def _slots(blocks: NDArray[np.int32], positions: NDArray[np.int64], block_size: int) -> torch.Tensor:
-    return torch.from_numpy(blocks.astype(np.int64) * block_size + positions % block_size)
+def _rows(blocks: NDArray[np.int32], positions: NDArray[np.int64], cache: KVCache) -> torch.Tensor:
+    slots = torch.from_numpy(blocks.astype(np.int64) * cache.block_size + positions % cache.block_size)
+    return rows_of(slots, cache).view(-1)

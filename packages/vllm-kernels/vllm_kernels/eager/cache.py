@@ -1,15 +1,37 @@
 import torch
 
+from vllm_kernels.ops.cache import SCALED, KVCache
+from vllm_kernels.reference.cache import to_storage
 
-def write_kv(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
+
+def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
     written = slot_mapping >= 0
     if not written.all():
         key, value, slot_mapping = key[written], value[written], slot_mapping[written]
-    key_cache.flatten(0, 1).index_copy_(0, slot_mapping, key.to(key_cache.dtype))
-    value_cache.flatten(0, 1).index_copy_(0, slot_mapping, value.to(value_cache.dtype))
+    rows = rows_of(slot_mapping, cache).view(-1)
+    for x, entries, scales in ((key, cache.key, cache.key_scale), (value, cache.value, cache.value_scale)):
+        if scales is not None:
+            x, scale = _scaled(x, SCALED[cache.format])
+            scales.view(-1).index_copy_(0, rows, scale.transpose(0, 1).reshape(-1))
+        stored = to_storage(x, entries.dtype).transpose(0, 1).reshape(-1, cache.head_dim)
+        plain(entries).view(-1, cache.head_dim).index_copy_(0, rows, plain(stored))
+
+
+def rows_of(slots: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    """Rows of ``[num_blocks * num_kv_heads * block_size, head_dim]`` where slots [n] are: int64 [num_kv_heads, n]."""
+    _, num_kv_heads, block_size, _ = cache.key.shape
+    first = slots + slots.div(block_size, rounding_mode="floor") * (block_size * (num_kv_heads - 1))
+    return first + torch.arange(num_kv_heads)[:, None] * block_size
+
+
+def plain(entries: torch.Tensor) -> torch.Tensor:
+    """As a type that torch can gather and scatter: it lacks those for some 8 bit ones."""
+    return entries.view(torch.uint8) if entries.dtype.itemsize == 1 else entries
+
+
+def _scaled(x: torch.Tensor, largest: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x`` [T, Hkv, D] over its scales, and the scales [T, Hkv]."""
+    x = x.float()
+    scale = x.abs().amax(-1) / largest
+    scale = torch.where(scale == 0, 1.0, torch.where(scale.isfinite(), scale, torch.nan))
+    return (x / scale[..., None]).nan_to_num_(0.0), scale

@@ -7,7 +7,7 @@ import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_floating, check_shape
-from vllm_kernels.ops.cache import check_caches
+from vllm_kernels.ops.cache import KVCache
 
 
 @dataclass(slots=True, eq=False)
@@ -37,8 +37,7 @@ class AttentionMetadata:
 
 def paged_attention(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: KVCache,
     metadata: AttentionMetadata,
     *,
     scale: float,
@@ -56,10 +55,10 @@ def paged_attention(
     to its denominator.
 
     Args:
-        query: ``[num_tokens, num_heads, head_dim]``, floating point. Keys and values of another dtype are
+        query: ``[num_tokens, num_heads, head_dim]``, floating point. Keys and values of another format are
             converted where they are read.
-        key_cache, value_cache: from ``cache.allocate_kv_cache``; ``num_heads`` is a multiple of their ``num_kv_heads``,
-            and query head ``h`` reads KV head ``h // (num_heads // num_kv_heads)``.
+        cache: from ``cache.allocate_kv_cache``; ``num_heads`` is a multiple of its ``num_kv_heads``, and query head
+            ``h`` reads KV head ``h // (num_heads // num_kv_heads)``.
         metadata: of the step.
         scale: factor of the scores, usually ``head_dim ** -0.5``.
         sliding_window: tokens that a token sees, itself included; None for all.
@@ -74,8 +73,7 @@ def paged_attention(
         ValueError: shapes, dtypes or lengths do not fit.
         IndexError: a block of the table that is followed lies outside the cache.
     """
-    check_caches(key_cache, value_cache)
-    num_kv_heads, head_dim = key_cache.shape[2:]
+    _, num_kv_heads, _, head_dim = cache.key.shape
     check_shape("query", query, (None, None, head_dim))
     check_floating("query", query)
     num_tokens, num_heads, _ = query.shape
@@ -88,7 +86,7 @@ def paged_attention(
             check_shape(name, per_head, (num_heads,))
     _check_metadata(metadata, num_tokens)
     result: torch.Tensor = face_of("attention", query.device).paged_attention(
-        query, key_cache, value_cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks
+        query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks
     )
     return result
 

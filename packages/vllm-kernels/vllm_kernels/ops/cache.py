@@ -1,10 +1,12 @@
 """The paged KV cache of one layer: allocation and writing.
 
-Layout, known only to this wheel: keys and values are each ``[num_blocks, block_size, num_kv_heads, head_dim]``.
-Token ``offset`` of block ``block`` is slot ``block * block_size + offset``.
+Layout, known only to this wheel: keys and values are each ``[num_blocks, num_kv_heads, block_size, head_dim]``, so that
+what one head attends to stands together. Token ``offset`` of block ``block`` is slot ``block * block_size + offset``.
 """
 
 import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,8 +14,95 @@ import torch
 from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_dtype, check_floating, check_shape
 
+CacheFormat = Literal[
+    "float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "fp8_per_token_head"
+]
+"""How entries are stored.
+
+Floating point types round to nearest even; the 8 bit ones also saturate at their largest number, and keep NaN. The
+formats with a scale for each token and head (``int8_per_token_head``, and ``fp8_per_token_head`` in e4m3) store ``x /
+scale``, rounded to nearest even, where ``scale`` is the largest magnitude of the head's entries over 127 or 448, and 1
+where all are zero. A head that holds a NaN or an infinity has the scale NaN, and reads as NaN.
+"""
+
+STORAGE: dict[CacheFormat, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "int8_per_token_head": torch.int8,
+    "fp8_per_token_head": torch.float8_e4m3fn,
+}
+"""Type of the stored entries."""
+
+SCALED: dict[CacheFormat, float] = {"int8_per_token_head": 127.0, "fp8_per_token_head": 448.0}
+"""Formats with a scale for each token and head: their largest stored number."""
+
 _ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector register."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KVCache:
+    """Keys and values of one layer, in blocks. ``allocate_kv_cache`` makes them.
+
+    Args:
+        key, value: ``[num_blocks, num_kv_heads, block_size, head_dim]``, contiguous, in the storage type of the format.
+        key_scale, value_scale: fp32 ``[num_blocks, num_kv_heads, block_size]``, contiguous: entry times scale is what
+            was stored. None for formats without scales.
+
+    Raises:
+        ValueError: the four do not fit together.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    key_scale: torch.Tensor | None = None
+    value_scale: torch.Tensor | None = None
+    format: CacheFormat = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("key", self.key), ("value", self.value)):
+            if tensor.ndim != 4 or not tensor.is_contiguous() or tensor.shape != self.key.shape:
+                raise ValueError(
+                    f"{name} of a cache must be contiguous [num_blocks, num_kv_heads, block_size, head_dim] like key, "
+                    f"got {list(tensor.shape)}"
+                )
+            check_dtype(f"{name} of a cache", tensor, self.key.dtype)
+        for name, scale in (("key_scale", self.key_scale), ("value_scale", self.value_scale)):
+            if (scale is None) != (self.key_scale is None):
+                raise ValueError("a cache has scales of both keys and values, or of neither")
+            if scale is not None:
+                check_shape(name, scale, tuple(self.key.shape[:3]))
+                check_dtype(name, scale, torch.float32)
+                if not scale.is_contiguous():
+                    raise ValueError(f"{name} must be contiguous")
+        scaled = self.key_scale is not None
+        formats = [name for name, dtype in STORAGE.items() if dtype == self.key.dtype and (name in SCALED) == scaled]
+        if not formats:
+            raise ValueError(f"no cache format stores {self.key.dtype} {'with' if scaled else 'without'} scales")
+        object.__setattr__(self, "format", formats[0])
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool."""
+        return self.key.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and of values."""
+        return self.key.shape[1]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.key.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        """Entries of a head."""
+        return self.key.shape[3]
 
 
 def allocate_kv_cache(
@@ -21,79 +110,64 @@ def allocate_kv_cache(
     block_size: int,
     num_kv_heads: int,
     head_dim: int,
-    dtype: torch.dtype,
+    format: CacheFormat,
     device: torch.device | str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Key cache and value cache of one layer, filled with zeros.
+) -> KVCache:
+    """The cache of one layer, filled with zeros.
 
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens in a block.
         num_kv_heads, head_dim: heads of keys and values, and their width.
-        dtype: floating point type of the entries.
+        format: how entries are stored.
         device: where the tensors live.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or the format is unknown.
     """
-    sizes = {
-        "num_blocks": num_blocks,
-        "block_size": block_size,
-        "num_kv_heads": num_kv_heads,
-        "head_dim": head_dim,
-    }
+    sizes = {"num_blocks": num_blocks, "num_kv_heads": num_kv_heads, "block_size": block_size, "head_dim": head_dim}
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    shape = tuple(sizes.values())
-    if torch.device(device).type == "cpu":
-        return _lazy_zeros(shape, dtype), _lazy_zeros(shape, dtype)
-    return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+    if format not in STORAGE:
+        raise ValueError(f"format must be one of {', '.join(get_args(CacheFormat))}, got {format!r}")
+    shape, dtype, where = tuple(sizes.values()), STORAGE[format], torch.device(device)
+    key, value = _zeros(shape, dtype, where), _zeros(shape, dtype, where)
+    if format not in SCALED:
+        return KVCache(key, value)
+    return KVCache(key, value, _zeros(shape[:3], torch.float32, where), _zeros(shape[:3], torch.float32, where))
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose memory the system hands out page by page as blocks are first written.
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU, the system hands out their memory page by page as blocks are first written.
 
     ``torch.zeros`` writes every byte: a second per GiB of start-up, and memory that a short run never needs.
     """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = math.prod(shape) * dtype.itemsize
     memory = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
 
 
-def write_kv(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """Store keys and values of new tokens in their slots, in place, rounded to the dtype of the caches.
+def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+    """Store keys and values of new tokens in their slots, in place, in the format of the cache.
 
     Args:
         key, value: ``[num_tokens, num_kv_heads, head_dim]``, floating point.
-        key_cache, value_cache: from ``allocate_kv_cache``.
-        slot_mapping: ``[num_tokens]``, int64: slot of each token, -1 to leave it out. No slot twice.
+        cache: from ``allocate_kv_cache``.
+        slot_mapping: ``[num_tokens]``, int64: slot of each token, negative to leave it out. No slot twice.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
         IndexError: a slot is outside the cache.
     """
-    check_caches(key_cache, value_cache)
-    num_kv_heads, head_dim = key_cache.shape[2:]
+    _, num_kv_heads, _, head_dim = cache.key.shape
     num_tokens = key.shape[0]
     for name, tensor in (("key", key), ("value", value)):
         check_shape(name, tensor, (num_tokens, num_kv_heads, head_dim))
         check_floating(name, tensor)
     check_shape("slot_mapping", slot_mapping, (num_tokens,))
     check_dtype("slot_mapping", slot_mapping, torch.int64)
-    face_of("cache", key.device).write_kv(key, value, key_cache, value_cache, slot_mapping)
-
-
-def check_caches(key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
-    """Both caches must be four-dimensional, alike and contiguous: faces see them as a flat list of slots."""
-    if key_cache.ndim != 4 or not key_cache.is_contiguous():
-        raise ValueError(f"key_cache must come from allocate_kv_cache, got shape {list(key_cache.shape)}")
-    if value_cache.shape != key_cache.shape or value_cache.dtype != key_cache.dtype or not value_cache.is_contiguous():
-        raise ValueError(f"value_cache must be like key_cache, got {list(value_cache.shape)}, {value_cache.dtype}")
+    face_of("cache", key.device).write_kv(key, value, cache, slot_mapping)

@@ -1,12 +1,13 @@
 import torch
 
 from vllm_kernels.ops.attention import AttentionMetadata
+from vllm_kernels.ops.cache import KVCache
+from vllm_kernels.reference.cache import entries_of
 
 
 def paged_attention(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: KVCache,
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None,
@@ -15,17 +16,17 @@ def paged_attention(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     wide = torch.promote_types(query.dtype, torch.float32)
-    block_size, num_kv_heads = key_cache.shape[1:3]
-    group = query.shape[1] // num_kv_heads
+    group = query.shape[1] // cache.num_kv_heads
     result = torch.zeros_like(query)
     token = 0
     for seq, (query_len, seq_len) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
         for position in range(seq_len - query_len, seq_len):
             first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
             visible = torch.arange(first, position + 1, device=query.device)
-            blocks = metadata.block_table[seq, visible // block_size].long()
-            keys = key_cache[blocks, visible % block_size].to(wide).repeat_interleave(group, dim=1)  # [L, Hq, D]
-            values = value_cache[blocks, visible % block_size].to(wide).repeat_interleave(group, dim=1)
+            blocks, offsets = metadata.block_table[seq, visible // cache.block_size].long(), visible % cache.block_size
+            keys = entries_of(cache.key, cache.key_scale, blocks, offsets, wide)
+            values = entries_of(cache.value, cache.value_scale, blocks, offsets, wide)
+            keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))  # [L, Hq, D]
             scores = scale * torch.einsum("hd,lhd->hl", query[token].to(wide), keys)
             if soft_cap is not None:
                 scores = soft_cap * torch.tanh(scores / soft_cap)
