@@ -17,8 +17,23 @@ logger = logging.getLogger(__name__)
 
 FACES = ("reference", "eager", "cpu")
 
+
+class _Choice:
+    """Faces chosen for some operations, with what was found out by them. One object for each choice that was ever made.
+
+    A layer asks ``face_of`` for each of its operations: a lookup in ``served`` is all that it costs.
+    """
+
+    __slots__ = ("faces", "served")
+
+    def __init__(self, faces: Mapping[str, str]) -> None:
+        self.faces = faces
+        self.served: dict[tuple[str, str | None, torch.device, str | None], ModuleType] = {}
+
+
 _forced: str | None = None
-_chosen: ContextVar[Mapping[str, str] | None] = ContextVar("vllm_kernels_faces", default=None)
+_choices: dict[frozenset[tuple[str, str]], _Choice] = {}
+_chosen: ContextVar[_Choice] = ContextVar("vllm_kernels_faces", default=_Choice({}))  # noqa: B039 (grows, as a cache)
 
 
 def face_of(op: str, device: torch.device, function: str | None = None) -> ModuleType:
@@ -29,10 +44,14 @@ def face_of(op: str, device: torch.device, function: str | None = None) -> Modul
 
     Raises ``ValueError`` for a face that does not exist.
     """
+    choice = _chosen.get()
     face = _forced or _from_environment()
-    if face is None and (chosen := _chosen.get()):
-        face = chosen.get(f"{op}.{function}") or chosen.get(op)
-    return _load(face or (_cpu_face() if device.type == "cpu" else "reference"), op)
+    key = (op, function, device, face)  # not device.type: making that word costs more than all the rest
+    module = choice.served.get(key)
+    if module is None:
+        face = face or choice.faces.get(f"{op}.{function}") or choice.faces.get(op) or _face_of_device(device)
+        module = choice.served[key] = import_module(f"vllm_kernels.{face}.{op}")
+    return module
 
 
 @contextmanager
@@ -57,17 +76,21 @@ def choose_faces(faces: Mapping[str, str]) -> Iterator[None]:
     Raises:
         ValueError: for a face that does not exist.
     """
-    checked = {name: _checked(face, name) for name, face in faces.items()}
-    token = _chosen.set({**(_chosen.get() or {}), **checked})
+    checked = {**_chosen.get().faces, **{name: _checked(face, name) for name, face in faces.items()}}
+    token = _chosen.set(_choices.setdefault(frozenset(checked.items()), _Choice(checked)))
     try:
         yield
     finally:
         _chosen.reset(token)
 
 
+def _face_of_device(device: torch.device) -> str:
+    return _cpu_face() if device.type == "cpu" else "reference"
+
+
 @cache
 def _cpu_face() -> str:
-    """C++ where it can run, torch's own operators otherwise. Any other device has the reference, which runs anywhere."""
+    """C++ where it can run, else torch's own operators. Any other device has the reference, which runs anywhere."""
     reason = native.why_not()
     if reason is None:
         return "cpu"
@@ -79,11 +102,6 @@ def _cpu_face() -> str:
 def _from_environment() -> str | None:
     face = os.environ.get("VLLM_KERNELS_FACE")
     return _checked(face, "VLLM_KERNELS_FACE") if face else None
-
-
-@cache
-def _load(face: str, op: str) -> ModuleType:
-    return import_module(f"vllm_kernels.{face}.{op}")
 
 
 def _checked(face: str, name: str) -> str:
