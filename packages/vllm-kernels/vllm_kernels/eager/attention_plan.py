@@ -48,7 +48,7 @@ class PrefillTile:
 
 @dataclass(slots=True)
 class PrefillCall:
-    """A sequence with several new tokens. ``rows``: for each KV head, the cache rows of all tokens that any of them sees."""
+    """A sequence with several new tokens. ``rows``: for each KV head, the cache rows of all tokens that they see."""
 
     rows: torch.Tensor
     tiles: list[PrefillTile]
