@@ -18,9 +18,11 @@ from tests.engine.models.tiny import make_tiny_model
 from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.errors import ConfigError
+from vllm_engine.layers.weights import WeightedModule
 from vllm_engine.loading.loader import load_model
 from vllm_engine.loading.weight_reader import read_tensors
 from vllm_engine.models.causal_lm import CausalLM
+from vllm_kernels.linear_weight import LinearWeight
 
 TOKENS = [5, 17, 250, 3, 99, 42]
 
@@ -33,6 +35,16 @@ def load(path: Path, load_format: Any = "auto", dtype: Any = "float32", seed: in
 
 def logits(model: CausalLM) -> Tensor:
     return PagedRun(model, 1, max_len=len(TOKENS)).step({0: TOKENS})[0]
+
+
+def values(model: CausalLM) -> dict[str, Tensor]:
+    """All weights, by name: parameters as they are, projections row by row."""
+    packed = {
+        f"{name}.weight": module.weight.rows(torch.arange(module.weight.out_features))
+        for name, module in model.named_modules()
+        if isinstance(module, WeightedModule) and isinstance(module.weight, LinearWeight)
+    }
+    return packed | dict(model.named_parameters())
 
 
 @pytest.fixture
@@ -109,7 +121,8 @@ def test_without_index_all_files_of_the_format_are_read_except_those_of_training
 def test_weights_are_cast_to_the_chosen_data_type(folder: Path, dtype: str) -> None:
     stored = load_file(folder / "model.safetensors")
     model = load(folder, dtype=dtype)
-    assert {str(parameter.dtype) for parameter in model.parameters()} == {f"torch.{dtype}"}
+    assert {str(value.dtype) for value in values(model).values()} == {f"torch.{dtype}"}
+    assert str(model.dtype) == f"torch.{dtype}"
     norm = model.get_parameter("model.norm.weight")
     assert torch.equal(norm, stored["model.norm.weight"].to(getattr(torch, dtype)))
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -121,7 +134,7 @@ def test_a_tied_head_shares_the_memory_of_the_embedding_and_ignores_a_stored_cop
     rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(293, 48)}))
     model = load(tmp_path)
     assert torch.equal(logits(model), expected)
-    assert "lm_head.weight" not in dict(model.named_parameters())
+    assert "lm_head.weight" not in values(model)
 
 
 def test_buffers_that_old_checkpoints_carry_are_ignored(folder: Path) -> None:
@@ -169,18 +182,19 @@ def test_the_language_model_of_a_multimodal_gemma3_is_loaded_without_its_eyes(tm
 def test_dummy_weights_depend_on_the_seed_alone_and_give_finite_varied_logits(folder: Path) -> None:
     os.remove(folder / "model.safetensors")
     first, again, other = (load(folder, "dummy", seed=seed) for seed in (3, 3, 4))
-    for name, parameter in first.named_parameters():
-        assert torch.equal(parameter, again.get_parameter(name))
-    assert not torch.equal(first.get_parameter("lm_head.weight"), other.get_parameter("lm_head.weight"))
+    weights, others = values(first), values(other)
+    for name, weight in values(again).items():
+        assert torch.equal(weight, weights[name])
+        assert torch.equal(weight, others[name]) == ("norm" in name)
     result = logits(first)
     assert result.isfinite().all()
     assert result.std() > 0.01
-    assert first.get_parameter("lm_head.weight").abs().max() < 0.1
+    assert weights["lm_head.weight"].abs().max() < 0.1
 
 
 def test_rows_of_large_dummy_matrices_differ(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path, vocab_size=60_000)
-    weight = load(tmp_path, "dummy").get_parameter("lm_head.weight")
+    weight = values(load(tmp_path, "dummy"))["lm_head.weight"]
     assert len({tuple(row) for row in weight[:, :2].tolist()}) > 59_000
 
 

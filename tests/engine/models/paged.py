@@ -27,11 +27,8 @@ class PagedRun:
         self.group_of_layer = [windows.index(spec.sliding_window) for spec in specs]
         blocks_each = -(-max_len // block_size)
         num_blocks = 1 + num_seqs * blocks_each
-        parameter = next(model.parameters())
         self.caches = [
-            allocate_kv_cache(
-                num_blocks, block_size, spec.num_kv_heads, spec.head_dim, format_of(parameter.dtype), parameter.device
-            )
+            allocate_kv_cache(num_blocks, block_size, spec.num_kv_heads, spec.head_dim, format_of(model.dtype), "cpu")
             for spec in specs
         ]
         for cache in self.caches:

@@ -36,7 +36,7 @@ class ModelRunner:
     ) -> None:
         self.model = model
         self.device = device
-        self._dtype = next(model.parameters()).dtype
+        self._dtype = model.dtype
         self._kv_cache_format: CacheFormat = kv_cache_dtype
         self._sampler = Sampler(vocab_size, logprobs_mode)
         self.processors = processors

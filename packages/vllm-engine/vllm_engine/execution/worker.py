@@ -49,7 +49,7 @@ class Worker:
         settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len)
         model = load_model(self._model_path, self.decoder, settings, self._config.load, self.device)
         if "OMP_NUM_THREADS" not in os.environ:
-            layer_bytes = sum(p.nbytes for p in model.parameters()) // self.decoder.num_layers
+            layer_bytes = model.weight_bytes() // self.decoder.num_layers
             torch.set_num_threads(num_threads(layer_bytes, usable_cores()))
         self.runner = ModelRunner(
             model,
@@ -63,7 +63,7 @@ class Worker:
 
     def memory(self) -> DeviceMemory:
         """The device's memory as it is now."""
-        return main_memory(weights=sum(parameter.nbytes for parameter in self.runner.model.parameters()))
+        return main_memory(weights=self.runner.model.weight_bytes())
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache. ``max_model_len`` is what is served in the end: no more than was planned."""

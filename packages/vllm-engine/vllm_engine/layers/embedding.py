@@ -1,12 +1,15 @@
 """Token embedding and the head that turns hidden states into logits."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vllm_engine.layers.module import TensorModule
+from vllm_engine.layers.weights import RowsSlot, Slot, TensorSlot, WeightedModule, WeightFormat
+from vllm_kernels.linear_weight import LinearWeight
 from vllm_kernels.ops.linear import linear
 
 
@@ -18,38 +21,67 @@ class GivenEmbeds:
     rows: Tensor
 
 
-class Embedding(TensorModule):
+class Embedding(WeightedModule):
     """Rows of a table ``[num_embeddings, size]``, multiplied by ``scale`` if there is one.
 
     The scale is rounded to the weights' data type before the product: Gemma was trained with the rounded value.
+
+    ``tied``: the table is the weight of the LM head, too, so it is kept as one.
     """
 
-    def __init__(self, num_embeddings: int, size: int, *, scale: float | None = None) -> None:
+    weight: LinearWeight | nn.Parameter
+
+    def __init__(self, num_embeddings: int, size: int, *, tied: bool = False, scale: float | None = None) -> None:
         super().__init__()
+        self.num_embeddings = num_embeddings
+        self.size = size
+        self.tied = tied
         self.scale = scale
-        self.weight = nn.Parameter(torch.empty(num_embeddings, size), requires_grad=False)
+        if not tied:
+            self.weight = nn.Parameter(torch.empty(num_embeddings, size), requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 ``[T]`` -> ``[T, size]``."""
-        rows = functional.embedding(ids, self.weight)
+        weight = self.weight
+        rows = weight.rows(ids) if isinstance(weight, LinearWeight) else functional.embedding(ids, weight)
         return rows if self.scale is None else rows * torch.tensor(self.scale, dtype=rows.dtype)
 
+    def allocate(self, weight_format: WeightFormat) -> None:
+        if self.tied:
+            self.weight = weight_format.new_weight(self.num_embeddings, self.size)
 
-class LMHead(TensorModule):
-    """Projection to the vocabulary: a matrix of its own, or the token embedding's when the two are tied.
+    def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
+        weight = self.weight
+        slot = RowsSlot(weight, 0, self.num_embeddings) if isinstance(weight, LinearWeight) else TensorSlot(weight)
+        yield f"{name}.weight", slot
+
+
+class LMHead(WeightedModule):
+    """Projection to the vocabulary: a matrix of its own, or the token embedding's when that is tied.
 
     ``soft_cap`` squeezes logits into ``(-soft_cap, soft_cap)`` with tanh (Gemma 2).
     """
 
-    def __init__(self, embedding: Embedding, *, tied: bool, soft_cap: float | None = None) -> None:
+    weight: LinearWeight | None
+
+    def __init__(self, embedding: Embedding, *, soft_cap: float | None = None) -> None:
         super().__init__()
         self.soft_cap = soft_cap
-        # In a list, the embedding is no submodule: a tied head has no parameters of its own.
-        self._tied_to = [embedding] if tied else []
-        self.weight = None if tied else nn.Parameter(torch.empty_like(embedding.weight), requires_grad=False)
+        # In a list, the embedding is no submodule: a tied head has no weight of its own.
+        self._embedding = [embedding]
+        self.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[R, size]`` -> float32 logits ``[R, vocab_size]``."""
-        weight = self._tied_to[0].weight if self.weight is None else self.weight
-        logits = linear(hidden, weight).float()
+        weight = self.weight or cast(LinearWeight, self._embedding[0].weight)
+        logits = linear(hidden, weight, out_dtype=torch.float32)
         return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
+
+    def allocate(self, weight_format: WeightFormat) -> None:
+        (embedding,) = self._embedding
+        if not embedding.tied:
+            self.weight = weight_format.new_weight(embedding.num_embeddings, embedding.size)
+
+    def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
+        if self.weight is not None:
+            yield f"{name}.weight", RowsSlot(self.weight, 0, self.weight.out_features)

@@ -1,63 +1,69 @@
-"""Linear layers. A merged layer holds several matrices of the checkpoint as one, so that one GEMM serves them all.
-
-``checkpoint_tensors`` says under which names a layer's weights stand in a checkpoint and where each goes: the loader
-needs nothing else to fill a merged, split or transposed layer.
-"""
+"""Linear layers, on their own or several of the checkpoint as one, so that one GEMM serves them all."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from vllm_engine.layers.module import TensorModule
-from vllm_kernels.ops.linear import linear
+from vllm_engine.layers.weights import RowsSlot, Slot, TensorSlot, WeightedModule, WeightFormat
+from vllm_kernels.linear_weight import Activation, LinearWeight
+from vllm_kernels.ops.linear import gated_linear, linear
 
 
-class Linear(TensorModule):
-    """``y = x W^T + b`` with weight ``[out_features, in_features]``.
+class Projection(WeightedModule):
+    """A weight ``[out_features, in_features]`` with or without bias, and their places in a checkpoint.
 
-    ``transposed``: the checkpoint keeps the weight as ``[in_features, out_features]`` (GPT-2's Conv1D).
+    Args:
+        in_features, out_features: columns and rows of the weight.
+        bias: whether there is one.
+        parts: output sizes of the layers that this one holds side by side, by their names in the checkpoint, which are
+            next to its own in the module tree; None if the checkpoint has it as it is.
+        transposed: the checkpoint keeps the weight as ``[in_features, out_features]`` (GPT-2's Conv1D).
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = False, *, transposed: bool = False) -> None:
+    gated = False
+    weight: LinearWeight
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        parts: dict[str, int] | None = None,
+        transposed: bool = False,
+    ) -> None:
         super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.parts = parts
         self.transposed = transposed
-        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` -> ``[..., out_features]``."""
-        return linear(x, self.weight, self.bias)
+    def allocate(self, weight_format: WeightFormat) -> None:
+        self.weight = weight_format.new_weight(self.out_features, self.in_features, gated=self.gated)
 
-    def checkpoint_tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """Checkpoint names of this layer called ``name``, each with the part of the parameters that it fills."""
-        yield f"{name}.weight", self.weight.t() if self.transposed else self.weight
-        if self.bias is not None:
-            yield f"{name}.bias", self.bias
-
-
-class MergedLinear(Linear):
-    """Several linear layers with the same input, their outputs side by side.
-
-    ``parts`` are their names in the checkpoint, next to each other in the module tree, with their output sizes.
-    """
-
-    def __init__(self, in_features: int, parts: dict[str, int], bias: bool = False) -> None:
-        super().__init__(in_features, sum(parts.values()), bias)
-        self.parts = parts
-
-    def checkpoint_tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        parent = name.rpartition(".")[0]
+    def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
+        parent, _, own = name.rpartition(".")
         start = 0
-        for part, size in self.parts.items():
-            yield f"{parent}.{part}.weight", self.weight[start : start + size]
+        for part, size in (self.parts or {own: self.out_features}).items():
+            full_name = f"{parent}.{part}" if parent else part
+            yield f"{full_name}.weight", RowsSlot(self.weight, start, size, self.transposed)
             if self.bias is not None:
-                yield f"{parent}.{part}.bias", self.bias[start : start + size]
+                yield f"{full_name}.bias", TensorSlot(self.bias[start : start + size])
             start += size
 
 
-class QKVLinear(nn.Module):
-    """Query, key and value projections in one GEMM, split into heads.
+class Linear(Projection):
+    """``y = x W^T + b``."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``; ``residual``, of that shape, is added."""
+        return linear(x, self.weight, self.bias, residual=residual)
+
+
+class QKVLinear(Linear):
+    """Query, key and value projections.
 
     ``fused_in_checkpoint``: the checkpoint has them as one matrix already, under this layer's own name; otherwise as
     ``q_proj``, ``k_proj`` and ``v_proj`` beside it.
@@ -74,25 +80,42 @@ class QKVLinear(nn.Module):
         fused_in_checkpoint: bool = False,
         transposed: bool = False,
     ) -> None:
-        super().__init__()
+        sizes = {"q_proj": num_heads * head_dim, "k_proj": num_kv_heads * head_dim, "v_proj": num_kv_heads * head_dim}
+        parts = None if fused_in_checkpoint else sizes
+        super().__init__(hidden_size, sum(sizes.values()), bias, parts=parts, transposed=transposed)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
-        sizes = {"q_proj": num_heads * head_dim, "k_proj": num_kv_heads * head_dim, "v_proj": num_kv_heads * head_dim}
-        self.sizes = list(sizes.values())
-        self.merged: Linear
-        if fused_in_checkpoint:
-            self.merged = Linear(hidden_size, sum(self.sizes), bias, transposed=transposed)
-        else:
-            self.merged = MergedLinear(hidden_size, sizes, bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[T, hidden_size]`` -> query ``[T, Hq, D]``, key and value ``[T, Hkv, D]``: views of one tensor."""
-        q, k, v = self.merged(x).split_with_sizes(self.sizes, dim=-1)
-        heads = (-1, self.num_heads, self.head_dim)
-        kv_heads = (-1, self.num_kv_heads, self.head_dim)
-        return q.view(heads), k.view(kv_heads), v.view(kv_heads)
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, (Hq + 2 Hkv) * D]`` -> query ``[T, Hq, D]``, key and value ``[T, Hkv, D]``: views of it."""
+        heads = qkv.view(len(qkv), self.num_heads + 2 * self.num_kv_heads, self.head_dim)
+        q, k, v = heads.split_with_sizes([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        return q, k, v
 
-    def checkpoint_tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """As of ``Linear``: the merged layer under this layer's name."""
-        yield from self.merged.checkpoint_tensors(name)
+
+class GatedLinear(Projection):
+    """``activation(gate(x)) * up(x)`` (https://arxiv.org/abs/2002.05202): two projections of the same size.
+
+    ``fused_in_checkpoint``: the checkpoint has them as one matrix already, gate above up, under this layer's own name;
+    otherwise as ``gate_proj`` and ``up_proj`` beside it.
+    """
+
+    gated = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: Activation,
+        bias: bool = False,
+        *,
+        fused_in_checkpoint: bool = False,
+    ) -> None:
+        parts = None if fused_in_checkpoint else {"gate_proj": out_features, "up_proj": out_features}
+        super().__init__(in_features, 2 * out_features, bias, parts=parts)
+        self.activation: Activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        return gated_linear(x, self.weight, self.activation, self.bias)

@@ -1,14 +1,15 @@
 """Feed-forward layers."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor
 
-from vllm_engine.layers.linear import Linear, MergedLinear
+from vllm_engine.layers.linear import GatedLinear, Linear
 from vllm_engine.layers.module import TensorModule
+from vllm_kernels.linear_weight import Activation
 from vllm_kernels.ops import activation as ops
 
-_GATED = {"silu": ops.silu_and_mul, "gelu": ops.gelu_and_mul, "gelu_tanh": ops.gelu_tanh_and_mul}
 _PLAIN = {"gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh, "relu": ops.relu}
 
 
@@ -28,18 +29,18 @@ class GatedMLP(TensorModule):
         fused_in_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.gate_up_proj: Linear
-        if fused_in_checkpoint:
-            self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, bias)
-        else:
-            parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-            self.gate_up_proj = MergedLinear(hidden_size, parts, bias)
+        self.gate_up_proj = GatedLinear(
+            hidden_size,
+            intermediate_size,
+            cast(Activation, activation),
+            bias,
+            fused_in_checkpoint=fused_in_checkpoint,
+        )
         self.down_proj = Linear(intermediate_size, hidden_size, bias)
-        self.activation = _GATED[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, hidden_size]`` -> ``[T, hidden_size]``."""
-        return self.down_proj(self.activation(self.gate_up_proj(x)))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """``[T, hidden_size]`` -> ``[T, hidden_size]``; ``residual``, of that shape, is added."""
+        return self.down_proj(self.gate_up_proj(x), residual)
 
 
 def plain_activation(name: str) -> Callable[[Tensor], Tensor]:

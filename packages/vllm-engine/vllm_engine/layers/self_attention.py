@@ -40,11 +40,11 @@ class SelfAttention(TensorModule):
         )
         self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, bias=config.attention_output_bias)
 
-    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``."""
-        q, k, v = self.qkv_proj(x)  # [T, Hq, D], [T, Hkv, D], [T, Hkv, D]
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, residual: Tensor | None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added."""
+        q, k, v = self.qkv_proj.split(self.qkv_proj(x))  # [T, Hq, D], [T, Hkv, D], [T, Hkv, D]
         q, k = self.rotary(q, k, positions)
-        return self.o_proj(self.attention(q, k, v, ctx))
+        return self.o_proj(self.attention(q, k, v, ctx), residual)
 
 
 class QKNormSelfAttention(SelfAttention):
@@ -55,8 +55,8 @@ class QKNormSelfAttention(SelfAttention):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, unit_offset=unit_offset)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, unit_offset=unit_offset)
 
-    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``."""
-        q, k, v = self.qkv_proj(x)
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, residual: Tensor | None = None) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added."""
+        q, k, v = self.qkv_proj.split(self.qkv_proj(x))
         q, k = self.rotary(self.q_norm(q), self.k_norm(k), positions)
-        return self.o_proj(self.attention(q, k, v, ctx))
+        return self.o_proj(self.attention(q, k, v, ctx), residual)

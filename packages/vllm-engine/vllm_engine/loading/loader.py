@@ -51,7 +51,7 @@ def load_model(
 
 
 def load_weights(model: CausalLM, path: Path, config: LoadConfig) -> None:
-    """Fill every parameter of ``model`` exactly once from the weight files in ``path``. Errors: ``load_model``."""
+    """Fill every weight of ``model`` exactly once from the weight files in ``path``. Errors: ``load_model``."""
     file_format, files = find_weight_files(path, config.format, config.ignore_patterns)
     strategy = config.safetensors_load_strategy
     if strategy is not None and file_format != "safetensors":
@@ -71,27 +71,27 @@ def load_weights(model: CausalLM, path: Path, config: LoadConfig) -> None:
 
 @torch.no_grad()
 def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[tuple[str, Tensor]]]]) -> None:
-    targets = model.checkpoint_tensors()
-    missing = dict.fromkeys(targets)
+    slots = model.checkpoint_slots()
+    missing = dict.fromkeys(slots)
     unexpected: list[str] = []
     for file, tensors in contents:
         for stored_name, tensor in tensors:
             name = model.checkpoint_name(stored_name)
-            if name not in targets:
+            if name not in slots:
                 if not model.ignores(name):
                     unexpected.append(stored_name)
                 continue
             if name not in missing:
                 raise ConfigError(f"{file}: tensor {stored_name} is there twice", field="model")
-            if tensor.shape != targets[name].shape:
+            if tensor.shape != slots[name].shape:
                 raise ConfigError(
                     f"{file}: tensor {stored_name} has shape {list(tensor.shape)}, "
-                    f"but config.json asks for {list(targets[name].shape)}",
+                    f"but config.json asks for {list(slots[name].shape)}",
                     field="model",
                 )
             if not tensor.dtype.is_floating_point:
                 raise ConfigError(f"{file}: tensor {stored_name} is {tensor.dtype}, not floating point", field="model")
-            targets[name].copy_(tensor)
+            slots[name].fill(tensor)
             del missing[name]
     if missing or unexpected:
         complaints = [f"missing {_some(list(missing))}"] if missing else []

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.kv_layout import LayerKVSpec
@@ -13,7 +13,9 @@ from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import Embedding, GivenEmbeds, LMHead
 from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.rotary import Rotary
+from vllm_engine.layers.weights import Slot, TensorSlot, WeightedModule, WeightFormat
 from vllm_engine.messages import EmbedsDtype, EmbedsSpec
+from vllm_kernels.linear_weight import LinearWeight
 
 _DTYPES: dict[torch.dtype, EmbedsDtype] = {
     torch.float16: "float16",
@@ -34,6 +36,8 @@ class CausalLM(TensorModule):
     ignored_weights: ClassVar[tuple[str, ...]] = ()
 
     lm_head: LMHead
+    dtype: torch.dtype
+    """Of parameters and activations; known once they are allocated."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -69,9 +73,7 @@ class CausalLM(TensorModule):
 
     def embeds_spec(self) -> EmbedsSpec:
         """What a row of ``GivenEmbeds`` is. It is the output of the embedding: where that is scaled, so is the row."""
-        weight = self.embedding.weight
-        dtype: EmbedsDtype = _DTYPES[weight.dtype]
-        return EmbedsSpec(weight.shape[1], dtype)
+        return EmbedsSpec(self.embedding.size, _DTYPES[self.dtype])
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[R, H]`` of the rows that need logits -> float32 logits ``[R, vocab_size]``."""
@@ -86,26 +88,42 @@ class CausalLM(TensorModule):
     def kv_specs(self, dtype: torch.dtype | None = None) -> list[LayerKVSpec]:
         """What each layer keeps in the KV cache, in the order of the layers. ``dtype``: if not that of the weights."""
         config = self.config
-        dtype = dtype or next(self.parameters()).dtype
+        dtype = dtype or self.dtype
         return [
             LayerKVSpec(config.num_kv_heads, config.head_dim, dtype.itemsize, config.layer_window(index))
             for index in range(config.num_layers)
         ]
 
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Every tensor that a checkpoint must hold, by its name there, with the parameter memory that it fills."""
-        tensors: dict[str, Tensor] = {}
-        covered = ""
+    def allocate(self, weight_format: WeightFormat) -> None:
+        """Make all weights, which have only had their shapes so far. They are filled through ``checkpoint_slots``."""
+        self.dtype = weight_format.dtype
+        for module in self.modules():
+            if isinstance(module, WeightedModule):
+                module.allocate(weight_format)
+            for name, parameter in module.named_parameters(recurse=False):
+                real = torch.empty(parameter.shape, dtype=weight_format.dtype, device=weight_format.device)
+                setattr(module, name, nn.Parameter(real, requires_grad=False))
+
+    def linear_weights(self) -> list[LinearWeight]:
+        """The weights that are no parameters."""
+        weights = (module.weight for module in self.modules() if isinstance(module, WeightedModule))
+        return [weight for weight in weights if isinstance(weight, LinearWeight)]
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        parameters = sum(parameter.nbytes for parameter in self.parameters())
+        return parameters + sum(weight.nbytes for weight in self.linear_weights())
+
+    def checkpoint_slots(self) -> dict[str, Slot]:
+        """Every tensor that a checkpoint must hold, by its name there, with the place that it fills."""
+        slots: dict[str, Slot] = {}
         for name, module in self.named_modules():
-            if covered and name.startswith(covered):
-                continue
-            if hasattr(module, "checkpoint_tensors") and module is not self:
-                tensors.update(module.checkpoint_tensors(name))
-                covered = name + "."
+            if isinstance(module, WeightedModule):
+                slots.update(module.slots(name))
             else:
                 own = module.named_parameters(prefix=name, recurse=False)
-                tensors.update((key, parameter.data) for key, parameter in own)
-        return tensors
+                slots.update((key, TensorSlot(parameter.data)) for key, parameter in own)
+        return slots
 
     def checkpoint_name(self, name: str) -> str:
         """Our name of a tensor that a checkpoint calls ``name``."""
@@ -115,6 +133,6 @@ class CausalLM(TensorModule):
         return name
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor that is not in ``checkpoint_tensors`` may stand in a checkpoint all the same."""
+        """Whether a tensor that is not in ``checkpoint_slots`` may stand in a checkpoint all the same."""
         tied_head = self.config.tie_word_embeddings and name == "lm_head.weight"
         return tied_head or any(re.search(pattern, name) for pattern in self.ignored_weights)

@@ -34,10 +34,10 @@ class GPT2Attention(TensorModule):
         self.attention = Attention(layer_index, config.num_heads, config.num_kv_heads, config.head_dim, scale)
         self.c_proj = Linear(config.hidden_size, config.hidden_size, bias=True, transposed=True)
 
-    def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``."""
-        q, k, v = self.c_attn(x)  # [T, Hq, D] each
-        return self.c_proj(self.attention(q, k, v, ctx))
+    def forward(self, x: Tensor, ctx: AttentionContext, residual: Tensor) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``, added to the residual stream ``[T, H]``."""
+        q, k, v = self.c_attn.split(self.c_attn(x))  # [T, Hq, D] each
+        return self.c_proj(self.attention(q, k, v, ctx), residual)
 
 
 class GPT2MLP(TensorModule):
@@ -49,9 +49,9 @@ class GPT2MLP(TensorModule):
         self.c_proj = Linear(config.intermediate_size, config.hidden_size, bias=True, transposed=True)
         self.activation = plain_activation(config.activation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``, added to the residual stream ``[T, H]``."""
+        return self.c_proj(self.activation(self.c_fc(x)), residual)
 
 
 class GPT2Block(TensorModule):
@@ -66,8 +66,8 @@ class GPT2Block(TensorModule):
 
     def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
-        x = x + self.attn(self.ln_1(x), ctx)
-        return x + self.mlp(self.ln_2(x))
+        x = self.attn(self.ln_1(x), ctx, residual=x)
+        return self.mlp(self.ln_2(x), residual=x)
 
 
 class GPT2Transformer(TensorModule):
@@ -75,7 +75,7 @@ class GPT2Transformer(TensorModule):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.wte = Embedding(config.vocab_size, config.hidden_size)
+        self.wte = Embedding(config.vocab_size, config.hidden_size, tied=config.tie_word_embeddings)
         self.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
         self.h = nn.ModuleList(GPT2Block(config, index) for index in range(config.num_layers))
         self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
@@ -101,7 +101,7 @@ class GPT2LMHeadModel(CausalLM):
     def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
         super().__init__(config)
         self.transformer = GPT2Transformer(config)
-        self.lm_head = LMHead(self.transformer.wte, tied=config.tie_word_embeddings)
+        self.lm_head = LMHead(self.transformer.wte)
 
     @property
     def embedding(self) -> Embedding:

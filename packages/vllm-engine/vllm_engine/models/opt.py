@@ -28,10 +28,10 @@ class OPTAttention(TensorModule):
         self.attention = Attention(layer_index, *heads, scale=config.attention_scale)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=config.attention_output_bias)
 
-    def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``."""
-        q, k, v = self.qkv_proj(x)  # [T, Hq, D] each
-        return self.out_proj(self.attention(q, k, v, ctx))
+    def forward(self, x: Tensor, ctx: AttentionContext, residual: Tensor) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``, added to the residual stream ``[T, H]``."""
+        q, k, v = self.qkv_proj.split(self.qkv_proj(x))  # [T, Hq, D] each
+        return self.out_proj(self.attention(q, k, v, ctx), residual)
 
 
 class OPTDecoderLayer(TensorModule):
@@ -50,13 +50,13 @@ class OPTDecoderLayer(TensorModule):
     def forward(self, x: Tensor, ctx: AttentionContext) -> Tensor:
         """``[T, H]`` -> ``[T, H]``."""
         if self.norm_before:
-            x = x + self.self_attn(self.self_attn_layer_norm(x), ctx)
-            return x + self._feed_forward(self.final_layer_norm(x))
-        x = self.self_attn_layer_norm(x + self.self_attn(x, ctx))
-        return self.final_layer_norm(x + self._feed_forward(x))
+            x = self.self_attn(self.self_attn_layer_norm(x), ctx, residual=x)
+            return self._feed_forward(self.final_layer_norm(x), residual=x)
+        x = self.self_attn_layer_norm(self.self_attn(x, ctx, residual=x))
+        return self.final_layer_norm(self._feed_forward(x, residual=x))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+    def _feed_forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)), residual)
 
 
 class OPTDecoder(TensorModule):
@@ -66,7 +66,7 @@ class OPTDecoder(TensorModule):
         super().__init__()
         hidden_size = config.hidden_size
         embed_dim = config.word_embed_proj_dim or hidden_size
-        self.embed_tokens = Embedding(config.vocab_size, embed_dim)
+        self.embed_tokens = Embedding(config.vocab_size, embed_dim, tied=config.tie_word_embeddings)
         self.embed_positions = Embedding(config.max_position_embeddings + _POSITION_OFFSET, hidden_size)
         self.project_in = None if embed_dim == hidden_size else Linear(embed_dim, hidden_size)
         self.project_out = None if embed_dim == hidden_size else Linear(hidden_size, embed_dim)
@@ -97,7 +97,7 @@ class OPTForCausalLM(CausalLM):
     def __init__(self, config: DecoderConfig, max_len: int, device: torch.device) -> None:
         super().__init__(config)
         self.decoder = OPTDecoder(config)
-        self.lm_head = LMHead(self.decoder.embed_tokens, tied=config.tie_word_embeddings)
+        self.lm_head = LMHead(self.decoder.embed_tokens)
 
     @property
     def embedding(self) -> Embedding:

@@ -3,10 +3,10 @@
 from importlib import import_module
 
 import torch
-from torch import nn
 
 from vllm_engine.config.decoder import DecoderConfig, default_max_model_len
 from vllm_engine.errors import ConfigError
+from vllm_engine.layers.weights import WeightFormat
 from vllm_engine.models.causal_lm import CausalLM
 
 MODELS: dict[str, tuple[str, str]] = {
@@ -59,7 +59,7 @@ def build_model(
         # Shapes first, on the meta device, where they cost nothing; memory once, in its final type and place.
         with torch.device("meta"):
             model: CausalLM = model_class(config, max_len, device)
-        _allocate_parameters(model, dtype, device)
+        model.allocate(WeightFormat(dtype, device))
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(
             f"a {config.architecture} of this shape in {dtype}, with positions up to {max_len}, does not fit into "
@@ -67,10 +67,3 @@ def build_model(
             field="model",
         ) from error
     return model.eval()
-
-
-def _allocate_parameters(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            real = torch.empty(parameter.shape, dtype=dtype, device=device)
-            setattr(module, name, nn.Parameter(real, requires_grad=False))

@@ -27,10 +27,9 @@ class RotaryDecoder(TensorModule):
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
         """Embeddings ``[T, H]``, positions int64 ``[T]`` -> ``[T, H]``."""
-        residual: Tensor | None = None
         for block in self.layers:
-            x, residual = block(x, residual, positions, ctx)
-        normed: Tensor = self.norm(x, residual)[0]
+            x = block(x, positions, ctx)
+        normed: Tensor = self.norm(x)
         return normed
 
 
@@ -51,15 +50,20 @@ class RotaryCausalLM(CausalLM):
         ropes = [config.layer_rope(index) for index in range(config.num_layers)]
         rotaries: dict[RopeConfig, Rotary] = {rope: Rotary(rope, max_len, device) for rope in dict.fromkeys(ropes)}
         self.model = RotaryDecoder(
-            Embedding(config.vocab_size, config.hidden_size, scale=config.embedding_scale),
+            Embedding(
+                config.vocab_size,
+                config.hidden_size,
+                tied=config.tie_word_embeddings,
+                scale=config.embedding_scale,
+            ),
             [self.block(config, index, rotaries[rope]) for index, rope in enumerate(ropes)],
             RMSNorm(config.hidden_size, config.norm_eps, unit_offset=self.unit_offset_norm),
         )
-        self.lm_head = LMHead(self.model.embed_tokens, tied=config.tie_word_embeddings, soft_cap=config.final_soft_cap)
+        self.lm_head = LMHead(self.model.embed_tokens, soft_cap=config.final_soft_cap)
 
     @abstractmethod
     def block(self, config: DecoderConfig, layer_index: int, rotary: Rotary) -> nn.Module:
-        """Layer ``layer_index``: called as ``(x, residual, positions, ctx)``, see ``layers.blocks``."""
+        """Layer ``layer_index``: called as ``(x, positions, ctx)``, see ``layers.blocks``."""
 
     @property
     def embedding(self) -> Embedding:

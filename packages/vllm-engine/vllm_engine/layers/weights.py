@@ -1,0 +1,86 @@
+"""Where a layer keeps its weights, and how the tensors of a checkpoint get there.
+
+Norms, biases and tables of rows are parameters. A matrix that activations are multiplied with is a ``LinearWeight``, in
+a layout of its kernel's own, which only ``LinearWeight.fill`` can write: so a checkpoint's tensor goes to a ``Slot``.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vllm_engine.layers.module import TensorModule
+from vllm_kernels.linear_weight import LinearWeight
+from vllm_kernels.ops.linear import fill, new_weight
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """What the weights of a model are made of: ``dtype`` is that of parameters and activations."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def new_weight(self, out_features: int, in_features: int, *, gated: bool = False) -> LinearWeight:
+        """A weight that is not filled yet; see ``vllm_kernels.ops.linear``."""
+        return new_weight(out_features, in_features, self.dtype, self.device, gated=gated)
+
+
+class Slot(Protocol):
+    """The place of one tensor of a checkpoint."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """The only shape that fits."""
+
+    def fill(self, tensor: Tensor) -> None:
+        """Store a tensor of this shape, of any floating type; it is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """A parameter, or a part of one."""
+
+    target: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.target.shape
+
+    def fill(self, tensor: Tensor) -> None:
+        self.target.copy_(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsSlot:
+    """Rows ``[start, start + count)`` of a weight; ``transposed``: the checkpoint has them as columns."""
+
+    weight: LinearWeight
+    start: int
+    count: int
+    transposed: bool = False
+
+    @property
+    def shape(self) -> torch.Size:
+        shape = (self.count, self.weight.in_features)
+        return torch.Size(shape[::-1] if self.transposed else shape)
+
+    def fill(self, tensor: Tensor) -> None:
+        fill(self.weight, tensor.t() if self.transposed else tensor, self.start)
+
+
+class WeightedModule(TensorModule):
+    """A layer with a ``LinearWeight``; its other parameters are made by ``CausalLM.allocate``, as everyone's."""
+
+    weight: LinearWeight | nn.Parameter | None
+
+    @abstractmethod
+    def allocate(self, weight_format: WeightFormat) -> None:
+        """Make the weight, unless it is a parameter or another layer's."""
+
+    @abstractmethod
+    def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
+        """Checkpoint names of this layer called ``name``, each with the place of its tensor."""
