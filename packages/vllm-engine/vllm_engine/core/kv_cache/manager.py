@@ -26,6 +26,8 @@ class KVCacheManager:
         self._block_size = layout.block_size
         self._tables: dict[str, list[list[int]]] = {}
         self._num_registered: dict[str, int] = {}
+        self._settled: dict[str, int] = {}
+        """Tokens that a request can grow to while nothing about its blocks changes: most steps have nothing to do."""
 
     @property
     def usage(self) -> float:
@@ -96,10 +98,13 @@ class KVCacheManager:
             prefix: the cached blocks to start from, for a request that holds none yet.
 
         Returns:
-            The new blocks per group, cached ones included, to append to the block tables; None when there is not enough
-            room, and then nothing has changed for this request but blocks that slid out of its windows.
+            The new blocks per group, cached ones included, to append to the block tables; empty when it needs no more.
+            None when there is not enough room, and then nothing has changed for this request but blocks that slid out
+            of its windows.
         """
         start = prefix.num_tokens if prefix is not None else request.num_computed_tokens
+        if start + num_tokens <= self._settled.get(request.request_id, 0):
+            return []
         tables = self._tables.get(request.request_id)
         if tables is None:
             tables = [[] for _ in self.layout.groups]
@@ -122,7 +127,20 @@ class KVCacheManager:
         self._tables[request.request_id] = tables
         if self.enable_prefix_caching:
             self._register_full_blocks(request, tables, start + num_tokens)
+        self._settled[request.request_id] = self._settled_until(start, start + num_tokens)
         return added
+
+    def _settled_until(self, start: int, num_tokens: int) -> int:
+        """Tokens that a request can grow to from ``num_tokens``, of which a step began at ``start``, before its last
+        block is full or its first one leaves a window.
+        """
+        rest = num_tokens % self._block_size
+        until = num_tokens - rest + self._block_size - 1 if rest else num_tokens
+        for group in self.layout.groups:
+            if group.sliding_window is not None:
+                first = self._first_visible_block(group, start)
+                until = min(until, (first + 1) * self._block_size + group.sliding_window - 1)
+        return until
 
     def blocks_to_start(self, request: Request, prefix: CachedPrefix, *, step_tokens: int) -> int:
         """Blocks that a waiting request takes from the available ones until all tokens known of it are computed.
@@ -174,6 +192,7 @@ class KVCacheManager:
     def free(self, request: Request) -> None:
         """Give back all blocks of a request. Full ones stay cached until evicted, the tail of a sequence first."""
         self._num_registered.pop(request.request_id, None)
+        self._settled.pop(request.request_id, None)
         for table in self._tables.pop(request.request_id, []):
             self.pool.release(table[::-1])
 
