@@ -162,9 +162,9 @@ def test_the_methods_of_an_extension_can_be_called_between_steps(
 ) -> None:
     options = {"worker_cls": worker_cls, "worker_extension_cls": HERE + "Extension"}
     with LLM(str(model_path), dtype="float32", max_model_len=64, kv_cache_memory_bytes=2**23, **options) as llm:
-        (weights,) = llm.collective_rpc("weights_of", ["model.embed_tokens.weight"], {"scale": 2})
+        (weights,) = llm.collective_rpc("weights_of", ["model.norm.weight"], {"scale": 2})
         reference = llm._running_client.core.executor.worker.runner.model  # type: ignore[union-attr]
-        parameter = dict(reference.named_parameters())["model.embed_tokens.weight"]
+        parameter = dict(reference.named_parameters())["model.norm.weight"]
         assert weights == [2 * float(value) for value in parameter.flatten()[:2]]
         with pytest.raises(ArithmeticError, match="as asked"):
             llm.collective_rpc("fail")
