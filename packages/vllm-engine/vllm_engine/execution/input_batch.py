@@ -1,5 +1,7 @@
 """``InputBatch``: the requests of the running batch as rows of numpy arrays that persist from step to step."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from vllm_engine.execution.batch import NewRequest
@@ -32,9 +34,9 @@ class InputBatch:
         self._row_of: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
 
-    def row_of(self, request_id: str) -> int:
-        """The row where a request stands."""
-        return self._row_of[request_id]
+    def rows_of(self, request_ids: Iterable[str]) -> np.ndarray:
+        """The rows where requests stand, int64."""
+        return np.array([self._row_of[request_id] for request_id in request_ids], dtype=np.int64)
 
     def add(self, new: NewRequest, state: SamplingState) -> None:
         """Give a request a row and fill it."""
@@ -63,13 +65,14 @@ class InputBatch:
                 self.block_tables[group][row, start : start + len(blocks)] = blocks
                 self.num_blocks[row, group] = start + len(blocks)
 
-    def append_token(self, row: int, token_id: int) -> None:
-        """Add a sampled token to a row and to its sampling state."""
-        self.token_ids[row, self.num_tokens[row]] = token_id
-        self.num_tokens[row] += 1
-        state = self.states[row]
-        if state is not None:
-            state.append(token_id)
+    def append_tokens(self, rows: np.ndarray, token_ids: list[int]) -> None:
+        """Add one sampled token to each of some rows and to its sampling state."""
+        self.token_ids[rows, self.num_tokens[rows]] = token_ids
+        self.num_tokens[rows] += 1
+        for row, token_id in zip(rows.tolist(), token_ids, strict=True):
+            state = self.states[row]
+            if state is not None:
+                state.append(token_id)
 
     def forget_computed_embeds(self) -> None:
         """Let go of the embeddings of prompts that are computed: the steps after cost nothing more."""

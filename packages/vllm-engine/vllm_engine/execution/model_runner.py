@@ -79,8 +79,8 @@ class ModelRunner:
         ids = list(scheduled.num_scheduled_tokens)
         if not ids:
             return result
-        rows = np.array([self.batch.row_of(request_id) for request_id in ids])
-        counts = np.array([scheduled.num_scheduled_tokens[request_id] for request_id in ids])
+        rows = self.batch.rows_of(ids)
+        counts = np.array(list(scheduled.num_scheduled_tokens.values()), dtype=np.int64)
         inputs = build_step_inputs(self.batch, rows, counts, self.device)
         given = given_embeds(self.batch, rows, inputs, self._dtype, self.device) if self.batch.prompt_embeds else None
         hidden = self.model.forward(inputs.input_ids, inputs.positions, self._attention_context(inputs), given)
@@ -115,18 +115,19 @@ class ModelRunner:
     ) -> None:
         """A token for every sequence that reached its last known one."""
         sampled_rows = rows[inputs.sampled]
-        logits = self.model.compute_logits(hidden[torch.from_numpy(inputs.sample_indices).to(self.device)])
-        states = [state for row in sampled_rows if (state := self.batch.states[row]) is not None]
+        if len(inputs.sampled) < len(hidden):
+            hidden = hidden[torch.from_numpy(inputs.sample_indices).to(self.device)]
+        logits = self.model.compute_logits(hidden)
+        states = [state for row in sampled_rows.tolist() if (state := self.batch.states[row]) is not None]
         output = self._sampler.sample(logits, states)
-        for i, (sequence, row) in enumerate(zip(inputs.sampled, sampled_rows, strict=True)):
-            request_id = ids[sequence]
-            error = output.errors[i]
+        sound = [place for place, error in enumerate(output.errors) if error is None]
+        self.batch.append_tokens(sampled_rows[sound], [output.token_ids[place] for place in sound])
+        for place, sequence in enumerate(inputs.sampled.tolist()):
+            request_id, error, logprobs = ids[sequence], output.errors[place], output.logprobs[place]
             if error is not None:
                 result.errors[request_id] = error
                 continue
-            self.batch.append_token(row, output.token_ids[i])
-            result.sampled[request_id] = [output.token_ids[i]]
-            logprobs = output.logprobs[i]
+            result.sampled[request_id] = [output.token_ids[place]]
             if logprobs is not None:
                 result.logprobs[request_id] = [logprobs]
 
