@@ -9,6 +9,7 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
 
 // One line for each kernel file.
 #define VLLM_FOR_EACH_FILE(USE, level) \
+  USE(attention, level)                \
   USE(norm, level)
 
 #define VLLM_DECLARE(file, level) extern "C" const KernelEntry vllm_##file##_##level[];
