@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from vllm_kernels.backend import use_face
 from vllm_kernels.cpu import native
 
 
@@ -20,3 +21,16 @@ def level(request):
         pytest.skip(f"this machine has no {request.param}")
     with native.use_level(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["reference", "eager", *native.LEVELS])
+def face(request):
+    """Every implementation in turn, the native one at each level of the machine: the name of the face that serves."""
+    if request.param not in native.LEVELS:
+        with use_face(request.param):
+            yield request.param
+    elif request.param in native.machine_levels():
+        with native.use_level(request.param), use_face("cpu"):
+            yield "cpu"
+    else:
+        pytest.skip(f"this machine has no {request.param}")

@@ -1,10 +1,9 @@
-import itertools
 from typing import get_args
 
 import pytest
 import torch
 
-from vllm_kernels.backend import FACES, use_face
+from vllm_kernels.backend import use_face
 from vllm_kernels.ops.cache import STORAGE, CacheFormat, KVCache, allocate_kv_cache, write_kv
 
 FORMATS = get_args(CacheFormat)
@@ -28,34 +27,29 @@ def every_8_bit_number(dtype: torch.dtype) -> torch.Tensor:
     return numbers[numbers.isfinite()].unique()
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("format", PLAIN)
 def test_tokens_land_in_their_slots_and_nowhere_else(face, format):
     torch.manual_seed(0)
     cache = allocate_kv_cache(5, 4, 2, 8, format, "cpu")
     key, value = torch.randn(2, 3, 2, 8).to(STORAGE[format])
-    with use_face(face):
-        write_kv(key, value, cache, torch.tensor([17, 2, 8]))
+    write_kv(key, value, cache, torch.tensor([17, 2, 8]))
     for found, tensor in zip(tokens_of(cache), (key, value), strict=True):
         expected = torch.zeros(20, 2, 8)
         expected[[17, 2, 8]] = tensor.float()
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("format", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_keys_and_values_are_rounded_to_the_dtype_of_the_cache(face, dtype, format):
     torch.manual_seed(0)
     cache = allocate_kv_cache(2, 2, 1, 8, format, "cpu")
     key, value = torch.randn(2, 3, 1, 8).to(dtype)
-    with use_face(face):
-        write_kv(key, value, cache, torch.tensor([3, -1, 0]))
+    write_kv(key, value, cache, torch.tensor([3, -1, 0]))
     for found, tensor in zip(tokens_of(cache), (key, value), strict=True):
         assert torch.equal(found[[3, 0]], tensor[[0, 2]].to(STORAGE[format]).float())
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2"])
 def test_8_bit_entries_are_the_nearest_numbers_there_are(face, format):
     torch.manual_seed(0)
@@ -65,8 +59,7 @@ def test_8_bit_entries_are_the_nearest_numbers_there_are(face, format):
     x = torch.cat([*edges, torch.randn(999) * 100]).float()
     x = torch.nn.functional.pad(x, (0, -len(x) % 16)).view(-1, 1, 16)
     cache = allocate_kv_cache(1, len(x), 1, 16, format, "cpu")
-    with use_face(face):
-        write_kv(x, -x, cache, torch.arange(len(x)))
+    write_kv(x, -x, cache, torch.arange(len(x)))
     key, value = tokens_of(cache)
     distance = (x.double() - key).abs()
     assert torch.equal(distance, (x.double()[..., None] - numbers).abs().amin(-1))
@@ -76,20 +69,17 @@ def test_8_bit_entries_are_the_nearest_numbers_there_are(face, format):
     assert not (cache.key.view(torch.uint8).transpose(1, 2).flatten(0, 1)[tied] & 1).any()
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2"])
 def test_8_bit_entries_keep_nan_and_saturate(face, format):
     cache = allocate_kv_cache(1, 1, 1, 4, format, "cpu")
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e-30]).view(1, 1, 4)
-    with use_face(face):
-        write_kv(x, x, cache, torch.tensor([0]))
+    write_kv(x, x, cache, torch.tensor([0]))
     largest = torch.finfo(STORAGE[format]).max
     assert torch.equal(
         torch.nan_to_num(tokens_of(cache)[0].view(4), nan=5.0), torch.tensor([5.0, largest, -largest, 0])
     )
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("format", ["int8_per_token_head", "fp8_per_token_head"])
 @pytest.mark.parametrize("head_dim", [8, 16, 40, 128])
 def test_each_head_of_each_token_has_its_own_scale(face, format, head_dim):
@@ -98,8 +88,7 @@ def test_each_head_of_each_token_has_its_own_scale(face, format, head_dim):
     key, value = torch.randn(6, 3, head_dim) * sizes, torch.randn(6, 3, head_dim) / (sizes + 1)
     cache = allocate_kv_cache(3, 4, 3, head_dim, format, "cpu")
     slots = torch.tensor([5, 11, 0, 7, 2, 3])
-    with use_face(face):
-        write_kv(key, value, cache, slots)
+    write_kv(key, value, cache, slots)
     largest = 127 if format.startswith("int8") else 448
     for found, scales, x in zip(tokens_of(cache), (cache.key_scale, cache.value_scale), (key, value), strict=True):
         peak = x.abs().amax(-1)
@@ -111,7 +100,6 @@ def test_each_head_of_each_token_has_its_own_scale(face, format, head_dim):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("face", ["eager", "cpu"])
 def test_every_face_stores_the_bits_of_the_reference(face, format, dtype):
     torch.manual_seed(0)
     caches = []
@@ -126,7 +114,6 @@ def test_every_face_stores_the_bits_of_the_reference(face, format, dtype):
         assert ours is theirs is None or torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("format", ["int8_per_token_head", "fp8_per_token_head"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 17, 23])
@@ -134,20 +121,17 @@ def test_a_head_that_is_not_finite_reads_as_nan(face, format, bad, place):
     cache = allocate_kv_cache(1, 2, 2, 24, format, "cpu")
     key = torch.ones(1, 2, 24)
     key[0, 1, place] = bad
-    with use_face(face):
-        write_kv(key, key, cache, torch.tensor([1]))
+    write_kv(key, key, cache, torch.tensor([1]))
     for found in tokens_of(cache):
         assert found[1, 1].isnan().all()
         assert torch.equal(found[1, 0], key[0, 0])
 
 
-@pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("slots", [[-1, 3, -1], [-1, -1, -1]])
 def test_a_negative_slot_is_left_out(face, slots):
     cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
     key = torch.ones(3, 1, 4)
-    with use_face(face):
-        write_kv(key, 2 * key, cache, torch.tensor(slots))
+    write_kv(key, 2 * key, cache, torch.tensor(slots))
     keys, values = tokens_of(cache)
     written = [slot in slots for slot in range(4)]
     assert (keys.view(4, -1) == 1).all(dim=1).tolist() == written
@@ -155,15 +139,13 @@ def test_a_negative_slot_is_left_out(face, slots):
     assert keys.sum() == 4 * sum(written)
 
 
-@pytest.mark.parametrize("face", FACES)
 def test_parts_of_a_wider_tensor_are_stored_like_any_other(face):
     torch.manual_seed(0)
     qkv = torch.randn(3, 5 * 2 * 8)
     key, value = qkv[:, 16:32].view(3, 2, 8), qkv[:, 40:56].view(3, 2, 8)
     caches = [allocate_kv_cache(2, 4, 2, 8, "bfloat16", "cpu") for _ in range(2)]
-    with use_face(face):
-        write_kv(key, value, caches[0], torch.tensor([6, 1, 2]))
-        write_kv(key.contiguous(), value.contiguous(), caches[1], torch.tensor([6, 1, 2]))
+    write_kv(key, value, caches[0], torch.tensor([6, 1, 2]))
+    write_kv(key.contiguous(), value.contiguous(), caches[1], torch.tensor([6, 1, 2]))
     assert torch.equal(caches[0].key, caches[1].key)
     assert torch.equal(caches[0].value, caches[1].value)
 
@@ -177,18 +159,16 @@ def test_a_new_cache_holds_zeros_only_and_knows_its_format(format):
         assert not tensor.any()
 
 
-@pytest.mark.parametrize("face", FACES)
 def test_an_empty_step_writes_nothing(face):
     cache = allocate_kv_cache(1, 2, 1, 4, "float32", "cpu")
-    with use_face(face):
-        write_kv(torch.zeros(0, 1, 4), torch.zeros(0, 1, 4), cache, torch.zeros(0, dtype=torch.int64))
+    write_kv(torch.zeros(0, 1, 4), torch.zeros(0, 1, 4), cache, torch.zeros(0, dtype=torch.int64))
     assert not cache.key.any()
 
 
-@pytest.mark.parametrize(("face", "slot"), list(itertools.product(FACES, [4, 2**40])))
+@pytest.mark.parametrize("slot", [4, 2**40])
 def test_a_slot_outside_of_the_cache_is_refused(face, slot):
     cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
-    with use_face(face), pytest.raises(IndexError):
+    with pytest.raises(IndexError):
         write_kv(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), cache, torch.tensor([0, slot]))
 
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vllm_engine.layers.module import TensorModule
+from vllm_engine.layers.norm import RMSNorm
+from vllm_engine.layers.rotary import Rotary
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
-from vllm_kernels.ops.cache import KVCache, write_kv
+from vllm_kernels.ops.cache import KVCache
+from vllm_kernels.ops.rotary import rope_and_cache
 
 
 @dataclass(slots=True)
@@ -24,7 +27,7 @@ class AttentionContext:
 
 
 class Attention(TensorModule):
-    """Writes the step's keys and values to the cache of layer ``layer_index``, then attends to all of each sequence.
+    """Puts the step's keys and values into the cache of layer ``layer_index``, then attends to all of each sequence.
 
     ``sliding_window``: tokens that a query sees, itself included; None is all. ``soft_cap`` squeezes scores into
     ``(-soft_cap, soft_cap)`` with tanh before softmax.
@@ -49,11 +52,35 @@ class Attention(TensorModule):
         self.sliding_window = sliding_window
         self.soft_cap = soft_cap
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, ctx: AttentionContext) -> Tensor:
-        """query ``[T, Hq, D]``, key and value ``[T, Hkv, D]`` -> ``[T, Hq * D]``."""
+    def forward(
+        self,
+        qkv: Tensor,
+        ctx: AttentionContext,
+        positions: Tensor | None = None,
+        rotary: Rotary | None = None,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+    ) -> Tensor:
+        """Queries, keys and values side by side, ``[T, (Hq + 2 Hkv) * D]``, which is overwritten -> ``[T, Hq * D]``.
+
+        Heads of queries and keys are first normalised, if they have norms, which are alike but for their weights; then
+        rotated by the ``positions`` (int64 ``[T]``), if there is a ``rotary``.
+        """
         group = ctx.group_of_layer[self.layer_index]
         cache = ctx.kv_caches[self.layer_index]
-        write_kv(key, value, cache, ctx.slot_mappings[group])
+        norm = q_norm or k_norm
+        query = rope_and_cache(
+            qkv,
+            self.num_heads,
+            positions,
+            None if rotary is None else rotary.cos_sin,
+            cache,
+            ctx.slot_mappings[group],
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
+            norm_eps=0.0 if norm is None else norm.eps,
+            unit_offset=norm is not None and norm.unit_offset,
+        )
         output = paged_attention(
             query,
             cache,

@@ -63,7 +63,7 @@ class Linear(Projection):
 
 
 class QKVLinear(Linear):
-    """Query, key and value projections.
+    """Query, key and value projections: ``[T, hidden_size]`` -> ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``.
 
     ``fused_in_checkpoint``: the checkpoint has them as one matrix already, under this layer's own name; otherwise as
     ``q_proj``, ``k_proj`` and ``v_proj`` beside it.
@@ -83,15 +83,6 @@ class QKVLinear(Linear):
         sizes = {"q_proj": num_heads * head_dim, "k_proj": num_kv_heads * head_dim, "v_proj": num_kv_heads * head_dim}
         parts = None if fused_in_checkpoint else sizes
         super().__init__(hidden_size, sum(sizes.values()), bias, parts=parts, transposed=transposed)
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
-
-    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[T, (Hq + 2 Hkv) * D]`` -> query ``[T, Hq, D]``, key and value ``[T, Hkv, D]``: views of it."""
-        heads = qkv.view(len(qkv), self.num_heads + 2 * self.num_kv_heads, self.head_dim)
-        q, k, v = heads.split_with_sizes([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        return q, k, v
 
 
 class GatedLinear(Projection):

@@ -1,4 +1,4 @@
-"""Rotary position embedding (https://arxiv.org/abs/2104.09864): the table of cosines and sines, and its use.
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864): the table of cosines and sines.
 
 The frequencies and angles are computed in float32, like those that the checkpoints were trained with: at position
 100,000 a more exact product would differ from them in the third decimal.
@@ -10,26 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from vllm_engine.config.rope import RopeConfig
-from vllm_kernels.ops.rotary import apply_rotary
 
 
 class Rotary(nn.Module):
-    """Rotates queries and keys by their positions. ``max_len`` positions are tabulated, in float32, on ``device``."""
+    """Rotations by the positions below ``max_len``: ``cos_sin``, float32 ``[max_len, rotary_dim]``, on ``device``."""
 
     def __init__(self, config: RopeConfig, max_len: int, device: torch.device) -> None:
         super().__init__()
         self._config = config
         table = cos_sin_table(config, max_len).to(device)
-        self.register_buffer("cos_sin", table, persistent=False)  # [max_len, rotary_dim]
+        self.register_buffer("cos_sin", table, persistent=False)
         self.cos_sin: Tensor
 
     def fit(self, max_len: int) -> None:
         """Make the table anew for ``max_len`` positions: some frequencies depend on it."""
         self.cos_sin = cos_sin_table(self._config, max_len).to(self.cos_sin.device)
-
-    def forward(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """query ``[T, Hq, D]``, key ``[T, Hkv, D]``, positions int64 ``[T]`` -> the rotated pair."""
-        return apply_rotary(query, key, positions, self.cos_sin)
 
 
 def cos_sin_table(config: RopeConfig, max_len: int) -> Tensor:

@@ -42,9 +42,8 @@ class SelfAttention(TensorModule):
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, residual: Tensor | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added."""
-        q, k, v = self.qkv_proj.split(self.qkv_proj(x))  # [T, Hq, D], [T, Hkv, D], [T, Hkv, D]
-        q, k = self.rotary(q, k, positions)
-        return self.o_proj(self.attention(q, k, v, ctx), residual)
+        output = self.attention(self.qkv_proj(x), ctx, positions, self.rotary)
+        return self.o_proj(output, residual)
 
 
 class QKNormSelfAttention(SelfAttention):
@@ -57,6 +56,5 @@ class QKNormSelfAttention(SelfAttention):
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, residual: Tensor | None = None) -> Tensor:
         """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added."""
-        q, k, v = self.qkv_proj.split(self.qkv_proj(x))
-        q, k = self.rotary(self.q_norm(q), self.k_norm(k), positions)
-        return self.o_proj(self.attention(q, k, v, ctx), residual)
+        output = self.attention(self.qkv_proj(x), ctx, positions, self.rotary, self.q_norm, self.k_norm)
+        return self.o_proj(output, residual)

@@ -36,8 +36,7 @@ class GPT2Attention(TensorModule):
 
     def forward(self, x: Tensor, ctx: AttentionContext, residual: Tensor) -> Tensor:
         """``[T, H]`` -> ``[T, H]``, added to the residual stream ``[T, H]``."""
-        q, k, v = self.c_attn.split(self.c_attn(x))  # [T, Hq, D] each
-        return self.c_proj(self.attention(q, k, v, ctx), residual)
+        return self.c_proj(self.attention(self.c_attn(x), ctx), residual)
 
 
 class GPT2MLP(TensorModule):

@@ -30,8 +30,7 @@ class OPTAttention(TensorModule):
 
     def forward(self, x: Tensor, ctx: AttentionContext, residual: Tensor) -> Tensor:
         """``[T, H]`` -> ``[T, H]``, added to the residual stream ``[T, H]``."""
-        q, k, v = self.qkv_proj.split(self.qkv_proj(x))  # [T, Hq, D] each
-        return self.out_proj(self.attention(q, k, v, ctx), residual)
+        return self.out_proj(self.attention(self.qkv_proj(x), ctx), residual)
 
 
 class OPTDecoderLayer(TensorModule):

@@ -10,7 +10,10 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
 // One line for each kernel file.
 #define VLLM_FOR_EACH_FILE(USE, level) \
   USE(attention, level)                \
-  USE(norm, level)
+  USE(cache, level)                    \
+  USE(rotary, level)                   \
+  USE(norm, level)                     \
+  USE(threads, level)
 
 #define VLLM_DECLARE(file, level) extern "C" const KernelEntry vllm_##file##_##level[];
 #define VLLM_LIST(file, level) vllm_##file##_##level,

@@ -40,19 +40,22 @@ class NotAvailable(RuntimeError):
 
 
 class Kernel:
-    """One kernel; ``call`` is its function for the level in use. Tensors are passed as ``data_ptr()``."""
+    """One kernel; ``call`` is its function for the level in use. Tensors are passed as ``data_ptr()``.
+
+    ``returns``: type of its result; None for a function without one.
+    """
 
     __slots__ = ("_name", "_prototype", "call")
 
-    def __init__(self, name: str, *argtypes: Any) -> None:
+    def __init__(self, name: str, *argtypes: Any, returns: Any = None) -> None:
         self._name = name
-        self._prototype = ctypes.CFUNCTYPE(None, *argtypes)
-        self.call: Callable[..., None] = self._first_call
+        self._prototype = ctypes.CFUNCTYPE(returns, *argtypes)
+        self.call: Callable[..., Any] = self._first_call
         _kernels.append(self)
 
-    def _first_call(self, *args: Any) -> None:
+    def _first_call(self, *args: Any) -> Any:
         self.bind(level())
-        self.call(*args)
+        return self.call(*args)
 
     def bind(self, to: str) -> None:
         """Use the function of level ``to`` from now on."""

@@ -6,7 +6,7 @@ what one head attends to stands together. Token ``offset`` of block ``block`` is
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class KVCache:
         key, value: ``[num_blocks, num_kv_heads, block_size, head_dim]``, contiguous, in the storage type of the format.
         key_scale, value_scale: fp32 ``[num_blocks, num_kv_heads, block_size]``, contiguous: entry times scale is what
             was stored. None for formats without scales.
+        format: found from these.
+        memo: what a face works out once for a cache. Faces only.
 
     Raises:
         ValueError: the four do not fit together.
@@ -61,6 +63,7 @@ class KVCache:
     key_scale: torch.Tensor | None = None
     value_scale: torch.Tensor | None = None
     format: CacheFormat = field(init=False)
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, tensor in (("key", self.key), ("value", self.value)):

@@ -1,20 +1,45 @@
 import torch
 
-
-def apply_rotary(
-    query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, cos_sin_cache: torch.Tensor, interleaved: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _rotate(query, positions, cos_sin_cache, interleaved), _rotate(key, positions, cos_sin_cache, interleaved)
+from vllm_kernels.ops.cache import KVCache
+from vllm_kernels.reference.cache import write_kv
+from vllm_kernels.reference.norm import rms_norm
 
 
-def _rotate(x: torch.Tensor, positions: torch.Tensor, cos_sin_cache: torch.Tensor, interleaved: bool) -> torch.Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    half = cos_sin_cache.shape[1] // 2
-    angles = cos_sin_cache[positions].to(wide)
-    values, result = x.to(wide), x.to(wide).clone()
+def rope_and_cache(
+    qkv: torch.Tensor,
+    num_heads: int,
+    positions: torch.Tensor | None,
+    cos_sin_cache: torch.Tensor | None,
+    cache: KVCache,
+    slot_mapping: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    norm_eps: float,
+    unit_offset: bool,
+    interleaved: bool,
+) -> torch.Tensor:
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    heads = qkv.to(wide).unflatten(1, (-1, cache.head_dim))
+    query, key, value = heads.split([num_heads, cache.num_kv_heads, cache.num_kv_heads], dim=1)
+    if q_norm is not None:
+        query = rms_norm(query, q_norm, norm_eps, unit_offset)
+    if k_norm is not None:
+        key = rms_norm(key, k_norm, norm_eps, unit_offset)
+    if cos_sin_cache is not None and positions is not None:
+        if ((positions < 0) | (positions >= len(cos_sin_cache))).any():
+            raise IndexError(f"a position is outside of the {len(cos_sin_cache)} of cos_sin_cache")
+        angles = cos_sin_cache[positions].to(wide)
+        query, key = _rotate(query, angles, interleaved), _rotate(key, angles, interleaved)
+    write_kv(key, value, cache, slot_mapping)
+    return query.to(qkv.dtype)
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    half = angles.shape[1] // 2
+    result = x.clone()
     for pair in range(half):
         first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
         cos, sin = angles[:, None, pair], angles[:, None, half + pair]
-        result[..., first] = values[..., first] * cos - values[..., second] * sin
-        result[..., second] = values[..., second] * cos + values[..., first] * sin
-    return result.to(x.dtype)
+        result[..., first] = x[..., first] * cos - x[..., second] * sin
+        result[..., second] = x[..., second] * cos + x[..., first] * sin
+    return result
