@@ -204,10 +204,10 @@ def test_tensors_are_mapped_from_the_file_instead_of_being_read_into_memory(
     folder: Path, file: str, file_format: Any
 ) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    for _, tensor in read_tensors(folder / file, file_format):
+    for stored in read_tensors(folder / file, file_format):
         maps = Path("/proc/self/maps").read_text().splitlines()
         ranges = [line.split("-") for line in (entry.split()[0] for entry in maps if entry.endswith(file))]
-        assert any(int(low, 16) <= tensor.data_ptr() < int(high, 16) for low, high in ranges)
+        assert any(int(low, 16) <= stored.tensor.data_ptr() < int(high, 16) for low, high in ranges)
 
 
 # ---- files that do not fit ----

@@ -36,8 +36,12 @@ class Slot(Protocol):
     def shape(self) -> torch.Size:
         """The only shape that fits."""
 
-    def fill(self, tensor: Tensor) -> None:
-        """Store a tensor of this shape, of any floating type; it is not kept."""
+    @property
+    def divisible(self) -> bool:
+        """Whether the tensor may come in several pieces."""
+
+    def fill(self, rows: Tensor, start: int = 0) -> None:
+        """Store rows ``[start, start + len(rows))`` of the tensor, of any floating type; they are not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,12 @@ class TensorSlot:
     def shape(self) -> torch.Size:
         return self.target.shape
 
-    def fill(self, tensor: Tensor) -> None:
-        self.target.copy_(tensor)
+    @property
+    def divisible(self) -> bool:
+        return True
+
+    def fill(self, rows: Tensor, start: int = 0) -> None:
+        self.target[start : start + len(rows)] = rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,12 @@ class RowsSlot:
         shape = (self.count, self.weight.in_features)
         return torch.Size(shape[::-1] if self.transposed else shape)
 
-    def fill(self, tensor: Tensor) -> None:
-        fill(self.weight, tensor.t() if self.transposed else tensor, self.start)
+    @property
+    def divisible(self) -> bool:
+        return not self.transposed
+
+    def fill(self, rows: Tensor, start: int = 0) -> None:
+        fill(self.weight, rows.t() if self.transposed else rows, self.start + start)
 
 
 class WeightedModule(TensorModule):

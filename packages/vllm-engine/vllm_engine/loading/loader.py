@@ -5,14 +5,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vllm_engine.config.decoder import DecoderConfig, resolve_dtype
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.errors import ConfigError
+from vllm_engine.layers.weights import Slot
 from vllm_engine.loading.dummy import fill_with_random_weights
 from vllm_engine.loading.prefetch import read_ahead
+from vllm_engine.loading.stored_tensor import StoredTensor
 from vllm_engine.loading.weight_files import find_weight_files
 from vllm_engine.loading.weight_reader import read_tensors
 from vllm_engine.logging import get_logger
@@ -70,28 +71,23 @@ def load_weights(model: CausalLM, path: Path, config: LoadConfig) -> None:
 
 
 @torch.no_grad()
-def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[tuple[str, Tensor]]]]) -> None:
+def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[StoredTensor]]]) -> None:
     slots = model.checkpoint_slots()
     missing = dict.fromkeys(slots)
     unexpected: list[str] = []
     for file, tensors in contents:
-        for stored_name, tensor in tensors:
-            name = model.checkpoint_name(stored_name)
-            if name not in slots:
+        for stored in tensors:
+            name = model.checkpoint_name(stored.name)
+            slot = slots.get(name)
+            if slot is None:
                 if not model.ignores(name):
-                    unexpected.append(stored_name)
+                    unexpected.append(stored.name)
                 continue
             if name not in missing:
-                raise ConfigError(f"{file}: tensor {stored_name} is there twice", field="model")
-            if tensor.shape != slots[name].shape:
-                raise ConfigError(
-                    f"{file}: tensor {stored_name} has shape {list(tensor.shape)}, "
-                    f"but config.json asks for {list(slots[name].shape)}",
-                    field="model",
-                )
-            if not tensor.dtype.is_floating_point:
-                raise ConfigError(f"{file}: tensor {stored_name} is {tensor.dtype}, not floating point", field="model")
-            slots[name].fill(tensor)
+                raise ConfigError(f"{file}: tensor {stored.name} is there twice", field="model")
+            _check(stored, slot, file)
+            for start, rows in stored.pieces(whole=not slot.divisible):
+                slot.fill(rows, start)
             del missing[name]
     if missing or unexpected:
         complaints = [f"missing {_some(list(missing))}"] if missing else []
@@ -99,6 +95,17 @@ def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[t
         raise ConfigError(
             f"the weights in {path} do not fit {model.config.architecture}: {'; '.join(complaints)}", field="model"
         )
+
+
+def _check(stored: StoredTensor, slot: Slot, file: Path) -> None:
+    shape, dtype = stored.tensor.shape, stored.tensor.dtype
+    if shape != slot.shape:
+        raise ConfigError(
+            f"{file}: tensor {stored.name} has shape {list(shape)}, but config.json asks for {list(slot.shape)}",
+            field="model",
+        )
+    if not dtype.is_floating_point:
+        raise ConfigError(f"{file}: tensor {stored.name} is {dtype}, not floating point", field="model")
 
 
 def _some(names: list[str]) -> str:

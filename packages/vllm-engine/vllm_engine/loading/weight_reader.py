@@ -11,14 +11,14 @@ from safetensors.torch import load
 from torch import Tensor
 
 from vllm_engine.errors import ConfigError
+from vllm_engine.loading.stored_tensor import StoredTensor
 from vllm_engine.loading.weight_files import Format
 
 
-def read_tensors(file: Path, file_format: Format, *, eager: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors (CPU, memory-mapped where the format allows) of one weight file.
+def read_tensors(file: Path, file_format: Format, *, eager: bool = False) -> Iterator[StoredTensor]:
+    """The tensors of one weight file, memory-mapped where the format allows.
 
-    A tensor is only valid until the next one is asked for: copy what you keep. With ``eager``, a safetensors file is
-    first read as a whole.
+    With ``eager``, a safetensors file is first read as a whole.
 
     Raises:
         ConfigError: the file is damaged, or holds something other than named dense tensors.
@@ -26,22 +26,23 @@ def read_tensors(file: Path, file_format: Format, *, eager: bool = False) -> Ite
     return _read_safetensors(file, eager) if file_format == "safetensors" else _read_torch(file)
 
 
-def _read_safetensors(file: Path, eager: bool) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(file: Path, eager: bool) -> Iterator[StoredTensor]:
     try:
         if eager:
-            yield from load(file.read_bytes()).items()
+            yield from (StoredTensor(name, tensor, False) for name, tensor in load(file.read_bytes()).items())
             return
         with safe_open(file, framework="pt", device="cpu") as handle:
             for name in handle.keys():  # noqa: SIM118 - a handle is not iterable
-                yield name, handle.get_tensor(name)
+                yield StoredTensor(name, handle.get_tensor(name), True)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file} is damaged or no safetensors file: {error}", field="model") from error
 
 
-def _read_torch(file: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_torch(file: Path) -> Iterator[StoredTensor]:
+    mapped = zipfile.is_zipfile(file)
     try:
         # weights_only refuses every pickled object that is no tensor or plain container.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         raise ConfigError(
             f"{file} was refused: it is damaged, or holds Python objects other than tensors, which could run code; "
@@ -56,4 +57,4 @@ def _read_torch(file: Path) -> Iterator[tuple[str, Tensor]]:
         # A sparse tensor with indices out of bounds would corrupt memory when made dense.
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             raise ConfigError(f"{file}: entry {name!r} is not a dense tensor", field="model")
-        yield name, tensor
+        yield StoredTensor(name, tensor, mapped)
