@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_MOST_CORES = 65536
+"""More than any machine has: a list of cores with a digit too many must not fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -84,6 +87,26 @@ def _names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
+def _cores(text: str) -> str | list[list[int]]:
+    """``auto``, ``nobind``, or the cores of each worker, in order."""
+    word = text.strip()
+    if word in ("auto", "nobind"):
+        return word
+    if word == "all":  # an earlier word for the same
+        return "nobind"
+    return [[core for part in cores.split(",") for core in _core_range(part)] for cores in word.split("|")]
+
+
+def _core_range(text: str) -> range:
+    low, dash, high = (part.strip() for part in text.partition("-"))
+    if not low.isdecimal() or (dash and not high.isdecimal()):
+        raise ValueError("no core")
+    found = range(int(low), int(high or low) + 1)
+    if not found or found[-1] >= _MOST_CORES:
+        raise ValueError("no such cores")
+    return found
+
+
 YES_NO = Kind("0 or 1", _boolean)
 TEXT = Kind("any text", str)
 FOLDER = Kind("a path", str)
@@ -94,6 +117,7 @@ COUNT = Kind("a whole number of at least 1", _at_least(1))
 NUMBER = Kind("a whole number of at least 0", _at_least(0))
 AMOUNT = Kind("a number above 0", _positive)
 INTERVAL = Kind("a number of seconds; 0 or less turns it off", _seconds_or_off)
+CORES = Kind("auto, nobind, or cores such as 0-7 or 0,2,4-7, with | between workers", _cores)
 NAMES = Kind("names with commas between", _names)
 
 _BUILD = "the wheels are built without it"
@@ -182,10 +206,13 @@ VARIABLES: dict[str, EnvVar] = {
     ),
     "VLLM_KERNELS_FACE": EnvVar(FACE, None, "implementation that serves every kernel; unset: the device's own"),
     "VLLM_CPU_OMP_THREADS_BIND": EnvVar(
-        TEXT, None, "cores for the OpenMP threads", "this version binds no threads; start it under taskset or numactl"
+        CORES,
+        "auto",
+        "cores for the threads that compute: auto takes those of one NUMA node, a list has one thread on each of its "
+        "cores, nobind leaves it to the system",
     ),
     "VLLM_CPU_NUM_OF_RESERVED_CPU": EnvVar(
-        NUMBER, None, "cores to leave to other work", "set OMP_NUM_THREADS, or start it under taskset"
+        NUMBER, 0, "cores to leave to other work, where VLLM_CPU_OMP_THREADS_BIND lists none"
     ),
     "VLLM_CPU_MOE_PREPACK": EnvVar(YES_NO, None, "repack the weights of experts when loading", _NO_EXPERTS),
     "VLLM_CPU_INT4_W4A8": EnvVar(YES_NO, None, "compute 4-bit weights with 8-bit activations", _NO_QUANTIZED),

@@ -39,6 +39,13 @@ class EngineCore:
         scheduler_class = _scheduler_class(config)
         with startup_phase(logger, "worker", self.phases):
             self.executor = UniExecutor(config, model_path)
+        try:
+            self._load(config, scheduler_class)
+        except BaseException:
+            self.executor.shutdown()
+            raise
+
+    def _load(self, config: EngineConfig, scheduler_class: type[Scheduler]) -> None:
         with startup_phase(logger, "weights", self.phases):
             model = self.executor.load_model()
         with startup_phase(logger, "kv cache", self.phases):

@@ -86,4 +86,6 @@ class UniExecutor:
 
     def shutdown(self) -> None:
         """Release the model and the cache. May be called again."""
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.shutdown()

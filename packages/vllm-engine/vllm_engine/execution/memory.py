@@ -5,7 +5,8 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP = Path("/sys/fs/cgroup")
+from vllm_engine.execution.cgroup import ROOT, memory_limits
+from vllm_engine.execution.cores import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +23,18 @@ class DeviceMemory:
         return self.total - self.free
 
 
-def main_memory(*, weights: int = 0, cgroup: Path = _CGROUP) -> DeviceMemory:
-    """The machine's memory, cut by the limit of the cgroup. ``weights`` is passed on."""
+def main_memory(*, weights: int = 0, nodes: list[Node] | None = None, cgroup: Path = ROOT) -> DeviceMemory:
+    """The machine's memory, cut by the limits of the cgroups.
+
+    Args:
+        weights: passed on.
+        nodes: the only ones whose memory is meant, as they are now; None for all.
+        cgroup: where the cgroups are mounted.
+    """
     machine = psutil.virtual_memory()
     total, free = int(machine.total), int(machine.available)
-    limit, current = read_words(cgroup / "memory.max"), read_words(cgroup / "memory.current")
-    if limit and current and limit[0].isdigit() and int(limit[0]) < total:
-        total = int(limit[0])
-        # What was read of files counts as used, but is given back when the memory is wanted.
-        free = min(free, total - int(current[0]) + _unused_file_pages(cgroup))
+    if nodes is not None:
+        total, free = min(total, sum(node.total for node in nodes)), min(free, sum(node.free for node in nodes))
+    for allowed, left in memory_limits(cgroup):
+        total, free = min(total, allowed), min(free, left)
     return DeviceMemory(total, max(0, min(free, total)), weights)
-
-
-def _unused_file_pages(cgroup: Path) -> int:
-    words = read_words(cgroup / "memory.stat")
-    pairs = dict(zip(words[::2], words[1::2], strict=False))
-    text = pairs.get("inactive_file", "0")
-    return int(text) if text.isdigit() else 0
-
-
-def read_words(path: Path) -> list[str]:
-    """The words of a small file of the system; none when it cannot be read."""
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []

@@ -2,18 +2,20 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.model_plan import plan_model
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
-from vllm_engine.execution.memory import DeviceMemory, main_memory, read_words
+from vllm_engine.execution.cores import usable_nodes
+from vllm_engine.execution.kernels_in_use import check_kernels, tell_kernels
+from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.execution.model_runner import ModelRunner
+from vllm_engine.execution.thread_binding import ThreadBinding
+from vllm_engine.execution.thread_plan import plan_for_this_machine
 from vllm_engine.execution.threads import num_threads
 from vllm_engine.kv_layout import KVCacheLayout
 from vllm_engine.loading.loader import load_model
@@ -40,17 +42,19 @@ class Worker:
         self.decoder = self._plan.decoder
         self.max_model_len = self._plan.max_model_len
         self._faces = kernel_faces(config)
-        _tell_kernels(self._faces)
+        check_kernels(self._faces)
+        self._threads_asked = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
+        self._threads = plan_for_this_machine(self._threads_asked)
+        self._binding = ThreadBinding(self._threads)
         self._processors = create_processors(config)
 
     def load_model(self) -> ModelRunner:
         """Read the weights."""
+        self._binding.bind_caller()
         # The length is settled already, so that rotary tables and the engine's limits agree.
         settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len)
         model = load_model(self._model_path, self.decoder, settings, self._config.load, self.device)
-        if "OMP_NUM_THREADS" not in os.environ:
-            layer_bytes = model.weight_bytes() // self.decoder.num_layers
-            torch.set_num_threads(num_threads(layer_bytes, usable_cores()))
+        self._start_threads(model.weight_bytes() // self.decoder.num_layers)
         self.runner = ModelRunner(
             model,
             vocab_size=self.decoder.vocab_size,
@@ -61,9 +65,19 @@ class Worker:
         )
         return self.runner
 
+    def _start_threads(self, layer_bytes: int) -> None:
+        """Settle how many threads compute, and put each where it belongs."""
+        count = self._threads.count
+        if self._threads_asked is None and not self._threads.one_each:
+            count = num_threads(layer_bytes, count)
+        torch.set_num_threads(count)
+        self._binding.bind_team(count)
+        tell_kernels(count, self._threads.words)
+
     def memory(self) -> DeviceMemory:
-        """The device's memory as it is now."""
-        return main_memory(weights=self.runner.model.weight_bytes())
+        """The device's memory as it is now: that of the NUMA nodes where the worker's belongs."""
+        nodes = usable_nodes(self._threads.cores) if self._threads.cores and self._threads.memory_nodes else None
+        return main_memory(weights=self.runner.model.weight_bytes(), nodes=nodes)
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache. ``max_model_len`` is what is served in the end: no more than was planned."""
@@ -95,20 +109,6 @@ class Worker:
         """Forget all requests, after a failed step."""
         self.runner.reset()
 
-
-def _tell_kernels(faces: Mapping[str, str]) -> None:
-    forced: str | None = envs.get("VLLM_KERNELS_FACE")
-    for operation, face in faces.items():
-        if forced in (None, face):
-            logger.info("%s is computed by the %s kernels", operation, face)
-        else:
-            logger.warning("VLLM_KERNELS_FACE=%s wins: %s is not computed by the %s kernels", forced, operation, face)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, cut by the cgroup's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = read_words(Path("/sys/fs/cgroup/cpu.max"))
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
+    def shutdown(self) -> None:
+        """Give the threads, one of which may be its user's own, the cores back that they had."""
+        self._binding.undo()

@@ -15,6 +15,8 @@ extern __attribute__((visibility("hidden"))) OpenMP vllm_openmp;  // null pointe
 namespace {
 
 // Calls body(thread, num_threads) on each thread of a team of at most `threads`; on the calling thread alone for 1.
+// `threads` is 1 or the number that the Python side gave, nothing between: GOMP ends the threads that a smaller team
+// leaves out and starts new ones for the next team, which takes hundreds of microseconds and forgets their cores.
 template <class Body>
 void run_team(int threads, const Body& body) {
   if (threads <= 1 || !vllm_openmp.parallel) {
@@ -41,8 +43,7 @@ constexpr int64_t kMinBytesPerThread = 16 * 1024;
 
 template <class Body>
 void parallel_for(int64_t count, int64_t cost, int threads, const Body& body) {
-  if (threads > 1 && count * cost < 2 * kMinBytesPerThread) threads = 1;
-  if (threads > count) threads = count > 0 ? static_cast<int>(count) : 1;
+  if (count < 2 || count * cost < 2 * kMinBytesPerThread) threads = 1;
   run_team(threads, [&](int thread, int num_threads) {
     const Range range = part_of(count, thread, num_threads);
     for (int64_t i = range.begin; i < range.end; ++i) body(i);
