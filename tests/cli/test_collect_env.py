@@ -54,6 +54,32 @@ def test_torch_and_the_kernels_tell_what_this_process_sees(monkeypatch):
     assert facts["kernels"]["cpu"] == f"reference for {', '.join(operations)}"
 
 
+def test_the_native_library_tells_its_level(monkeypatch):
+    from vllm_kernels.cpu import native
+
+    monkeypatch.delenv("VLLM_KERNELS_FACE", raising=False)
+    monkeypatch.delenv("VLLM_KERNELS_CPU_LEVEL", raising=False)
+    facts = environment.torch_facts()["kernels"]
+    assert facts["native library"] == (str(native.LIBRARY) if native.LIBRARY.exists() else "not built")
+    if native.why_not() is not None:
+        assert facts["native level"] == f"none ({native.why_not()})"
+        assert facts["cpu"].startswith("eager for ")
+        return
+    best = native.machine_level()
+    assert facts["native level"] == best
+    assert "native level forced" not in facts
+    assert facts["cpu"].startswith("cpu for ")
+    monkeypatch.setenv("VLLM_KERNELS_CPU_LEVEL", "avx2")
+    facts = environment.torch_facts()["kernels"]
+    expected = "avx2" if best == "avx2" else f"avx2 (VLLM_KERNELS_CPU_LEVEL; this machine has {best})"
+    assert facts["native level"] == expected
+    assert facts["native level forced"] == "VLLM_KERNELS_CPU_LEVEL=avx2"
+    monkeypatch.setenv("VLLM_KERNELS_CPU_LEVEL", "sse")
+    facts = environment.torch_facts()["kernels"]
+    assert "VLLM_KERNELS_CPU_LEVEL must be one of avx2" in facts["native level"]
+    assert "got 'sse'" in facts["cpu"]
+
+
 def test_a_face_that_does_not_exist_is_a_line_and_no_error(monkeypatch):
     monkeypatch.setenv("VLLM_KERNELS_FACE", "fast")
     assert "VLLM_KERNELS_FACE must be one of" in environment.torch_facts()["kernels"]["cpu"]

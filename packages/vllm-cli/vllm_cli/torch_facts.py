@@ -73,12 +73,14 @@ def _openmp_libraries() -> list[str]:
 
 
 def _kernels() -> Facts:
-    """For each device, the face that serves each operation."""
+    """For each device, the face that serves each operation; the native library and its level."""
     torch: Any = import_module("torch")
     backend: Any = import_module("vllm_kernels.backend")
+    describe: Any = import_module("vllm_kernels.describe")
     operations = [module.name for module in pkgutil.iter_modules(import_module("vllm_kernels.ops").__path__)]
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return {kind: _faces(backend, operations, torch.device(kind)) for kind in kinds}
+    faces = {kind: _faces(backend, operations, torch.device(kind)) for kind in kinds}
+    return {**faces, **describe.native_facts()}
 
 
 def _faces(backend: Any, operations: list[str], device: Any) -> str:

@@ -387,7 +387,7 @@ void attend(const Task& task, int threads) {
   const int width = padded_dim<Units>(task.head_dim);
   const Plan plan = plan_items(task, choose_cut(task, threads), width, plan_memory);
   float* partials = plan.partial_floats ? (float*)partial_memory.get(plan.partial_floats * sizeof(float)) : nullptr;
-  if (threads > plan.num_items) threads = static_cast<int>(plan.num_items);
+  if (plan.num_items == 1) threads = 1;  // nothing between 1 and all: see run_team
   int64_t taken = 0;
   run_team(threads, [&](int, int) {
     static thread_local Buffer scratch_memory;
