@@ -31,7 +31,10 @@ class ThreadPlan:
         """The cores, for the log."""
         if self.cores is None:
             return "on any core"
-        return f"{'one on each of' if self.one_each else 'on'} cores {ranges(self.cores)}"
+        used = self.cores[: self.count] if self.one_each else self.cores
+        if len(used) == 1:
+            return f"on core {used[0]}"
+        return f"on cores {ranges(used)}{', one on each' if self.one_each else ''}"
 
 
 def plan_for_this_machine(asked: int | None) -> ThreadPlan:
