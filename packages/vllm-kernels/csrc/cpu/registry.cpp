@@ -13,6 +13,8 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
   USE(cache, level)                    \
   USE(rotary, level)                   \
   USE(norm, level)                     \
+  USE(quantized_linear, level)         \
+  USE(quantized_pack, level)           \
   USE(threads, level)
 
 #define VLLM_DECLARE(file, level) extern "C" const KernelEntry vllm_##file##_##level[];

@@ -4,6 +4,9 @@ from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization, QuantizedWeight
 from vllm_kernels.reference.linear import GATES
 
+TINY = 1e-30
+"""Activations of a group whose greatest is below this count as 0: the quotient 127 / max|x| must be a float."""
+
 
 class CanonicalWeight(QuantizedWeight):
     """Entries, scales and zeros as they are, one number an element."""
@@ -101,10 +104,13 @@ def row_factors(scales: torch.Tensor) -> torch.Tensor:
 
 def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
     """Activations ``[n, in_features]`` -> the numbers that their 8 bits stand for."""
-    peak = _spread(_of_groups(x.float().abs(), group, torch.amax), group, x.shape[1])
-    units = torch.where(peak > 0, x.float() * (127 / peak), 0.0).round()
+    peak = _of_groups(x.float().abs(), group, torch.amax)
+    peak = torch.where(peak < TINY, 0.0, peak)
+    # A tensor over a tensor: torch rounds the quotient of a number and a tensor twice.
+    units_of_one = torch.where(peak == 0, 0.0, torch.full_like(peak, 127) / peak)
+    units = (x.float() * _spread(units_of_one, group, x.shape[1])).round()
     wide = torch.promote_types(x.dtype, torch.float32)
-    return units.to(wide) * (peak / 127).to(wide)
+    return units.to(wide) * _spread(peak / 127, group, x.shape[1]).to(wide)
 
 
 def _of_groups(rows: torch.Tensor, size: int, reduce: object) -> torch.Tensor:

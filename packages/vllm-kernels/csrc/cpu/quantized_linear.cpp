@@ -1,0 +1,133 @@
+// Products of activations of 8 bits, quantised as they come, with weights of 8 or 4 bits.
+//
+// Sums of products of integers are exact, and pieces of columns are added up in fp32 in their order: a result is the same
+// at every level, for every number of rows and threads.
+#include "parallel.h"
+#include "quantized_activations.h"
+#include "quantized_epilogue.h"
+#include "unroll.h"
+
+namespace {
+
+// A tile is kMaxRows rows of activations times a panel, of which kVectors times sixteen lanes are in registers at a time.
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 6, kVectors = 4;
+#else
+constexpr int kMaxRows = 3, kVectors = 1;
+#endif
+constexpr int64_t kBlock = kPanel * 4;  // bytes of four columns of entries of 8 bits, or eight of 4 bits
+
+struct Product {
+  Layout layout;
+  const uint8_t* packed;
+  Activations x;
+  Epilogue epilogue;
+};
+
+// dots[r][lane] = the dot products of kRows rows with 16 * kVecs lanes, over the columns of one piece; dots has a stride of
+// a panel.
+template <bool kFour, int kRows, int kVecs>
+inline void dot_piece(const uint8_t* entries, const int8_t* x, int64_t stride, int64_t depth, int32_t* dots) {
+  using D = Dot<kFour>;
+  Ints sums[kRows][kVecs];
+  unrolled<kRows>([&](int r) VLLM_INLINE { unrolled<kVecs>([&](int v) VLLM_INLINE { sums[r][v] = zero_ints(); }); });
+  for (int64_t k = 0; k < depth; k += kFour ? 8 : 4, entries += kBlock) {
+    unrolled<kFour ? 2 : 1>([&](int half) VLLM_INLINE {
+      typename D::Weights w[kVecs];
+      unrolled<kVecs>([&](int v) VLLM_INLINE {
+        const Ints bytes = load_ints(entries + v * 64);
+        w[v] = D::weights(!kFour ? bytes : (half ? down16<4>(bytes) : bytes) & splat_ints(0x0f0f0f0f));
+      });
+      unrolled<kRows>([&](int r) VLLM_INLINE {
+        const auto a = D::activations(load_i32(x + r * stride + k + 4 * half));
+        unrolled<kVecs>([&](int v) VLLM_INLINE { sums[r][v] = D::add(sums[r][v], w[v], a); });
+      });
+    });
+  }
+  unrolled<kRows>([&](int r) VLLM_INLINE {
+    unrolled<kVecs>([&](int v) VLLM_INLINE { store_ints(dots + r * kPanel + v * 16, sums[r][v]); });
+  });
+}
+
+// Rows [row, row + kRows) times one panel.
+template <bool kFour, int kRows>
+void multiply_tile(const Product& p, int64_t panel, int64_t row) {
+  constexpr int kVecs = kRows == 1 && kVectors < 2 ? 2 : kVectors;
+  alignas(64) float sums[kRows * kPanel] = {};
+  alignas(64) int32_t dots[kRows * kPanel];
+  const uint8_t* data = p.packed + panel * p.layout.panel_bytes();
+  const int8_t* x = p.x.q + row * p.x.stride;
+  for (int64_t i = 0; i < p.x.pieces; ++i) {
+    const Columns piece = p.layout.piece(data, i, p.x.piece);
+    for (int lane = 0; lane < kPanel; lane += 16 * kVecs)
+      dot_piece<kFour, kRows, kVecs>(piece.entries + lane * 4, x + piece.begin, p.x.stride, piece.depth, dots + lane);
+    for (int lane = 0; lane < kPanel; lane += 16) {
+      const Vec scale = load_f16(reinterpret_cast<const uint16_t*>(piece.header) + lane);
+      const Ints zero_point = widen_u8(piece.header + 2 * kPanel + lane);
+      const Ints zero_points = zero_point | up<16>(zero_point);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t of_row = (row + r) * p.x.pieces + i;
+        const Ints dot = load_ints(dots + r * kPanel + lane);
+        const Vec corrected = to_floats(add_dot_pairs(dot, zero_points, splat_ints(p.x.sums[of_row])));
+        float* sum = sums + r * kPanel + lane;
+        store(sum, fma(corrected, scale * splat(p.x.scales[of_row]), load(sum)));
+      }
+    }
+  }
+  finish(p.epilogue, p.layout, panel, row, kRows, sums);
+}
+
+template <bool kFour, int kRows>
+void multiply_rows(const Product& p, int64_t panel, int64_t row, int rows) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      multiply_tile<kFour, kRows>(p, panel, row);
+    else
+      multiply_rows<kFour, kRows - 1>(p, panel, row, rows);
+  }
+}
+
+// Rows [begin, end) times one panel, in tiles of nearly equal height.
+void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end) {
+  const int64_t tiles = (end - begin + kMaxRows - 1) / kMaxRows;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t row = begin + (end - begin) * i / tiles, next = begin + (end - begin) * (i + 1) / tiles;
+    const int rows = static_cast<int>(next - row);
+    if (p.layout.bits == 4)
+      multiply_rows<true, kMaxRows>(p, panel, row, rows);
+    else
+      multiply_rows<false, kMaxRows>(p, panel, row, rows);
+  }
+}
+
+// x [rows][in_features] (dtype) times a packed weight, with bias, residual, gate: out [rows][results].
+// scratch: rows * (activation_stride + 8 * pieces) bytes.
+void quantized_linear(const void* x, int64_t rows, const void* packed, const float* factors, const void* bias,
+                      const void* residual, void* out, void* scratch, int64_t out_features, int64_t in_features,
+                      int64_t group, int32_t bits, int32_t gate, int32_t dtype, int32_t out_dtype, int32_t threads) {
+  const Layout layout = {out_features, in_features, group, bits, gate != 0};
+  const Activations activations = activations_in(scratch, rows, in_features, smaller(group, kActivationGroup));
+  const Product product = {layout,
+                           static_cast<const uint8_t*>(packed),
+                           activations,
+                           {factors, bias, residual, out, static_cast<DType>(dtype), static_cast<DType>(out_dtype),
+                            static_cast<Gate>(gate)}};
+  with_type(static_cast<DType>(dtype), [&](auto type) {
+    using T = decltype(type);
+    parallel_for(rows, in_features * 4, threads, [&](int64_t row) {
+      quantize_activations<T>(static_cast<const typename T::type*>(x) + row * in_features, in_features, activations, row);
+    });
+  });
+  // Where there are few panels, they are shared by several threads, each with some of the rows.
+  const int64_t panels = layout.panels();
+  const int64_t wanted = panels >= 4 * threads ? 1 : (4 * threads + panels - 1) / panels;
+  const int64_t most = (rows + 8 * kMaxRows - 1) / (8 * kMaxRows), parts = smaller(wanted, most);
+  parallel_for(panels * parts, layout.panel_bytes(), threads, [&](int64_t i) {
+    const int64_t part = i % parts;
+    multiply_panel(product, i / parts, rows * part / parts, rows * (part + 1) / parts);
+  });
+}
+
+}  // namespace
+
+VLLM_KERNELS(quantized_linear) = {{"quantized_linear", (void*)quantized_linear}, VLLM_KERNELS_END};
