@@ -10,7 +10,10 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
 // One line for each kernel file.
 #define VLLM_FOR_EACH_FILE(USE, level) \
   USE(attention, level)                \
+  USE(activation, level)               \
   USE(cache, level)                    \
+  USE(embedding, level)                \
+  USE(linear, level)                   \
   USE(rotary, level)                   \
   USE(norm, level)                     \
   USE(quantized_linear, level)         \

@@ -1,0 +1,144 @@
+// Products of rows of activations with packed weights: blocks for the caches and shares for the threads.
+#pragma once
+
+#include "buffer.h"
+#include "gemm_epilogue.h"
+#include "gemm_micro.h"
+#include "parallel.h"
+
+namespace {
+
+// Rows of activations that stay in the second cache while all panels of a thread pass by.
+constexpr int kBlockRows = 32 * kTileRows;
+// Steps along K at a time: 256 KiB of a panel. Sums wait in fp32 between two such parts, which changes no bit of them.
+constexpr int64_t kBlockSteps = 1024;
+
+struct Problem {
+  const Weight* weight;
+  const void* x;  // [rows, k], rows `stride` elements apart
+  int64_t rows, stride;
+  Output out;
+};
+
+// A thread's part: panels [panels.begin, panels.end) of rows [rows.begin, rows.end).
+struct Share {
+  Range panels, rows;
+};
+
+// Threads divide the panels, so that each streams weights of its own; and the rows where that divides the work better.
+// One panel costs its tiles of rows and, however few they are, about two tiles' time for reading it.
+inline Share share_of(int64_t panels, int64_t rows, int thread, int num_threads) {
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  int along_rows = 1;
+  int64_t best = INT64_MAX;
+  for (int n = 1; n <= num_threads; ++n) {
+    if (num_threads % n) continue;
+    const int64_t others = num_threads / n;
+    const int64_t cost = ((panels + others - 1) / others) * ((tiles + n - 1) / n + 2);
+    if (cost < best) best = cost, along_rows = n;
+  }
+  const Range part = part_of(tiles, thread % along_rows, along_rows);
+  const int64_t end = part.end * kTileRows;
+  return {part_of(panels, thread / along_rows, num_threads / along_rows),
+          {part.begin * kTileRows, end < rows ? end : rows}};
+}
+
+// One thread is enough for work that takes less time than waking another.
+inline int useful_threads(const Problem& problem, int threads) {
+  const Weight& w = *problem.weight;
+  const int64_t bytes = panels_of(w) * panel_bytes(w), products = problem.rows * w.n * w.k;
+  return bytes + products / 16 < 4 * kMinBytesPerThread ? 1 : threads;
+}
+
+// The rows of activations as the format reads them. fp32, and pairs of bf16, are read where they are.
+template <class F, class T>
+struct Activations {
+  static constexpr bool kInPlace = sizeof(typename F::A) == F::kDepth / F::kUnits * sizeof(typename T::type);
+
+  const typename F::A* data;
+  int64_t stride;
+
+  Activations(const Problem& problem, int64_t row, int64_t rows, Buffer& buffer) {
+    using E = typename T::type;
+    const int64_t k = problem.weight->k;
+    const E* x = (const E*)problem.x + row * problem.stride;
+    if (kInPlace && k % F::kDepth == 0 && (F::kDepth == 1 || problem.stride % 2 == 0 || rows == 1)) {
+      data = (const typename F::A*)x;
+      stride = problem.stride / F::kDepth;
+      return;
+    }
+    // Converted, or padded with a zero to whole steps.
+    const int64_t size = round_up(k, kPaddedK);
+    stride = size / F::kDepth * F::kUnits;
+    char* copy = buffer.get(rows * stride * sizeof(typename F::A));
+    for (int64_t r = 0; r < rows; ++r) {
+      if (kInPlace) {
+        E* to = (E*)copy + r * size;
+        for (int64_t i = 0; i < size; ++i) to[i] = i < k ? x[r * problem.stride + i] : E(0);
+      } else {
+        float* to = (float*)copy + r * size;
+        for_lanes(k, [&](int64_t i, Mask m, bool whole) {
+          const E* from = x + r * problem.stride + i;
+          store(to + i, whole ? T::load(from) : T::load(from, m));
+        });
+        for (int64_t i = round_up(k, kLanes); i < size; ++i) to[i] = 0.f;
+      }
+    }
+    data = (const typename F::A*)copy;
+  }
+};
+
+// A panel's rows [row, row + rows) in tiles as equal as can be. c: [rows, 64] when K comes in several parts.
+template <class F, class T>
+void multiply_panel(const Problem& problem, const Activations<F, T>& x, int64_t row, int rows, int64_t panel, float* c) {
+  const Weight& w = *problem.weight;
+  const int64_t all_steps = (w.k + F::kDepth - 1) / F::kDepth;
+  const uint8_t* b = w.data + panel * panel_bytes(w);
+  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  // Each tile fetches its part of what comes next: a few KiB ahead if it is the only one, else the part of the panel (or
+  // the next panel) that follows.
+  const int lines = tiles == 1 ? 4 : tiles <= 3 ? 2 : 1;
+  alignas(64) float tile[kTileRows * kPanel];
+  for (int64_t step = 0; step < all_steps; step += kBlockSteps) {
+    const int64_t steps = all_steps - step < kBlockSteps ? all_steps - step : kBlockSteps;
+    const bool last = step + steps == all_steps;
+    const bool parts = steps != all_steps;
+    const uint8_t* part = b + step * F::kBytes;
+    for (int t = 0; t < tiles; ++t) {
+      const Range range = part_of(rows, t, tiles);
+      const int count = static_cast<int>(range.end - range.begin);
+      float* sums = parts ? c + range.begin * kPanel : tile;
+      const uint8_t* ahead = tiles == 1 ? part + kAheadBytes : part + steps * F::kBytes + t * steps * lines * 64;
+      const int fetched = t * lines < 4 ? lines : 0;
+      micro<F>(count, fetched, x.data + range.begin * x.stride + step * F::kUnits, x.stride, part, steps, sums, step > 0,
+               ahead);
+      if (last) finish(problem.out, sums, count, row + range.begin, panel);
+    }
+  }
+}
+
+template <class F, class T>
+void multiply_share(const Problem& problem, const Share& share) {
+  static thread_local Buffer copies, sums;
+  for (int64_t row = share.rows.begin; row < share.rows.end; row += kBlockRows) {
+    const int64_t left = share.rows.end - row, rows = left < kBlockRows ? left : kBlockRows;
+    const Activations<F, T> x(problem, row, rows, copies);
+    float* c = (float*)sums.get(rows * kPanel * sizeof(float));
+    for (int64_t panel = share.panels.begin; panel < share.panels.end; ++panel)
+      multiply_panel<F, T>(problem, x, row, static_cast<int>(rows), panel, c);
+  }
+}
+
+// The whole product with the vector instructions of this level.
+inline void multiply(const Problem& problem, int threads) {
+  run_team(useful_threads(problem, threads), [&](int thread, int num_threads) {
+    const Share share = share_of(panels_of(*problem.weight), problem.rows, thread, num_threads);
+    switch (static_cast<DType>(problem.weight->dtype)) {
+      case DType::bf16: return multiply_share<BF16Format, BF16>(problem, share);
+      case DType::f16: return multiply_share<F16Format, F16>(problem, share);
+      default: return multiply_share<F32Format, F32>(problem, share);
+    }
+  });
+}
+
+}  // namespace

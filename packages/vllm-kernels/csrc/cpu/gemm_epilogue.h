@@ -1,0 +1,59 @@
+// What happens to the sums of a panel on their way out: bias, residual, gate; then one rounding.
+#pragma once
+
+#include "gemm_gate.h"
+#include "pack.h"
+
+namespace {
+
+struct Output {
+  void* data;            // [rows, columns] of `out_dtype`, contiguous
+  const void* bias;      // [n] of `dtype`, or null
+  const void* residual;  // [rows, columns] of `dtype`, rows `residual_stride` elements apart, or null
+  int64_t residual_stride;
+  int64_t columns;  // n, or n / 2 with a gate
+  DType dtype;      // of the activations
+  DType out_dtype;  // the same, or f32
+  Gate gate;
+};
+
+template <class T, class Out>
+void finish(const Output& out, const float* c, int rows, int64_t row, int64_t panel) {
+  using E = typename T::type;
+  const bool gated = out.gate != Gate::none;
+  const int width = gated ? kHalfPanel : kPanel;
+  const int64_t column = panel * width, left = out.columns - column;
+  const E* bias = (const E*)out.bias;
+  for (int r = 0; r < rows; ++r, c += kPanel) {
+    typename Out::type* to = (typename Out::type*)out.data + (row + r) * out.columns + column;
+    const E* residual = out.residual ? (const E*)out.residual + (row + r) * out.residual_stride + column : nullptr;
+    for_lanes(left < width ? left : width, [&](int64_t i, Mask m, bool whole) {
+      const auto fetch = [&](const E* p) { return whole ? T::load(p) : T::load(p, m); };
+      Vec x = load(c + i);
+      if (bias) x = x + fetch(bias + column + i);
+      if (gated) {
+        Vec value = load(c + kHalfPanel + i);
+        if (bias) value = value + fetch(bias + out.columns + column + i);
+        x = activate(out.gate, x) * value;
+      }
+      if (residual) x = x + fetch(residual + i);
+      if (whole)
+        Out::store(to + i, x);
+      else
+        Out::store(to + i, x, m);
+    });
+  }
+}
+
+// Writes rows [row, row + rows) of a panel, of which c [rows, 64] has the sums.
+inline void finish(const Output& out, const float* c, int rows, int64_t row, int64_t panel) {
+  with_type(out.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (out.out_dtype == out.dtype)
+      finish<T, T>(out, c, rows, row, panel);
+    else
+      finish<T, F32>(out, c, rows, row, panel);
+  });
+}
+
+}  // namespace
