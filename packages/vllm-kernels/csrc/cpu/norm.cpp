@@ -18,6 +18,15 @@ float row_sum(const typename T::type* x, int64_t size, const Value& value) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+template <class T>
+inline Vec load_part(const typename T::type* p, Mask m, bool whole) {
+  return whole ? T::load(p) : T::load(p, m);
+}
+template <class T>
+inline void store_part(typename T::type* p, Vec x, Mask m, bool whole) {
+  whole ? T::store(p, x) : T::store(p, x, m);
+}
+
 // out = x / sqrt(mean(x^2) + eps) * (weight + offset)
 template <class T>
 void rms_norm_row(const typename T::type* x, const typename T::type* weight, typename T::type* out, int64_t size,
@@ -25,10 +34,35 @@ void rms_norm_row(const typename T::type* x, const typename T::type* weight, typ
   const float squares = row_sum<T>(x, size, [](Vec sum, Vec v, Mask) { return fma(v, v, sum); });
   const Vec scale = splat(1.f / __builtin_sqrtf(squares / size + eps)), shift = splat(offset);
   for_lanes(size, [&](int64_t i, Mask m, bool whole) {
-    if (whole)
-      T::store(out + i, T::load(x + i) * scale * (T::load(weight + i) + shift));
-    else
-      T::store(out + i, T::load(x + i, m) * scale * (T::load(weight + i, m) + shift), m);
+    const Vec factor = scale * (load_part<T>(weight + i, m, whole) + shift);
+    store_part<T>(out + i, load_part<T>(x + i, m, whole) * factor, m, whole);
+  });
+}
+
+// out = (x - mean) / sqrt(var + eps) * weight + bias; no bias: null. The variance is of the differences from the mean,
+// not a difference of sums, which would lose its digits where the mean is large.
+template <class T>
+void layer_norm_row(const typename T::type* x, const typename T::type* weight, const typename T::type* bias,
+                    typename T::type* out, int64_t size, float eps) {
+  const float mean = row_sum<T>(x, size, [](Vec sum, Vec v, Mask) { return sum + v; }) / size;
+  const Vec centre = splat(mean);
+  const float squares = row_sum<T>(x, size, [&](Vec sum, Vec v, Mask m) {
+    const Vec distance = select(m, v - centre, zero());
+    return fma(distance, distance, sum);
+  });
+  const Vec scale = splat(1.f / __builtin_sqrtf(squares / size + eps));
+  for_lanes(size, [&](int64_t i, Mask m, bool whole) {
+    const Vec normed = (load_part<T>(x + i, m, whole) - centre) * scale;
+    const Vec shift = bias ? load_part<T>(bias + i, m, whole) : zero();
+    store_part<T>(out + i, fma(normed, load_part<T>(weight + i, m, whole), shift), m, whole);
+  });
+}
+
+// total = a + b, rounded to the type.
+template <class T>
+void add_row(const typename T::type* a, const typename T::type* b, typename T::type* total, int64_t size) {
+  for_lanes(size, [&](int64_t i, Mask m, bool whole) {
+    store_part<T>(total + i, load_part<T>(a + i, m, whole) + load_part<T>(b + i, m, whole), m, whole);
   });
 }
 
@@ -50,15 +84,35 @@ void add_rms_norm(const void* x, const void* residual, const void* weight, void*
     using T = decltype(type);
     using E = typename T::type;
     parallel_for(rows, size * 4 * sizeof(E), threads, [&](int64_t r) {
-      const E *a = (const E*)x + r * size, *b = (const E*)residual + r * size;
       E* total = (E*)sum + r * size;
-      for_lanes(size, [&](int64_t i, Mask m, bool whole) {
-        if (whole)
-          T::store(total + i, T::load(a + i) + T::load(b + i));
-        else
-          T::store(total + i, T::load(a + i, m) + T::load(b + i, m), m);
-      });
+      add_row<T>((const E*)x + r * size, (const E*)residual + r * size, total, size);
       rms_norm_row<T>(total, (const E*)weight, (E*)out + r * size, size, eps, offset);
+    });
+  });
+}
+
+void layer_norm(const void* x, const void* weight, const void* bias, void* out, int64_t rows, int64_t size,
+                int64_t stride, float eps, int32_t dtype, int32_t threads) {
+  with_type(static_cast<DType>(dtype), [&](auto type) {
+    using T = decltype(type);
+    using E = typename T::type;
+    parallel_for(rows, size * 2 * sizeof(E), threads, [&](int64_t r) {
+      const E* row = (const E*)x + r * stride;
+      layer_norm_row<T>(row, (const E*)weight, (const E*)bias, (E*)out + r * size, size, eps);
+    });
+  });
+}
+
+// sum = x + residual, rounded to the type; out = its norm.
+void add_layer_norm(const void* x, const void* residual, const void* weight, const void* bias, void* out, void* sum,
+                    int64_t rows, int64_t size, float eps, int32_t dtype, int32_t threads) {
+  with_type(static_cast<DType>(dtype), [&](auto type) {
+    using T = decltype(type);
+    using E = typename T::type;
+    parallel_for(rows, size * 4 * sizeof(E), threads, [&](int64_t r) {
+      E* total = (E*)sum + r * size;
+      add_row<T>((const E*)x + r * size, (const E*)residual + r * size, total, size);
+      layer_norm_row<T>(total, (const E*)weight, (const E*)bias, (E*)out + r * size, size, eps);
     });
   });
 }
@@ -68,5 +122,7 @@ void add_rms_norm(const void* x, const void* residual, const void* weight, void*
 VLLM_KERNELS(norm) = {
     {"rms_norm", (void*)rms_norm},
     {"add_rms_norm", (void*)add_rms_norm},
+    {"layer_norm", (void*)layer_norm},
+    {"add_layer_norm", (void*)add_layer_norm},
     VLLM_KERNELS_END,
 };

@@ -19,3 +19,10 @@ def fused_add_rms_norm(
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def fused_add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    new_residual = x + residual
+    return layer_norm(new_residual, weight, bias, eps), new_residual

@@ -46,10 +46,7 @@ def fused_add_rms_norm(
     Raises:
         ValueError: ``residual`` or ``weight`` does not fit ``x``.
     """
-    if residual.shape != x.shape or residual.dtype != x.dtype:
-        raise ValueError(
-            f"residual must be like x ({list(x.shape)}, {x.dtype}), got {list(residual.shape)}, {residual.dtype}"
-        )
+    _check_residual(x, residual)
     check_shape("weight", weight, (x.shape[-1],))
     result: tuple[torch.Tensor, torch.Tensor] = face_of("norm", x.device, "fused_add_rms_norm").fused_add_rms_norm(
         x, residual, weight, eps, unit_offset
@@ -74,8 +71,43 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     Raises:
         ValueError: ``weight`` or ``bias`` does not fit ``x``.
     """
+    _check_affine(x, weight, bias)
+    result: torch.Tensor = face_of("norm", x.device, "layer_norm").layer_norm(x, weight, bias, eps)
+    return result
+
+
+def fused_add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add a layer's output to the residual stream and normalise the sum, which is rounded to the dtype of ``x`` before.
+
+    Args:
+        x: ``[..., hidden]``, floating point: what the layer brought.
+        residual: shape and dtype of ``x``.
+        weight, bias, eps: as in ``layer_norm``.
+
+    Returns:
+        ``(layer_norm(x + residual), x + residual)``, both new tensors with shape and dtype of ``x``.
+
+    Raises:
+        ValueError: ``residual``, ``weight`` or ``bias`` does not fit ``x``.
+    """
+    _check_residual(x, residual)
+    _check_affine(x, weight, bias)
+    result: tuple[torch.Tensor, torch.Tensor] = face_of("norm", x.device, "fused_add_layer_norm").fused_add_layer_norm(
+        x, residual, weight, bias, eps
+    )
+    return result
+
+
+def _check_residual(x: torch.Tensor, residual: torch.Tensor) -> None:
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(
+            f"residual must be like x ({list(x.shape)}, {x.dtype}), got {list(residual.shape)}, {residual.dtype}"
+        )
+
+
+def _check_affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     check_shape("weight", weight, (x.shape[-1],))
     if bias is not None:
         check_shape("bias", bias, (x.shape[-1],))
-    result: torch.Tensor = face_of("norm", x.device).layer_norm(x, weight, bias, eps)
-    return result
