@@ -129,8 +129,8 @@ _NO_OPENVINO = "this version does not use OpenVINO"
 _NO_XLA = "this version does not run on TPUs"
 _NO_EXPERTS = "this version has no mixture-of-experts models"
 _NO_MEDIA = "this version serves text models only"
-_NO_QUANTIZED = "this version has no quantized models"
-_NO_SCALES = "this version keeps keys and values in the model's data type or another of 16 bits"
+_NO_QUANTIZED = "this version reads no quantized checkpoints"
+_NO_SCALES = "an FP8 KV cache has no scales here, or finds one for each token and head"
 _NO_USAGE = "usage statistics are never collected nor sent"
 
 VARIABLES: dict[str, EnvVar] = {
@@ -215,7 +215,7 @@ VARIABLES: dict[str, EnvVar] = {
         NUMBER, 0, "cores to leave to other work, where VLLM_CPU_OMP_THREADS_BIND lists none"
     ),
     "VLLM_CPU_MOE_PREPACK": EnvVar(YES_NO, None, "repack the weights of experts when loading", _NO_EXPERTS),
-    "VLLM_CPU_INT4_W4A8": EnvVar(YES_NO, None, "compute 4-bit weights with 8-bit activations", _NO_QUANTIZED),
+    "VLLM_CPU_INT4_W4A8": EnvVar(YES_NO, True, "compute 4-bit weights with 8-bit activations"),
     "VLLM_CPU_ATTN_SPLIT_KV": EnvVar(
         YES_NO, None, "split long keys over threads in attention", "the attention kernel decides by itself"
     ),

@@ -19,6 +19,7 @@ from vllm_engine.config.decoder import (
 from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.config.families import FAMILIES
 from vllm_engine.errors import ConfigError
+from vllm_engine.layers.weights import WeightFormat
 from vllm_engine.models.registry import MODELS, build_model
 
 LLAMA: dict[str, Any] = {
@@ -233,8 +234,9 @@ def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
     "sizes", [{"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 8}, {"intermediate_size": 2**31 - 1}]
 )
 def test_a_shape_that_no_machine_can_hold_is_refused(read: Any, sizes: dict[str, int]) -> None:
+    weight_format = WeightFormat(torch.bfloat16, torch.device("cpu"))
     with pytest.raises(ConfigError, match="does not fit into memory"):
-        build_model(read(LLAMA | {"hidden_size": 2**16} | sizes), torch.bfloat16, "cpu", max_len=64)
+        build_model(read(LLAMA | {"hidden_size": 2**16} | sizes), weight_format, max_len=64)
 
 
 def test_code_that_the_repository_brings_is_not_run(read: Any, tmp_path: Path) -> None:

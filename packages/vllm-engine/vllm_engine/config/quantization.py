@@ -10,7 +10,10 @@ from vllm_engine.errors import ConfigError
 _METHOD_KEYS = ("quant_method", "quant_algo", "quant_type", "format")
 _FILES = {"hf_quant_config.json": "quantization", "quantize_config.json": None, "quant_config.json": None}
 """Files beside ``config.json`` in which older and other tools say so -> the key that holds the facts, if any."""
-_POSSIBLE = "possible: checkpoints in float32, float16 or bfloat16, such as the one that it was made from"
+_POSSIBLE = (
+    "possible: checkpoints in float32, float16 or bfloat16, such as the one that it was made from, as they are or with "
+    "--quantization int8 or int4"
+)
 
 
 def refuse_quantized(facts: Any, where: str) -> None:
@@ -21,7 +24,7 @@ def refuse_quantized(facts: Any, where: str) -> None:
             method = next((facts[key] for key in _METHOD_KEYS if facts.get(key)), None)
         named = f"quantised with {str(method)[:80]}" if method else "quantised"
         raise ConfigError(
-            f"{where}: the checkpoint is {named}, and this version runs no quantised weights; {_POSSIBLE}",
+            f"{where}: the checkpoint is {named}, and this version reads no quantised weights; {_POSSIBLE}",
             field="quantization",
         )
 

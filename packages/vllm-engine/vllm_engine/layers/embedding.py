@@ -48,7 +48,7 @@ class Embedding(WeightedModule):
 
     def allocate(self, weight_format: WeightFormat) -> None:
         if self.tied:
-            self.weight = weight_format.new_weight(self.num_embeddings, self.size)
+            self.weight = weight_format.vocabulary(self.num_embeddings, self.size)
 
     def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
         weight = self.weight
@@ -80,7 +80,7 @@ class LMHead(WeightedModule):
     def allocate(self, weight_format: WeightFormat) -> None:
         (embedding,) = self._embedding
         if not embedding.tied:
-            self.weight = weight_format.new_weight(embedding.num_embeddings, embedding.size)
+            self.weight = weight_format.vocabulary(embedding.num_embeddings, embedding.size)
 
     def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
         if self.weight is not None:

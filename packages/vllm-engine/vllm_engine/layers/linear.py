@@ -41,7 +41,7 @@ class Projection(WeightedModule):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def allocate(self, weight_format: WeightFormat) -> None:
-        self.weight = weight_format.new_weight(self.out_features, self.in_features, gated=self.gated)
+        self.weight = weight_format.projection(self.out_features, self.in_features, gated=self.gated)
 
     def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
         parent, _, own = name.rpartition(".")

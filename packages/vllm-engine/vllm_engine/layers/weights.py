@@ -7,26 +7,56 @@ a layout of its kernel's own, which only ``LinearWeight.fill`` can write: so a c
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vllm_engine.layers.module import TensorModule
 from vllm_kernels.linear_weight import LinearWeight
-from vllm_kernels.ops.linear import fill, new_weight
+from vllm_kernels.ops import linear, quantization
+
+Quantization = Literal["int8", "int4"]
+
+INT4_GROUP_SIZE = 128
+"""Columns of a 4-bit weight that share a scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """What the weights of a model are made of: ``dtype`` is that of parameters and activations."""
+    """What the weights of a model are made of.
+
+    Args:
+        dtype: of parameters and activations.
+        device: where they live.
+        quantization: what projections are rounded to as they are filled, or None. ``int8`` has a scale for each row;
+            ``int4`` one for each ``INT4_GROUP_SIZE`` columns, but the vocabulary's is int8.
+        int4_activation_bits: 8 where activations are rounded before they meet 4-bit weights, None where they are not.
+            Those that meet 8-bit weights always are.
+    """
 
     dtype: torch.dtype
     device: torch.device
+    quantization: Quantization | None = None
+    int4_activation_bits: int | None = 8
 
-    def new_weight(self, out_features: int, in_features: int, *, gated: bool = False) -> LinearWeight:
-        """A weight that is not filled yet; see ``vllm_kernels.ops.linear``."""
-        return new_weight(out_features, in_features, self.dtype, self.device, gated=gated)
+    def projection(self, out_features: int, in_features: int, *, gated: bool = False) -> LinearWeight:
+        """The weight of a layer, not filled yet."""
+        sizes = (out_features, in_features, self.dtype, self.device)
+        if self.quantization is None:
+            return linear.new_weight(*sizes, gated=gated)
+        if self.quantization == "int8":
+            return quantization.new_weight(*sizes, bits=8, gated=gated)
+        return quantization.new_weight(
+            *sizes, bits=4, group_size=INT4_GROUP_SIZE, activation_bits=self.int4_activation_bits, gated=gated
+        )
+
+    def vocabulary(self, num_tokens: int, in_features: int) -> LinearWeight:
+        """The weight of the head, or of token embedding and head in one, not filled yet."""
+        sizes = (num_tokens, in_features, self.dtype, self.device)
+        if self.quantization is None:
+            return linear.new_weight(*sizes)
+        return quantization.new_weight(*sizes, bits=8)
 
 
 class Slot(Protocol):
@@ -81,7 +111,7 @@ class RowsSlot:
         return not self.transposed
 
     def fill(self, rows: Tensor, start: int = 0) -> None:
-        fill(self.weight, rows.t() if self.transposed else rows, self.start + start)
+        linear.fill(self.weight, rows.t() if self.transposed else rows, self.start + start)
 
 
 class WeightedModule(TensorModule):

@@ -3,14 +3,16 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from tqdm import tqdm
 
+from vllm_engine import envs
 from vllm_engine.config.decoder import DecoderConfig, resolve_dtype
 from vllm_engine.config.groups import LoadConfig, ModelConfig
 from vllm_engine.errors import ConfigError
-from vllm_engine.layers.weights import Slot
+from vllm_engine.layers.weights import Quantization, Slot, WeightFormat
 from vllm_engine.loading.dummy import fill_with_random_weights
 from vllm_engine.loading.prefetch import read_ahead
 from vllm_engine.loading.stored_tensor import StoredTensor
@@ -33,17 +35,23 @@ def load_model(
     load_config: LoadConfig,
     device: torch.device | str,
 ) -> CausalLM:
-    """Build the model and fill it from the weight files in ``path``, cast to the chosen data type.
+    """Build the model and fill it from the weight files in ``path``, cast to the chosen data type or quantised.
 
-    ``model_config`` decides the data type (``dtype``), the longest sequence (``max_model_len``) and the ``seed`` of
-    dummy weights. Tensors are read one by one, so memory stays near the size of the model.
+    ``model_config`` decides the data type (``dtype``), the ``quantization``, the longest sequence (``max_model_len``)
+    and the ``seed`` of dummy weights. Weights go from the files to their final layout piece by piece, so memory stays
+    near the size of the model.
 
     Raises:
         ConfigError: weights that are missing, damaged, of the wrong shape, there twice, or not part of the model; the
             message names tensor and file.
     """
-    dtype = _DTYPES[resolve_dtype(model_config.dtype, decoder_config)]
-    model = build_model(decoder_config, dtype, device, max_len=model_config.max_model_len)
+    weight_format = WeightFormat(
+        _DTYPES[resolve_dtype(model_config.dtype, decoder_config)],
+        torch.device(device),
+        quantization=cast(Quantization | None, model_config.quantization),
+        int4_activation_bits=8 if envs.get("VLLM_CPU_INT4_W4A8") else None,
+    )
+    model = build_model(decoder_config, weight_format, max_len=model_config.max_model_len)
     if load_config.format == "dummy":
         fill_with_random_weights(model, model_config.seed)
     else:

@@ -25,15 +25,12 @@ MODELS: dict[str, tuple[str, str]] = {
 """Module in this package and class, by the name in ``architectures``."""
 
 
-def build_model(
-    config: DecoderConfig, dtype: torch.dtype, device: torch.device | str, *, max_len: int | None = None
-) -> CausalLM:
-    """A model with uninitialised parameters: the loader fills them.
+def build_model(config: DecoderConfig, weight_format: WeightFormat, *, max_len: int | None = None) -> CausalLM:
+    """A model whose weights are not filled yet: the loader does it.
 
     Args:
         config: shape of the model.
-        dtype: data type of the parameters.
-        device: where parameters and rotary tables live.
+        weight_format: what the weights are made of, and where they and the rotary tables live.
         max_len: longest sequence to serve; it sizes the rotary tables and chooses among length-dependent rotary
             frequencies. Default: ``default_max_model_len(config)``.
 
@@ -47,7 +44,6 @@ def build_model(
         )
     module_name, class_name = MODELS[config.architecture]
     model_class = getattr(import_module(f"vllm_engine.models.{module_name}"), class_name)
-    device = torch.device(device)
     max_len = max_len or default_max_model_len(config)
     if config.rope is None and max_len > config.max_position_embeddings:
         raise ConfigError(
@@ -58,12 +54,12 @@ def build_model(
     try:
         # Shapes first, on the meta device, where they cost nothing; memory once, in its final type and place.
         with torch.device("meta"):
-            model: CausalLM = model_class(config, max_len, device)
-        model.allocate(WeightFormat(dtype, device))
+            model: CausalLM = model_class(config, max_len, weight_format.device)
+        model.allocate(weight_format)
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(
-            f"a {config.architecture} of this shape in {dtype}, with positions up to {max_len}, does not fit into "
-            f"memory: {error}",
+            f"a {config.architecture} of this shape in {weight_format.dtype}, with positions up to {max_len}, does not "
+            f"fit into memory: {error}",
             field="model",
         ) from error
     return model.eval()

@@ -68,8 +68,10 @@ class ModelConfig:
     )
     quantization: str | None = option(
         None,
-        help="how the weights are quantised; unset: as the model's config.json says",
-        unsupported="this version runs no quantised weights; serve a checkpoint in float32, float16 or bfloat16",
+        help="what the weights are quantised to while they are loaded: int8 (a scale for each row) or int4 (one for "
+        "each 128 columns of a row; LM head and tied embedding as int8)",
+        unsupported="this version quantises checkpoints in float32, float16 or bfloat16 itself",
+        possible=("int8", "int4"),
         short=("-q",),
         metavar="METHOD",
         common=True,
