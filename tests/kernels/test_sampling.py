@@ -246,27 +246,26 @@ def test_repetition_penalty_equals_the_one_of_transformers(face):
     torch.manual_seed(0)
     logits, prompt = torch.randn(2, 50), torch.randint(0, 50, (2, 12))
     theirs = RepetitionPenaltyLogitsProcessor(1.3)(prompt, logits.clone())
-    entries = [(row, token) for row in range(2) for token in sorted(set(prompt[row].tolist()))]
-    rows, tokens = torch.tensor(entries).T.contiguous()
-    neutral = torch.zeros(len(entries))
+    distinct = [sorted(set(row.tolist())) for row in prompt]
+    offsets = torch.tensor([0, len(distinct[0]), len(distinct[0]) + len(distinct[1])])
+    counts = torch.tensor([(token, 0) for row in distinct for token in row], dtype=torch.int32)
+    neutral = torch.zeros(2)
     with use_face(face):
-        sampling.apply_penalties(
-            logits, rows, tokens, torch.zeros_like(rows), torch.full((len(entries),), 1.3), neutral, neutral
-        )
+        sampling.apply_penalties(logits, torch.arange(2), offsets, counts, torch.full((2,), 1.3), neutral, neutral)
     assert torch.allclose(logits, theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("face", FACES)
 def test_presence_and_frequency_count_the_output_only(face):
     # The formula: logit - count * frequency - (count > 0) * presence.
-    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
-    rows, tokens = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 3, 2])
-    counts = torch.tensor([0, 1, 3, 2])
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 3)
+    rows, offsets = torch.tensor([2, 0]), torch.tensor([0, 3, 4])
+    counts = torch.tensor([[0, 0], [1, 1], [3, 3], [2, 2]], dtype=torch.int32)
     with use_face(face):
         sampling.apply_penalties(
-            logits, rows, tokens, counts, torch.ones(4), torch.tensor([0.5, 0.5, 0.5, 0.0]), torch.full((4,), 0.25)
+            logits, rows, offsets, counts, torch.ones(2), torch.tensor([0.5, 0.0]), torch.full((2,), 0.25)
         )
-    assert logits.tolist() == [[1.0, 1.25, 3.0, 2.75], [1.0, 2.0, 2.5, 4.0]]
+    assert logits.tolist() == [[1.0, 2.0, 2.5, 4.0], [1.0, 2.0, 3.0, 4.0], [1.0, 1.25, 3.0, 2.75]]
 
 
 @settings(max_examples=40, deadline=None)
@@ -276,17 +275,20 @@ def test_sparse_changes_equal_the_reference(seed, rows, vocab_size):
     logits = torch.randn(rows, vocab_size)
     row_ids, token_ids = (torch.rand(rows, vocab_size) < 0.3).nonzero().T.contiguous()
     count = len(row_ids)
-    penalties = (torch.randint(0, 3, (count,)), torch.rand(count) + 0.5, torch.randn(count), torch.randn(count))
+    offsets = torch.zeros(rows + 1, dtype=torch.int64)
+    offsets[1:] = torch.bincount(row_ids, minlength=rows).cumsum(0)
+    counts = torch.stack([token_ids, torch.randint(0, 3, (count,))], dim=1).int()
+    penalties = (torch.rand(rows) + 0.5, torch.randn(rows), torch.randn(rows))
     for name, arguments in (
-        ("apply_penalties", penalties),
-        ("apply_bias", (torch.randn(count),)),
-        ("mask_tokens", ()),
-        ("keep_tokens", ()),
+        ("apply_penalties", (torch.arange(rows), offsets, counts, *penalties)),
+        ("apply_bias", (row_ids, token_ids, torch.randn(count))),
+        ("mask_tokens", (row_ids, token_ids)),
+        ("keep_tokens", (row_ids, token_ids)),
     ):
         ours, theirs = logits.clone(), logits.clone()
-        getattr(sampling, name)(ours, row_ids, token_ids, *arguments)
+        getattr(sampling, name)(ours, *arguments)
         with use_face("reference"):
-            getattr(sampling, name)(theirs, row_ids, token_ids, *arguments)
+            getattr(sampling, name)(theirs, *arguments)
         assert torch.allclose(ours, theirs, atol=1e-6), name
 
 
@@ -341,7 +343,7 @@ def test_log_probabilities_of_a_row_are_the_same_bits_in_any_batch(num_threads):
 
 def test_wrong_arguments_are_named():
     logits, ids, vector = torch.zeros(2, 4), torch.tensor([0, 1]), torch.ones(2)
-    uniforms = torch.zeros(2, dtype=torch.float64)
+    uniforms, no_counts = torch.zeros(2, dtype=torch.float64), torch.zeros(0, 2, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"logits must be torch.float32"):
         sampling.greedy(logits.bfloat16())
     with pytest.raises(ValueError, match="logits must have shape"):
@@ -363,4 +365,8 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="bias must have shape"):
         sampling.apply_bias(logits, ids, ids, vector[:1])
     with pytest.raises(ValueError, match="presence must have shape"):
-        sampling.apply_penalties(logits, ids, ids, ids, vector, vector[:1], vector)
+        sampling.apply_penalties(logits, ids, torch.tensor([0, 0, 0]), no_counts, vector, vector[:1], vector)
+    with pytest.raises(ValueError, match="offsets must go from 0 to 0, got 0 to 1"):
+        sampling.apply_penalties(logits, ids, torch.tensor([0, 0, 1]), no_counts, vector, vector, vector)
+    with pytest.raises(ValueError, match=r"token_counts must be torch.int32"):
+        sampling.apply_penalties(logits, ids, torch.tensor([0, 0, 0]), no_counts.long(), vector, vector, vector)

@@ -5,7 +5,7 @@ from vllm_engine.sampling.state import BadWords, SamplingState, TokenCounts, che
 
 
 def counted(counts: TokenCounts) -> dict[int, int]:
-    return dict(zip(counts.token_ids.tolist(), counts.output_counts.tolist(), strict=True))
+    return dict(counts.entries.tolist())
 
 
 def test_a_plain_request_keeps_no_history():

@@ -108,11 +108,11 @@ class LogitBias:
 class Penalties:
     """``repetition_penalty``, ``presence_penalty`` and ``frequency_penalty``."""
 
-    def __init__(self, rows: list[int], counts: list[TokenCounts], penalties: np.ndarray) -> None:
+    def __init__(self, rows: list[int], counts: list[TokenCounts], penalties: list[tuple[float, float, float]]) -> None:
         self.rows = rows
-        self._rows = np.array(rows, dtype=np.int64)
+        self._rows = torch.tensor(rows, dtype=torch.int64)
         self._counts = counts
-        self._penalties = penalties
+        self._penalties = torch.tensor(penalties, dtype=torch.float32).T.contiguous().unbind()
 
     @classmethod
     def build(cls, states: list[Row]) -> Self | None:
@@ -123,19 +123,13 @@ class Penalties:
                 counts.append(state.counts)
                 params = state.params
                 penalties.append((params.repetition_penalty, params.presence_penalty, params.frequency_penalty))
-        return cls(rows, counts, np.array(penalties, dtype=np.float32)) if rows else None
+        return cls(rows, counts, penalties) if rows else None
 
     def apply(self, logits: torch.Tensor) -> None:
-        token_ids = [counts.token_ids for counts in self._counts]
-        lengths = [len(ids) for ids in token_ids]
-        penalties = np.repeat(self._penalties, lengths, axis=0)
-        ops.apply_penalties(
-            logits,
-            torch.from_numpy(np.repeat(self._rows, lengths)),
-            torch.from_numpy(np.concatenate(token_ids)),
-            torch.from_numpy(np.concatenate([counts.output_counts for counts in self._counts])),
-            *(torch.from_numpy(np.ascontiguousarray(penalties[:, column])) for column in range(3)),
-        )
+        offsets = np.zeros(len(self.rows) + 1, dtype=np.int64)
+        np.cumsum([len(counts) for counts in self._counts], out=offsets[1:])
+        entries = np.concatenate([counts.entries for counts in self._counts])
+        ops.apply_penalties(logits, self._rows, torch.from_numpy(offsets), torch.from_numpy(entries), *self._penalties)
 
 
 # Masks first and penalties last: a bias on a forbidden token stays without effect.

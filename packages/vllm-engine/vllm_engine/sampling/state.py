@@ -55,42 +55,34 @@ class SamplingState:
 
 
 class TokenCounts:
-    """The distinct tokens of prompt and output, and how often each is in the output, as growing arrays."""
+    """The distinct tokens of prompt and output, and how often each is in the output, as one growing array."""
 
     def __init__(self, prompt: list[int], output: list[int]) -> None:
-        self._index: dict[int, int] = {}
-        self._ids = np.zeros(max(64, 2 * len(prompt)), dtype=np.int64)
-        self._counts = np.zeros_like(self._ids)
-        for token_id in dict.fromkeys(prompt):
-            self._place(token_id)
+        distinct = list(dict.fromkeys(prompt))
+        self._entries = np.zeros((max(64, 2 * len(distinct)), 2), dtype=np.int32)
+        # Cut down to 32 bits where a faulty request has more: such a one is refused by check_token_ids.
+        self._entries[: len(distinct), 0] = np.array(distinct, dtype=np.int64)
+        self._index = {token_id: place for place, token_id in enumerate(distinct)}
         for token_id in output:
             self.add(token_id)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
     def add(self, token_id: int) -> None:
         """Count one more output token."""
         place = self._index.get(token_id)
         if place is None:
-            place = self._place(token_id)
-        self._counts[place] += 1
+            place = self._index[token_id] = len(self._index)
+            if place == len(self._entries):
+                self._entries = np.concatenate([self._entries, np.zeros_like(self._entries)])
+            self._entries[place, 0] = token_id
+        self._entries[place, 1] += 1
 
     @property
-    def token_ids(self) -> NDArray[np.int64]:
-        """The distinct tokens, in the order of their first coming."""
-        return self._ids[: len(self._index)]
-
-    @property
-    def output_counts(self) -> NDArray[np.int64]:
-        """How often each of ``token_ids`` is in the output; 0 for those of the prompt alone."""
-        return self._counts[: len(self._index)]
-
-    def _place(self, token_id: int) -> int:
-        place = len(self._index)
-        if place == len(self._ids):
-            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
-        self._index[token_id] = place
-        self._ids[place] = token_id
-        return place
+    def entries(self) -> NDArray[np.int32]:
+        """``[len(self), 2]``: a token, in the order of their first coming, and its count; 0 for the prompt alone."""
+        return self._entries[: len(self._index)]
 
 
 class BadWords:

@@ -18,6 +18,9 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
   USE(norm, level)                     \
   USE(quantized_linear, level)         \
   USE(quantized_pack, level)           \
+  USE(quantized_weight_only, level)    \
+  USE(sampling, level)                 \
+  USE(sampling_adjust, level)          \
   USE(threads, level)
 
 #define VLLM_DECLARE(file, level) extern "C" const KernelEntry vllm_##file##_##level[];

@@ -13,17 +13,20 @@ _LOGITS_AT_ONCE = 1 << 20
 def apply_penalties(
     logits: torch.Tensor,
     rows: torch.Tensor,
-    token_ids: torch.Tensor,
-    output_counts: torch.Tensor,
+    offsets: torch.Tensor,
+    token_counts: torch.Tensor,
     repetition: torch.Tensor,
     presence: torch.Tensor,
     frequency: torch.Tensor,
 ) -> None:
-    old = logits[rows, token_ids]
-    new = torch.where(old > 0, old / repetition, old * repetition)
-    new -= frequency * output_counts
-    new -= presence * (output_counts > 0)
-    logits[rows, token_ids] = new
+    place = torch.repeat_interleave(torch.arange(len(rows)), offsets.diff(), output_size=len(token_counts))
+    index = rows[place], token_counts[:, 0].long()
+    counts, factor = token_counts[:, 1], repetition[place]
+    old = logits[index]
+    new = torch.where(old > 0, old / factor, old * factor)
+    new -= frequency[place] * counts
+    new -= presence[place] * (counts > 0)
+    logits[index] = new
 
 
 def apply_bias(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor, bias: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 Adjustments of single logits are given sparsely: entry ``i`` is logit ``logits[rows[i], token_ids[i]]``. Entries must
 lie inside ``logits`` and no pair may come twice; rows without entries cost nothing. All change ``logits`` in place.
+The native face raises ``ValueError`` for an entry outside ``logits``, the others raise what torch does.
 """
 
 import torch
@@ -13,32 +14,44 @@ from vllm_kernels.checks import check_dtype, check_floating, check_shape
 def apply_penalties(
     logits: torch.Tensor,
     rows: torch.Tensor,
-    token_ids: torch.Tensor,
-    output_counts: torch.Tensor,
+    offsets: torch.Tensor,
+    token_counts: torch.Tensor,
     repetition: torch.Tensor,
     presence: torch.Tensor,
     frequency: torch.Tensor,
 ) -> None:
     """Penalise tokens that a sequence has already, in place.
 
-    Of each entry: logits above 0 are divided by ``repetition``, others multiplied by it (CTRL, arXiv:1909.05858); then
-    ``frequency * output_counts`` is subtracted, and ``presence`` if ``output_counts > 0``.
+    Of each: logits above 0 are divided by ``repetition``, others multiplied by it (CTRL, arXiv:1909.05858); then
+    ``frequency`` times its count is subtracted, and ``presence`` if the count is above 0.
 
     Args:
         logits: ``[num_rows, vocab_size]``, fp32.
-        rows, token_ids: ``[num_entries]``, int64: the distinct tokens of prompt and output of each penalised row.
-        output_counts: ``[num_entries]``, int64: how often the token is in the output; 0 for the prompt alone.
-        repetition, presence, frequency: ``[num_entries]``, fp32: penalties of the entry's row.
+        rows: ``[num_penalised]``, int64: distinct rows.
+        offsets: ``[num_penalised + 1]``, int64, ascending from 0 to ``num_entries``: those of ``rows[i]`` are entries
+            ``offsets[i]`` to ``offsets[i + 1]``.
+        token_counts: ``[num_entries, 2]``, int32: a token of prompt or output, each once in its row, and how often it is
+            in the output; 0 for the prompt alone.
+        repetition, presence, frequency: ``[num_penalised]``, fp32.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    _check_entries(logits, rows, token_ids)
-    check_shape("output_counts", output_counts, tuple(rows.shape))
+    _check_logits(logits)
+    check_shape("rows", rows, (None,))
+    check_dtype("rows", rows, torch.int64)
+    check_shape("offsets", offsets, (rows.shape[0] + 1,))
+    check_dtype("offsets", offsets, torch.int64)
+    check_shape("token_counts", token_counts, (None, 2))
+    check_dtype("token_counts", token_counts, torch.int32)
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != token_counts.shape[0]:
+        raise ValueError(f"offsets must go from 0 to {token_counts.shape[0]}, got {first} to {last}")
     for name, penalty in (("repetition", repetition), ("presence", presence), ("frequency", frequency)):
         check_shape(name, penalty, tuple(rows.shape))
+        check_dtype(name, penalty, torch.float32)
     face_of("sampling", logits.device).apply_penalties(
-        logits, rows, token_ids, output_counts, repetition, presence, frequency
+        logits, rows, offsets, token_counts, repetition, presence, frequency
     )
 
 

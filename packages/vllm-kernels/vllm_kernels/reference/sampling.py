@@ -6,20 +6,21 @@ import torch
 def apply_penalties(
     logits: torch.Tensor,
     rows: torch.Tensor,
-    token_ids: torch.Tensor,
-    output_counts: torch.Tensor,
+    offsets: torch.Tensor,
+    token_counts: torch.Tensor,
     repetition: torch.Tensor,
     presence: torch.Tensor,
     frequency: torch.Tensor,
 ) -> None:
-    for entry, (row, token) in enumerate(zip(rows.tolist(), token_ids.tolist(), strict=True)):
-        logit, count = logits[row, token].item(), output_counts[entry].item()
-        factor = repetition[entry].item()
-        logit = logit / factor if logit > 0 else logit * factor
-        logit -= frequency[entry].item() * count
-        if count > 0:
-            logit -= presence[entry].item()
-        logits[row, token] = logit
+    for place, row in enumerate(rows.tolist()):
+        factor = repetition[place].item()
+        for token, count in token_counts[offsets[place] : offsets[place + 1]].tolist():
+            logit = logits[row, token].item()
+            logit = logit / factor if logit > 0 else logit * factor
+            logit -= frequency[place].item() * count
+            if count > 0:
+                logit -= presence[place].item()
+            logits[row, token] = logit
 
 
 def apply_bias(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor, bias: torch.Tensor) -> None:
