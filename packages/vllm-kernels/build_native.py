@@ -104,7 +104,7 @@ def build(library: Path = LIBRARY, objects: Path = OBJECTS, extra_flags: tuple[s
         library.parent.mkdir(parents=True, exist_ok=True)
         # Under another name first: a process may have the old one open.
         fresh = library.with_suffix(".new")
-        subprocess.run((compiler, "-shared", *(str(step.target) for step in steps), "-o", str(fresh)), check=True)
+        subprocess.run((compiler, "-shared", "-Wl,--no-undefined", *(str(step.target) for step in steps), "-o", str(fresh)), check=True)
         fresh.replace(library)
     return library
 
