@@ -17,24 +17,26 @@ from vllm_engine import LLM, RequestOutput, SamplingParams
 from vllm_kernels.batch_invariance import use_batch_invariance
 
 NUM_REQUESTS = 64
-NUM_TOKENS = 12
+NUM_TOKENS = 10
 ALONE = 10
 """Requests that also run alone, the longest among them."""
 BLOCK_SIZE = 16
 SHAPE = {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8, "num_key_value_heads": 2}
 """Wide enough that kernels cut rows, columns and sums into parts."""
+VOCAB_SIZE = 1031
 LONGEST = 1500
 """Tokens of one prompt: enough that attention is cut along the keys."""
 
 Work = list[tuple[list[int], SamplingParams]]
 
 
-@pytest.fixture(scope="module", params=["qwen3", "gemma3"])
-def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(str(request.param))
-    make_tiny_model(
-        request.param, path, **SHAPE, head_dim=32, max_position_embeddings=2048, initializer_range=0.1, vocab_size=1031
-    )
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model without windows and one with."""
+    path = tmp_path_factory.mktemp("models")
+    for family in ("qwen3", "gemma3"):
+        options: dict[str, Any] = {"head_dim": 32, "max_position_embeddings": 2048, "vocab_size": VOCAB_SIZE}
+        make_tiny_model(family, path / family, **SHAPE, **options, initializer_range=0.1)
     return path
 
 
@@ -49,7 +51,7 @@ def work() -> Work:
     rng = random.Random(3)
     lengths = [LONGEST, 1, 2, 15, 16, 17, 64, 65, 128, 255]
     lengths += [rng.randrange(1, 90) for _ in range(NUM_REQUESTS - len(lengths))]
-    return [([rng.randrange(3, 1031) for _ in range(length)], _params(rng)) for length in lengths]
+    return [([rng.randrange(3, VOCAB_SIZE) for _ in range(length)], _params(rng)) for length in lengths]
 
 
 def _params(rng: random.Random) -> SamplingParams:
@@ -98,11 +100,17 @@ def differing(found: list[Any], expected: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kv_cache_dtype"), [("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "int8_per_token_head")]
+    ("family", "dtype", "kv_cache_dtype"),
+    [
+        ("qwen3", "float32", "auto"),
+        ("gemma3", "bfloat16", "auto"),
+        ("qwen3", "bfloat16", "int8_per_token_head"),
+    ],
 )
 def test_every_way_to_compute_a_request_gives_the_same_bits(
-    model_path: Path, work: Work, dtype: str, kv_cache_dtype: str
+    models: Path, work: Work, family: str, dtype: str, kv_cache_dtype: str
 ) -> None:
+    model_path = models / family
     with make_llm(model_path, dtype, kv_cache_dtype) as llm:
         expected = ask(llm, work)
         alone = [ask(llm, [one])[0] for one in work[:ALONE]]
