@@ -18,16 +18,13 @@
 // A gated weight has in each panel 32 rows of the gate (lanes 0 to 31) and the same 32 rows of the value.
 #pragma once
 
-#include <cstdint>
+#include "pack.h"
 
 namespace {
 
-constexpr int kPanel = 64;
-constexpr int kGate = kPanel / 2;         // lanes of the gate in a panel of a gated weight
-constexpr int64_t kHeader = 3 * kPanel;   // bytes of scales and zeros
+constexpr int64_t kHeader = 3 * kPanel;    // bytes of scales and zeros
 constexpr int64_t kActivationGroup = 512;  // columns of activations that share a scale, at most
 
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Some neighbouring columns of one group: [begin, begin + columns), padded to `depth` in the panel.
@@ -42,7 +39,7 @@ struct Layout {
   int bits;
   bool gated;
 
-  int64_t rows_of_panel() const { return gated ? kGate : kPanel; }
+  int64_t rows_of_panel() const { return gated ? kHalfPanel : kPanel; }
   int64_t results() const { return gated ? out_features / 2 : out_features; }  // columns of the product
   int64_t panels() const { return (results() + rows_of_panel() - 1) / rows_of_panel(); }
   int64_t groups() const { return (in_features + group - 1) / group; }
@@ -53,8 +50,15 @@ struct Layout {
     return last * group_bytes() + kHeader + bytes_of(round_up(in_features - last * group, 8));
   }
 
-  // Piece `i` of a panel cut in pieces of `size` columns; a piece never has columns of two groups if `size` is
-  // min(group, some divisor of all groups that are larger).
+  // The greatest number of columns, at most `most`, that pieces of a panel can have without one in two groups.
+  int64_t piece_size(int64_t most) const {
+    if (groups() == 1) return most;
+    int64_t size = smaller(most, group);
+    while (group % size) size -= 8;
+    return size;
+  }
+
+  // Piece `i` of a panel cut in pieces of `size` columns.
   Columns piece(const uint8_t* panel, int64_t i, int64_t size) const {
     const int64_t begin = i * size, g = begin / group, first = begin - g * group;
     const int64_t columns = smaller(size, in_features - begin);
@@ -69,7 +73,7 @@ struct Layout {
     if (!gated) return {row / kPanel, row % kPanel};
     const bool value = row >= out_features / 2;
     if (value) row -= out_features / 2;
-    return {row / kGate, row % kGate + (value ? kGate : 0)};
+    return {row / kHalfPanel, row % kHalfPanel + (value ? kHalfPanel : 0)};
   }
 };
 

@@ -2,10 +2,11 @@
 //
 // Sums of products of integers are exact, and pieces of columns are added up in fp32 in their order: a result is the same
 // at every level, for every number of rows and threads.
-#include "parallel.h"
-#include "quantized_activations.h"
-#include "quantized_epilogue.h"
+#include "quantized_product.h"
 #include "unroll.h"
+#if defined(__AMX_INT8__)
+#include "quantized_amx.h"
+#endif
 
 namespace {
 
@@ -15,14 +16,6 @@ constexpr int kMaxRows = 6, kVectors = 4;
 #else
 constexpr int kMaxRows = 3, kVectors = 1;
 #endif
-constexpr int64_t kBlock = kPanel * 4;  // bytes of four columns of entries of 8 bits, or eight of 4 bits
-
-struct Product {
-  Layout layout;
-  const uint8_t* packed;
-  Activations x;
-  Epilogue epilogue;
-};
 
 // dots[r][lane] = the dot products of kRows rows with 16 * kVecs lanes, over the columns of one piece; dots has a stride of
 // a panel.
@@ -31,7 +24,7 @@ inline void dot_piece(const uint8_t* entries, const int8_t* x, int64_t stride, i
   using D = Dot<kFour>;
   Ints sums[kRows][kVecs];
   unrolled<kRows>([&](int r) VLLM_INLINE { unrolled<kVecs>([&](int v) VLLM_INLINE { sums[r][v] = zero_ints(); }); });
-  for (int64_t k = 0; k < depth; k += kFour ? 8 : 4, entries += kBlock) {
+  for (int64_t k = 0; k < depth; k += kFour ? 8 : 4, entries += kStepBytes) {
     unrolled<kFour ? 2 : 1>([&](int half) VLLM_INLINE {
       typename D::Weights w[kVecs];
       unrolled<kVecs>([&](int v) VLLM_INLINE {
@@ -61,20 +54,9 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
     const Columns piece = p.layout.piece(data, i, p.x.piece);
     for (int lane = 0; lane < kPanel; lane += 16 * kVecs)
       dot_piece<kFour, kRows, kVecs>(piece.entries + lane * 4, x + piece.begin, p.x.stride, piece.depth, dots + lane);
-    for (int lane = 0; lane < kPanel; lane += 16) {
-      const Vec scale = load_f16(reinterpret_cast<const uint16_t*>(piece.header) + lane);
-      const Ints zero_point = widen_u8(piece.header + 2 * kPanel + lane);
-      const Ints zero_points = zero_point | up<16>(zero_point);
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t of_row = (row + r) * p.x.pieces + i;
-        const Ints dot = load_ints(dots + r * kPanel + lane);
-        const Vec corrected = to_floats(add_dot_pairs(dot, zero_points, splat_ints(p.x.sums[of_row])));
-        float* sum = sums + r * kPanel + lane;
-        store(sum, fma(corrected, scale * splat(p.x.scales[of_row]), load(sum)));
-      }
-    }
+    add_piece(p.x, i, piece, row, kRows, dots, sums);
   }
-  finish(p.epilogue, p.layout, panel, row, kRows, sums);
+  finish_quantized(p.output, p.factors, sums, kRows, row, panel);
 }
 
 template <bool kFour, int kRows>
@@ -89,6 +71,9 @@ void multiply_rows(const Product& p, int64_t panel, int64_t row, int rows) {
 
 // Rows [begin, end) times one panel, in tiles of nearly equal height.
 void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end) {
+#if defined(__AMX_INT8__)
+  if (end - begin >= kFewestAmxRows) return multiply_panel_amx(p, panel, begin, end);
+#endif
   const int64_t tiles = (end - begin + kMaxRows - 1) / kMaxRows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = begin + (end - begin) * i / tiles, next = begin + (end - begin) * (i + 1) / tiles;
@@ -101,31 +86,25 @@ void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end)
 }
 
 // x [rows][in_features] (dtype) times a packed weight, with bias, residual, gate: out [rows][results].
-// scratch: rows * (activation_stride + 8 * pieces) bytes.
+// scratch: (rows + 15) * (activation_stride + 8 * pieces) bytes, as tiles are read whole.
 void quantized_linear(const void* x, int64_t rows, const void* packed, const float* factors, const void* bias,
                       const void* residual, void* out, void* scratch, int64_t out_features, int64_t in_features,
                       int64_t group, int32_t bits, int32_t gate, int32_t dtype, int32_t out_dtype, int32_t threads) {
   const Layout layout = {out_features, in_features, group, bits, gate != 0};
-  const Activations activations = activations_in(scratch, rows, in_features, smaller(group, kActivationGroup));
+  const Activations activations = activations_in(scratch, rows + 15, in_features, layout.piece_size(kActivationGroup));
   const Product product = {layout,
                            static_cast<const uint8_t*>(packed),
                            activations,
-                           {factors, bias, residual, out, static_cast<DType>(dtype), static_cast<DType>(out_dtype),
-                            static_cast<Gate>(gate)}};
+                           factors,
+                           output_of(layout, out, bias, residual, dtype, out_dtype, gate)};
   with_type(static_cast<DType>(dtype), [&](auto type) {
     using T = decltype(type);
     parallel_for(rows, in_features * 4, threads, [&](int64_t row) {
       quantize_activations<T>(static_cast<const typename T::type*>(x) + row * in_features, in_features, activations, row);
     });
   });
-  // Where there are few panels, they are shared by several threads, each with some of the rows.
-  const int64_t panels = layout.panels();
-  const int64_t wanted = panels >= 4 * threads ? 1 : (4 * threads + panels - 1) / panels;
-  const int64_t most = (rows + 8 * kMaxRows - 1) / (8 * kMaxRows), parts = smaller(wanted, most);
-  parallel_for(panels * parts, layout.panel_bytes(), threads, [&](int64_t i) {
-    const int64_t part = i % parts;
-    multiply_panel(product, i / parts, rows * part / parts, rows * (part + 1) / parts);
-  });
+  for_panels(layout, rows, 8 * kMaxRows, threads,
+             [&](int64_t panel, int64_t begin, int64_t end) { multiply_panel(product, panel, begin, end); });
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 import torch
+from torch.nn import functional
 
+from vllm_kernels.cpu import native
 from vllm_kernels.cpu.native import DTYPES, FLOATS, INT32, INT64, POINTER, Kernel
 from vllm_kernels.eager import quantization as eager
 from vllm_kernels.linear_weight import Activation
@@ -9,7 +11,8 @@ _SIZES = (INT64, INT64, INT64, INT32)  # out_features, in_features, group, bits
 _fill = Kernel("quantized_fill", POINTER, INT64, INT32, INT64, INT64, POINTER, POINTER, *_SIZES, INT32, INT32)
 _store = Kernel("quantized_store", POINTER, POINTER, POINTER, INT64, INT64, POINTER, POINTER, *_SIZES, INT32, INT32)
 _rows = Kernel("quantized_rows", POINTER, INT64, POINTER, POINTER, POINTER, INT32, *_SIZES, INT32, INT32)
-_linear = Kernel("quantized_linear", POINTER, INT64, *(POINTER,) * 6, *_SIZES, INT32, INT32, INT32, INT32)
+_linear = Kernel("quantized_linear", POINTER, INT64, *(POINTER,) * 6, *_SIZES, *(INT32,) * 4)
+_weight_only = Kernel("weight_only_linear", POINTER, INT64, *(POINTER,) * 5, *_SIZES, *(INT32,) * 5)
 
 _PANEL = 64
 _HEADER = 3 * _PANEL
@@ -104,31 +107,28 @@ class PackedWeight(QuantizedWeight):
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out: torch.Tensor, gate: int
     ) -> None:
         x = self.in_order(x).contiguous()
-        if bias is not None:
-            bias = bias.contiguous()
-        if residual is not None:
-            residual = residual.contiguous()
-        scratch = torch.empty(len(x) * self._scratch_bytes, dtype=torch.uint8)
-        _linear.call(
-            x.data_ptr(),
-            len(x),
+        tensors = tuple(None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
+        pointers = (
             self.packed.data_ptr(),
             self.factors.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            None if residual is None else residual.data_ptr(),
+            *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
             out.data_ptr(),
-            scratch.data_ptr(),
-            *self._sizes,
-            gate,
-            DTYPES[x.dtype],
-            DTYPES[out.dtype],
-            torch.get_num_threads(),
         )
+        types = (DTYPES[x.dtype], DTYPES[out.dtype], torch.get_num_threads())
+        if self.scheme.activation_bits:
+            scratch = torch.empty((len(x) + 15) * self._scratch_bytes, dtype=torch.uint8)
+            _linear.call(x.data_ptr(), len(x), *pointers, scratch.data_ptr(), *self._sizes, gate, *types)
+            return
+        if x.dtype != torch.bfloat16 or native.level() in ("avx2", "avx512"):
+            x = x.float()
+        if x.shape[1] % 8:
+            x = functional.pad(x, (0, -x.shape[1] % 8))
+        _weight_only.call(x.data_ptr(), len(x), *pointers, *self._sizes, gate, DTYPES[x.dtype], *types)
 
 
 def new_weight(
     out_features: int, in_features: int, dtype: torch.dtype, scheme: Quantization, gated: bool
 ) -> QuantizedWeight:
-    if dtype not in FLOATS or scheme.activation_bits is None:
+    if dtype not in FLOATS:
         return eager.new_weight(out_features, in_features, dtype, scheme, gated)
     return PackedWeight(out_features, in_features, dtype, scheme, gated)

@@ -105,7 +105,7 @@ def fill_quantized(
         q: uint8 ``[n, in_features]``, below ``2 ** bits``.
         scales: ``[n, groups]``, floating point. Where there are several groups, 11 significant bits are kept: those of
             fp16 and bf16 are exact.
-        zeros: uint8 ``[n, groups]``.
+        zeros: uint8 ``[n, groups]``, below ``2 ** bits``.
         start: first row.
         order: see ``Unpacked``; the same for all rows of a weight.
 
@@ -115,13 +115,13 @@ def fill_quantized(
     if not isinstance(weight, QuantizedWeight):
         raise ValueError("weight must be a quantised one (ops.quantization.new_weight)")
     check_shape("q", q, (None, weight.in_features))
-    check_dtype("q", q, torch.uint8)
-    if weight.scheme.bits < 8 and q.numel() and int(q.max()) >= 1 << weight.scheme.bits:
-        raise ValueError(f"q must be below {1 << weight.scheme.bits}, got {int(q.max())}")
     for name, tensor in (("scales", scales), ("zeros", zeros)):
         check_shape(name, tensor, (len(q), weight.groups))
     check_floating("scales", scales)
-    check_dtype("zeros", zeros, torch.uint8)
+    for name, tensor in (("q", q), ("zeros", zeros)):
+        check_dtype(name, tensor, torch.uint8)
+        if weight.scheme.bits < 8 and tensor.numel() and int(tensor.max()) >= 1 << weight.scheme.bits:
+            raise ValueError(f"{name} must be below {1 << weight.scheme.bits}, got {int(tensor.max())}")
     if start < 0 or start + len(q) > weight.out_features:
         raise ValueError(f"rows {start} to {start + len(q)} are outside of the weight's {weight.out_features}")
     _set_order(weight, order, whole=len(q) == weight.out_features, first=start == 0)
