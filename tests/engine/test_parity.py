@@ -115,7 +115,7 @@ def run_chunked(truth: Truth) -> Iterator[RequestOutput]:
 def run_preempted(truth: Truth) -> Iterator[RequestOutput]:
     # Room for about three of the longest requests in one group; more groups need more blocks for the same.
     decoder = load_decoder_config(truth.path)
-    specs = [LayerKVSpec(1, 1, 1, decoder.layer_window(index)) for index in range(decoder.num_layers)]
+    specs = [LayerKVSpec(1, 1, "float32", decoder.layer_window(index)) for index in range(decoder.num_layers)]
     num_blocks = 60 * len(group_layers(specs))
     with make_llm(truth.path, num_gpu_blocks_override=num_blocks, max_model_len=160) as llm:
         outputs = ask(llm, truth.prompts, greedy())

@@ -124,7 +124,7 @@ def run_chunked(truth: Truth) -> list[RequestOutput]:
 def run_preempted(truth: Truth) -> list[RequestOutput]:
     """A cache with room for the longest requests alone, and not for all."""
     decoder = load_decoder_config(truth.path)
-    specs = [LayerKVSpec(1, 1, 1, decoder.layer_window(index)) for index in range(decoder.num_layers)]
+    specs = [LayerKVSpec(1, 1, "float32", decoder.layer_window(index)) for index in range(decoder.num_layers)]
     num_blocks = 1 + 14 * len(group_layers(specs))
     with make_llm(truth.path, num_gpu_blocks_override=num_blocks, max_model_len=96, enable_prefix_caching=False) as llm:
         outputs = ask(llm, truth.prompts)

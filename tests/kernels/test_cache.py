@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vllm_kernels.backend import use_face
-from vllm_kernels.ops.cache import STORAGE, CacheFormat, KVCache, allocate_kv_cache, write_kv
+from vllm_kernels.cache_format import CacheFormat
+from vllm_kernels.ops.cache import STORAGE, KVCache, allocate_kv_cache, write_kv
 
 FORMATS = get_args(CacheFormat)
 PLAIN = FORMATS[:3]

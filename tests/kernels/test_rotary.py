@@ -8,7 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as app
 from tests.kernels.paged import format_of
 from tests.kernels.test_cache import tokens_of
 from vllm_kernels.backend import use_face
-from vllm_kernels.ops.cache import CacheFormat, KVCache, allocate_kv_cache
+from vllm_kernels.cache_format import CacheFormat
+from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
 from vllm_kernels.ops.norm import rms_norm
 from vllm_kernels.ops.rotary import rope_and_cache
 

@@ -60,7 +60,13 @@ EFFECTS: dict[str, list[str]] = {
     ],
     "ir_op_priority": ["engine/test_model_settings.py::test_the_first_implementation_of_a_priority_computes_the_norm"],
     "kv_cache_dtype": [
-        "engine/test_model_settings.py::test_a_cache_of_another_data_type_holds_more_and_says_nearly_the_same"
+        "engine/test_model_settings.py::test_a_cache_of_another_data_type_holds_more_and_says_nearly_the_same",
+        "engine/test_cache_formats.py::test_an_8_bit_cache_changes_logprobs_by_what_its_format_takes",
+        "engine/test_cache_formats.py::test_the_same_memory_holds_more_tokens",
+    ],
+    "kv_cache_dtype_skip_layers": [
+        "engine/test_cache_formats.py::test_skipped_layers_keep_the_models_data_type",
+        "engine/test_cache_formats.py::test_a_layer_that_is_not_there_cannot_be_skipped",
     ],
     "log_config_file": ["server/test_log_settings.py::test_a_file_tells_where_server_and_uvicorn_log"],
     "logits_processors": ["engine/sampling/test_processors.py::test_a_processor_steers_the_requests_that_ask_for_it"],

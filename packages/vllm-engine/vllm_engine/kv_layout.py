@@ -7,6 +7,8 @@ cache tensor ``i``, so that a block id means the same piece of memory for whiche
 
 from dataclasses import dataclass
 
+from vllm_kernels.cache_format import CacheFormat, head_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class LayerKVSpec:
@@ -14,13 +16,13 @@ class LayerKVSpec:
 
     num_kv_heads: int
     head_dim: int
-    dtype_bytes: int
+    cache_format: CacheFormat
     sliding_window: int | None = None
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of K and V of one token."""
-        return 2 * self.num_kv_heads * self.head_dim * self.dtype_bytes
+        """Bytes of K and V of one token, scales included."""
+        return 2 * self.num_kv_heads * head_bytes(self.cache_format, self.head_dim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.kv_layout import LayerKVSpec
 
 GIB = 2**30
-SPEC = LayerKVSpec(2, 16, 2)
+SPEC = LayerKVSpec(2, 16, "bfloat16")
 TOKEN = SPEC.bytes_per_token
 
 
@@ -134,7 +134,7 @@ def test_an_engine_takes_its_share_of_this_machine(tmp_path: Path, monkeypatch: 
     def core(**options: Any) -> EngineCore:
         return EngineCore(EngineArgs(str(tmp_path), max_num_seqs=2**14, **options).create_config(), tmp_path)
 
-    block_bytes = 16 * LayerKVSpec(3, 8, 2).bytes_per_token
+    block_bytes = 16 * LayerKVSpec(3, 8, "bfloat16").bytes_per_token
     used = 4 * GIB - main_memory().free
     assert core(gpu_memory_utilization=0.501).ready.num_kv_blocks == (int(0.501 * 4 * GIB) - used) // block_bytes
     with pytest.raises(ConfigError, match="leaves nothing for the KV cache") as caught:

@@ -106,7 +106,7 @@ def test_no_limit_changes_a_result(make_core: MakeCore, options: dict[str, Any])
     ("mode", "budget", "seqs"), [("balanced", 2048, 256), ("throughput", 4096, 512), ("interactivity", 512, 256)]
 )
 def test_the_performance_mode_decides_what_unset_limits_are(mode: str, budget: int, seqs: int) -> None:
-    model = LoadedModel(vocab_size=10, max_model_len=1000, kv_specs=[LayerKVSpec(2, 16, 2)])
+    model = LoadedModel(vocab_size=10, max_model_len=1000, kv_specs=[LayerKVSpec(2, 16, "bfloat16")])
 
     def limits(**options: Any) -> tuple[int, int]:
         config = EngineArgs(performance_mode=mode, **options).create_config()

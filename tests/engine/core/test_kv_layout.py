@@ -1,5 +1,7 @@
 """How layers are grouped and the cache is sized."""
 
+from typing import get_args
+
 import pytest
 
 from vllm_engine.config import EngineArgs
@@ -9,9 +11,11 @@ from vllm_engine.errors import ConfigError
 from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.kv_layout import KVGroup, LayerKVSpec
+from vllm_kernels.cache_format import CacheFormat
+from vllm_kernels.ops.cache import allocate_kv_cache
 
-FULL = LayerKVSpec(2, 16, 2)
-WINDOW = LayerKVSpec(2, 16, 2, sliding_window=64)
+FULL = LayerKVSpec(2, 16, "bfloat16")
+WINDOW = LayerKVSpec(2, 16, "bfloat16", sliding_window=64)
 
 
 def test_equal_layers_form_one_group() -> None:
@@ -24,7 +28,22 @@ def test_mixed_layers_form_groups_of_the_size_of_the_smaller_kind() -> None:
 
 
 def test_layers_of_unequal_shape_share_one_table() -> None:
-    assert group_layers([FULL, LayerKVSpec(1, 16, 2, 64)]) == (KVGroup((0, 1), None),)
+    assert group_layers([FULL, LayerKVSpec(1, 16, "bfloat16", 64)]) == (KVGroup((0, 1), None),)
+
+
+def test_layers_of_unequal_format_share_one_table() -> None:
+    specs = [FULL, LayerKVSpec(2, 16, "int8_per_token_head"), WINDOW]
+    groups = group_layers(specs)
+    assert groups == (KVGroup((0, 1, 2), None),)
+    assert bytes_per_block(specs, groups, 8) == 8 * (2 * 2 * (16 * 2) + 2 * 2 * (16 + 4) + 2 * 2 * (16 * 2))
+
+
+@pytest.mark.parametrize("cache_format", get_args(CacheFormat))
+def test_a_token_costs_what_the_cache_takes(cache_format: CacheFormat) -> None:
+    cache = allocate_kv_cache(3, 8, 2, 20, cache_format, "cpu")
+    tensors = (cache.key, cache.value, cache.key_scale, cache.value_scale)
+    num_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    assert 3 * 8 * LayerKVSpec(2, 20, cache_format).bytes_per_token == num_bytes
 
 
 def test_a_block_costs_the_bytes_of_one_group() -> None:

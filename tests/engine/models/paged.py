@@ -22,13 +22,13 @@ class PagedRun:
     def __init__(self, model: CausalLM, num_seqs: int, max_len: int, block_size: int = 7) -> None:
         self.model = model
         self.block_size = block_size
-        specs = model.kv_specs()
+        specs = model.kv_specs([format_of(model.dtype)] * model.config.num_layers)
         windows = list(dict.fromkeys(spec.sliding_window for spec in specs))
         self.group_of_layer = [windows.index(spec.sliding_window) for spec in specs]
         blocks_each = -(-max_len // block_size)
         num_blocks = 1 + num_seqs * blocks_each
         self.caches = [
-            allocate_kv_cache(num_blocks, block_size, spec.num_kv_heads, spec.head_dim, format_of(model.dtype), "cpu")
+            allocate_kv_cache(num_blocks, block_size, spec.num_kv_heads, spec.head_dim, spec.cache_format, "cpu")
             for spec in specs
         ]
         for cache in self.caches:

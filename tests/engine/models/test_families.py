@@ -88,6 +88,7 @@ def test_in_bfloat16_a_model_is_no_further_from_the_truth_than_transformers_is(f
 
 def test_kv_specs_give_each_layer_its_heads_window_and_bytes(tmp_path: Path) -> None:
     make_tiny_model("gemma3", tmp_path)
-    specs = load(tmp_path, dtype="bfloat16").kv_specs()
+    specs = load(tmp_path, dtype="bfloat16").kv_specs(["bfloat16"] * 3 + ["fp8_e5m2"])
     assert [spec.sliding_window for spec in specs] == [19, 19, None, 19]
-    assert {(spec.num_kv_heads, spec.head_dim, spec.dtype_bytes) for spec in specs} == {(2, 16, 2)}
+    assert {(spec.num_kv_heads, spec.head_dim) for spec in specs} == {(2, 16)}
+    assert [spec.bytes_per_token for spec in specs] == [128, 128, 128, 64]

@@ -4,28 +4,34 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from vllm_engine import envs
 from vllm_engine.config.decoder import DecoderConfig, default_max_model_len, resolve_dtype
 from vllm_engine.config.decoder_file import load_decoder_config
-from vllm_engine.config.groups import EngineConfig, ModelConfig
+from vllm_engine.config.groups import CacheConfig, EngineConfig, ModelConfig
 from vllm_engine.config.groups.model import AUTO
 from vllm_engine.config.model_files import config_folder
 from vllm_engine.config.quantization import refuse_quantized_folder
 from vllm_engine.errors import ConfigError
+from vllm_kernels.cache_format import CacheFormat
+
+SLIDING_LAYERS = "sliding_window"
+"""In ``kv_cache_dtype_skip_layers``: all layers with one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
     """A model as it will be run.
 
-    ``dtype`` is that of the weights and ``kv_cache_dtype`` that of cached keys and values: ``float32``, ``float16`` or
-    ``bfloat16``. ``max_model_len`` is the longest sequence; where the setting is ``auto``, the memory may still lower
-    it. ``warnings`` are what the log should say, once.
+    ``dtype`` is that of the weights: ``float32``, ``float16`` or ``bfloat16``; ``cache_formats`` say for each layer how
+    it caches keys and values. ``max_model_len`` is the longest sequence; where the setting is ``auto``, the memory may
+    still lower it. ``warnings`` are what the log should say, once.
     """
 
     decoder: DecoderConfig
     dtype: str
-    kv_cache_dtype: str
+    cache_formats: tuple[CacheFormat, ...]
     max_model_len: int
     warnings: tuple[str, ...] = ()
 
@@ -41,7 +47,6 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
     decoder = load_decoder_config(config_folder(config, model_path), settings.hf_overrides)
     refuse_quantized_folder(model_path)
     dtype = resolve_dtype(settings.dtype, decoder)
-    cache_dtype = config.cache.kv_cache_dtype
     longest = default_max_model_len(decoder)
     if settings.disable_sliding_window and decoder.windows:
         longest = _within_windows(settings, min(longest, *decoder.windows))
@@ -53,7 +58,28 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
     max_model_len = longest if settings.max_model_len in (None, AUTO) else settings.max_model_len
     if max_model_len > longest:
         warnings.append(_beyond(max_model_len, longest, decoder))
-    return ModelPlan(decoder, dtype, dtype if cache_dtype == "auto" else cache_dtype, max_model_len, tuple(warnings))
+    return ModelPlan(decoder, dtype, _cache_formats(config.cache, decoder, dtype), max_model_len, tuple(warnings))
+
+
+def _cache_formats(settings: CacheConfig, decoder: DecoderConfig, dtype: str) -> tuple[CacheFormat, ...]:
+    """The format of each layer's cache. Raises ``ConfigError`` for a layer to skip that is not there."""
+    own = msgspec.convert(dtype, CacheFormat)
+    name = settings.kv_cache_dtype
+    if name == "auto":
+        name = own
+    asked = msgspec.convert("fp8_e4m3" if name == "fp8" else name, CacheFormat)
+    skipped = settings.kv_cache_dtype_skip_layers
+    for entry in skipped:
+        if entry != SLIDING_LAYERS and not (entry.isdecimal() and int(entry) < decoder.num_layers):
+            raise ConfigError(
+                f"kv_cache_dtype_skip_layers takes layers from 0 to {decoder.num_layers - 1} and {SLIDING_LAYERS!r}, "
+                f"got {entry!r}",
+                field="kv_cache_dtype_skip_layers",
+            )
+    numbers = {int(entry) for entry in skipped if entry != SLIDING_LAYERS}
+    if SLIDING_LAYERS in skipped:
+        numbers.update(index for index in range(decoder.num_layers) if decoder.layer_window(index) is not None)
+    return tuple(own if index in numbers else asked for index in range(decoder.num_layers))
 
 
 def _within_windows(settings: ModelConfig, window: int) -> int:

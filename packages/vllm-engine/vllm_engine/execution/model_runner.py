@@ -15,7 +15,8 @@ from vllm_engine.messages import PositionLogprobs
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.sampling.processors import LogitsProcessor
 from vllm_engine.sampling.sampler import LogprobsMode, Sampler, SamplingState
-from vllm_kernels.ops.cache import STORAGE, CacheFormat, KVCache, allocate_kv_cache
+from vllm_kernels.cache_format import CacheFormat
+from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
 
 PROMPT_LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
@@ -30,39 +31,39 @@ class ModelRunner:
         *,
         vocab_size: int,
         device: torch.device,
-        kv_cache_dtype: CacheFormat,
+        cache_formats: Sequence[CacheFormat],
         logprobs_mode: LogprobsMode = "raw_logprobs",
         processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self.model = model
         self.device = device
         self._dtype = model.dtype
-        self._kv_cache_format: CacheFormat = kv_cache_dtype
+        self._cache_formats = cache_formats
         self._sampler = Sampler(vocab_size, logprobs_mode)
         self.processors = processors
         """Of the user's own: what new requests are given to."""
 
     def kv_specs(self) -> list[LayerKVSpec]:
         """What each layer keeps in the KV cache, in the order of the layers."""
-        return self.model.kv_specs(STORAGE[self._kv_cache_format])
+        return self.model.kv_specs(self._cache_formats)
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache tensors and the batch."""
         specs = self.kv_specs()
-        caches: dict[tuple[int, int, int], KVCache] = {}
+        caches: dict[tuple[int, int, int, CacheFormat], KVCache] = {}
         group_of_layer = [0] * len(specs)
         kv_caches: list[KVCache | None] = [None] * len(specs)
         for group_index, group in enumerate(layout.groups):
             for position, layer in enumerate(group.layers):
                 spec = specs[layer]
-                key = (position, spec.num_kv_heads, spec.head_dim)
+                key = (position, spec.num_kv_heads, spec.head_dim, spec.cache_format)
                 if key not in caches:
                     caches[key] = allocate_kv_cache(
                         layout.num_blocks,
                         layout.block_size,
                         spec.num_kv_heads,
                         spec.head_dim,
-                        self._kv_cache_format,
+                        spec.cache_format,
                         self.device,
                     )
                 kv_caches[layer] = caches[key]

@@ -59,7 +59,7 @@ class Worker:
             model,
             vocab_size=self.decoder.vocab_size,
             device=self.device,
-            kv_cache_dtype=self._plan.kv_cache_dtype,
+            cache_formats=self._plan.cache_formats,
             logprobs_mode=self._config.model.logprobs_mode,
             processors=self._processors,
         )

@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.rotary import Rotary
 from vllm_engine.layers.weights import Slot, TensorSlot, WeightedModule, WeightFormat
 from vllm_engine.messages import EmbedsDtype, EmbedsSpec
+from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.linear_weight import LinearWeight
 
 _DTYPES: dict[torch.dtype, EmbedsDtype] = {
@@ -85,13 +87,12 @@ class CausalLM(TensorModule):
             if isinstance(module, Rotary):
                 module.fit(max_len)
 
-    def kv_specs(self, dtype: torch.dtype | None = None) -> list[LayerKVSpec]:
-        """What each layer keeps in the KV cache, in the order of the layers. ``dtype``: if not that of the weights."""
+    def kv_specs(self, cache_formats: Sequence[CacheFormat]) -> list[LayerKVSpec]:
+        """What each layer keeps in the KV cache, in the order of the layers, as are the formats."""
         config = self.config
-        dtype = dtype or self.dtype
         return [
-            LayerKVSpec(config.num_kv_heads, config.head_dim, dtype.itemsize, config.layer_window(index))
-            for index in range(config.num_layers)
+            LayerKVSpec(config.num_kv_heads, config.head_dim, cache_format, config.layer_window(index))
+            for index, cache_format in enumerate(cache_formats)
         ]
 
     def allocate(self, weight_format: WeightFormat) -> None:

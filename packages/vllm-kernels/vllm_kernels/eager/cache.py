@@ -1,6 +1,7 @@
 import torch
 
-from vllm_kernels.ops.cache import SCALED, KVCache
+from vllm_kernels.cache_format import SCALED
+from vllm_kernels.ops.cache import KVCache
 from vllm_kernels.reference.cache import to_storage
 
 

@@ -31,7 +31,8 @@ def rope_and_cache(
         cos, sin = cos_sin_cache.index_select(0, positions).to(wide).unsqueeze(1).chunk(2, dim=-1)
         query, key = _rotate(query.to(wide), cos, sin, interleaved), _rotate(key.to(wide), cos, sin, interleaved)
     write_kv(key, value, cache, slot_mapping)
-    return query.to(qkv.dtype)
+    result: torch.Tensor = query.to(qkv.dtype)
+    return result
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:

@@ -6,24 +6,14 @@ what one head attends to stands together. Token ``offset`` of block ``block`` is
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from vllm_kernels.backend import face_of
+from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.checks import check_dtype, check_floating, check_shape
-
-CacheFormat = Literal[
-    "float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "fp8_per_token_head"
-]
-"""How entries are stored.
-
-Floating point types round to nearest even; the 8 bit ones also saturate at their largest number, and keep NaN. The
-formats with a scale for each token and head (``int8_per_token_head``, and ``fp8_per_token_head`` in e4m3) store ``x /
-scale``, rounded to nearest even, where ``scale`` is the largest magnitude of the head's entries over 127 or 448, and 1
-where all are zero. A head that holds a NaN or an infinity has the scale NaN, and reads as NaN.
-"""
 
 STORAGE: dict[CacheFormat, torch.dtype] = {
     "float32": torch.float32,
@@ -35,9 +25,6 @@ STORAGE: dict[CacheFormat, torch.dtype] = {
     "fp8_per_token_head": torch.float8_e4m3fn,
 }
 """Type of the stored entries."""
-
-SCALED: dict[CacheFormat, float] = {"int8_per_token_head": 127.0, "fp8_per_token_head": 448.0}
-"""Formats with a scale for each token and head: their largest stored number."""
 
 _ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector register."""

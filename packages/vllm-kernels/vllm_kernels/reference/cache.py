@@ -1,6 +1,7 @@
 import torch
 
-from vllm_kernels.ops.cache import SCALED, KVCache
+from vllm_kernels.cache_format import SCALED
+from vllm_kernels.ops.cache import KVCache
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:

@@ -31,7 +31,8 @@ def rope_and_cache(
         angles = cos_sin_cache[positions].to(wide)
         query, key = _rotate(query, angles, interleaved), _rotate(key, angles, interleaved)
     write_kv(key, value, cache, slot_mapping)
-    return query.to(qkv.dtype)
+    result: torch.Tensor = query.to(qkv.dtype)
+    return result
 
 
 def _rotate(x: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from vllm_engine.config.groups.reasons import NO_KV_TIERS, NO_MAMBA, NO_QUANTIZED_CACHE
+from vllm_engine.config.groups.reasons import NO_KV_TIERS, NO_MAMBA
 from vllm_engine.config.groups.types import NonNegativeNumber, Positive
 from vllm_engine.config.option import option
 
@@ -41,9 +41,19 @@ class CacheConfig:
         "turboquant_3bit_nc",
     ] = option(
         "auto",
-        help="data type of cached keys and values; auto: the model's",
-        unsupported=NO_QUANTIZED_CACHE,
-        possible=("bfloat16", "float16"),
+        help="how cached keys and values are stored; auto: in the model's data type. fp8 (e4m3) and fp8_e5m2 keep them "
+        "as they are, without a checkpoint's k_scale and v_scale; the per_token_head formats find a scale for each "
+        "token and head, and are the more precise ones",
+        unsupported="this version has no formats of fewer than 8 bits, nor those of other devices and models",
+        possible=(
+            "bfloat16",
+            "float16",
+            "fp8",
+            "fp8_e4m3",
+            "fp8_e5m2",
+            "fp8_per_token_head",
+            "int8_per_token_head",
+        ),
     )
     num_gpu_blocks_override: Annotated[int, Meta(ge=2)] | None = option(None, help="number of KV blocks, on any device")
     enable_prefix_caching: bool | None = option(
@@ -55,10 +65,15 @@ class CacheConfig:
         "not resist made-up collisions: users who do not trust one another need sha256, or a secret cache_salt each",
     )
     calculate_kv_scales: bool = option(
-        False, help="find the scales of an 8-bit KV cache while running", unsupported=NO_QUANTIZED_CACHE
+        False,
+        help="find the scales of an 8-bit KV cache while running",
+        unsupported="fp8 is stored without scales; with kv_cache_dtype=fp8_per_token_head or int8_per_token_head they "
+        "are always found",
     )
     kv_cache_dtype_skip_layers: list[str] = option(
-        [], help="layers whose keys and values stay in the model's data type", unsupported=NO_QUANTIZED_CACHE
+        [],
+        help="layers whose keys and values stay in the model's data type: numbers from 0, or sliding_window for all "
+        "that have one",
     )
     kv_sharing_fast_prefill: bool = option(
         False,

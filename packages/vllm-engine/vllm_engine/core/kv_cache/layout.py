@@ -11,10 +11,10 @@ def group_layers(specs: Sequence[LayerKVSpec], *, hybrid: bool = True) -> tuple[
 
     The group size is the smallest number of layers of any span, so that models which mix full and sliding-window
     layers (1:1 in Gemma 2, 1:5 in Gemma 3) waste at most part of one group. Groups of full attention come first.
-    Layers of unequal shape cannot share a block: then each layer is a group member at its own tensor index, and all
-    layers form one full-span group, whose block table is right for every span. So they do without ``hybrid``.
+    Layers of unequal shape or format cannot share a block: then each layer is a group member at its own tensor index,
+    and all layers form one full-span group, whose block table is right for every span. So they do without ``hybrid``.
     """
-    if not hybrid or len({(spec.num_kv_heads, spec.head_dim, spec.dtype_bytes) for spec in specs}) > 1:
+    if not hybrid or len({(spec.num_kv_heads, spec.head_dim, spec.cache_format) for spec in specs}) > 1:
         return (KVGroup(tuple(range(len(specs))), None),)
     by_span: dict[int | None, list[int]] = {}
     for index, spec in enumerate(specs):
