@@ -231,7 +231,12 @@ def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 8}, {"intermediate_size": 2**31 - 1}]
+    "sizes",
+    [
+        {"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 8},
+        {"vocab_size": 2**31 - 1, "hidden_size": 2**31 - 8, "tie_word_embeddings": True},
+        {"intermediate_size": 2**31 - 1},
+    ],
 )
 def test_a_shape_that_no_machine_can_hold_is_refused(read: Any, sizes: dict[str, int]) -> None:
     weight_format = WeightFormat(torch.bfloat16, torch.device("cpu"))
@@ -400,7 +405,7 @@ def test_the_file_is_blamed_for_its_own_values_beside_an_override(read: Any) -> 
 def test_a_quantised_checkpoint_is_refused_with_its_method_and_what_is_possible(
     read: Any, data: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{named}.*possible: checkpoints in float32") as caught:
+    with pytest.raises(ConfigError, match=f"{named}.*possible: checkpoints in float32.*int8 or int4") as caught:
         read(LLAMA | data)
     assert caught.value.field == "quantization"
 
