@@ -6,10 +6,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vllm_engine.layers.weights import RowsSlot, Slot, TensorSlot, WeightedModule, WeightFormat
 from vllm_kernels.linear_weight import LinearWeight
+from vllm_kernels.ops.embedding import embedding
 from vllm_kernels.ops.linear import linear
 
 
@@ -42,8 +42,9 @@ class Embedding(WeightedModule):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 ``[T]`` -> ``[T, size]``."""
-        weight = self.weight
-        rows = weight.rows(ids) if isinstance(weight, LinearWeight) else functional.embedding(ids, weight)
+        if not isinstance(self.weight, LinearWeight):
+            return embedding(ids, self.weight, self.scale)
+        rows = self.weight.rows(ids)
         return rows if self.scale is None else rows * torch.tensor(self.scale, dtype=rows.dtype)
 
     def allocate(self, weight_format: WeightFormat) -> None:
@@ -64,23 +65,23 @@ class LMHead(WeightedModule):
 
     weight: LinearWeight | None
 
-    def __init__(self, embedding: Embedding, *, soft_cap: float | None = None) -> None:
+    def __init__(self, table: Embedding, *, soft_cap: float | None = None) -> None:
         super().__init__()
         self.soft_cap = soft_cap
-        # In a list, the embedding is no submodule: a tied head has no weight of its own.
-        self._embedding = [embedding]
+        # In a list, the table is no submodule: a tied head has no weight of its own.
+        self._table = [table]
         self.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[R, size]`` -> float32 logits ``[R, vocab_size]``."""
-        weight = self.weight or cast(LinearWeight, self._embedding[0].weight)
+        weight = self.weight or cast(LinearWeight, self._table[0].weight)
         logits = linear(hidden, weight, out_dtype=torch.float32)
         return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
 
     def allocate(self, weight_format: WeightFormat) -> None:
-        (embedding,) = self._embedding
-        if not embedding.tied:
-            self.weight = weight_format.vocabulary(embedding.num_embeddings, embedding.size)
+        (table,) = self._table
+        if not table.tied:
+            self.weight = weight_format.vocabulary(table.num_embeddings, table.size)
 
     def slots(self, name: str) -> Iterator[tuple[str, Slot]]:
         if self.weight is not None:
