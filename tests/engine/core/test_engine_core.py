@@ -86,9 +86,9 @@ def test_a_step_that_ctrl_c_ends_leaves_nothing_in_the_prefix_cache(
     expected = tokens(run(core)["solo"])
     core.call("reset_prefix_cache", [])
     runner = core.executor.worker.runner
-    for caches in runner._kv_caches:
-        for cache in caches:
-            cache.fill_(3.0)
+    for cache in runner._kv_caches:
+        cache.key.fill_(3.0)
+        cache.value.fill_(3.0)
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
