@@ -27,7 +27,8 @@ def apply_penalties(
     frequency: torch.Tensor,
 ) -> None:
     if not logits.is_contiguous():
-        return eager.apply_penalties(logits, rows, offsets, token_counts, repetition, presence, frequency)
+        eager.apply_penalties(logits, rows, offsets, token_counts, repetition, presence, frequency)
+        return
     vectors = [each.contiguous() for each in (rows, offsets, token_counts, repetition, presence, frequency)]
     outside = _apply_penalties.call(
         logits.data_ptr(),
@@ -41,7 +42,8 @@ def apply_penalties(
 
 def apply_bias(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor, bias: torch.Tensor) -> None:
     if not logits.is_contiguous():
-        return eager.apply_bias(logits, rows, token_ids, bias)
+        eager.apply_bias(logits, rows, token_ids, bias)
+        return
     rows, token_ids, bias = rows.contiguous(), token_ids.contiguous(), bias.to(torch.float32).contiguous()
     outside = _apply_bias.call(
         logits.data_ptr(),
@@ -56,7 +58,8 @@ def apply_bias(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor
 
 def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
     if not logits.is_contiguous():
-        return eager.mask_tokens(logits, rows, token_ids)
+        eager.mask_tokens(logits, rows, token_ids)
+        return
     rows, token_ids = rows.contiguous(), token_ids.contiguous()
     outside = _mask_tokens.call(logits.data_ptr(), rows.data_ptr(), token_ids.data_ptr(), len(rows), *logits.shape)
     _check_inside(outside)
@@ -64,7 +67,8 @@ def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tenso
 
 def keep_tokens(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
     if not logits.is_contiguous():
-        return eager.keep_tokens(logits, rows, token_ids)
+        eager.keep_tokens(logits, rows, token_ids)
+        return
     rows, token_ids, kept = rows.contiguous(), token_ids.contiguous(), torch.empty(len(rows))
     outside = _keep_tokens.call(
         logits.data_ptr(),

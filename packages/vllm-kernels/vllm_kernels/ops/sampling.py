@@ -30,8 +30,8 @@ def apply_penalties(
         rows: ``[num_penalised]``, int64: distinct rows.
         offsets: ``[num_penalised + 1]``, int64, ascending from 0 to ``num_entries``: those of ``rows[i]`` are entries
             ``offsets[i]`` to ``offsets[i + 1]``.
-        token_counts: ``[num_entries, 2]``, int32: a token of prompt or output, each once in its row, and how often it is
-            in the output; 0 for the prompt alone.
+        token_counts: ``[num_entries, 2]``, int32: a token of prompt or output, each once in its row, and how often it
+            is in the output; 0 for the prompt alone.
         repetition, presence, frequency: ``[num_penalised]``, fp32.
 
     Raises:
