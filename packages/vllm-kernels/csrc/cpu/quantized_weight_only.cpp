@@ -25,85 +25,105 @@ inline Vec byte_of(Ints bytes, Vec zero_point) {
   return to_floats((from == 24 ? down<24>(bytes) : down<from>(bytes) & splat_ints(255))) - zero_point;
 }
 
-// q - zero of four columns (k) and sixteen lanes, k by k.
+// How q - zero of four columns (k) and sixteen lanes becomes floats in the order of a Format. Zeros are made once for many
+// columns; put() writes what belongs to the columns.
+template <bool four>
 struct ToF32 {
   using Format = F32Format;
   static constexpr int64_t kPiece = 64;  // columns: 16 KiB of floats
-  template <bool kFour>
-  static void put(Ints bytes, Ints zero_point, float* to) {
-    const Vec minus = to_floats(zero_point);
-    store(to, byte_of<0>(bytes, minus));
-    store(to + kPanel, byte_of<8>(bytes, minus));
-    store(to + 2 * kPanel, byte_of<16>(bytes, minus));
-    store(to + 3 * kPanel, byte_of<24>(bytes, minus));
+  static constexpr bool kFour = four;    // entries of 4 bits
+  struct Zeros {
+    Vec minus;
+  };
+  static Zeros zeros(Ints zero_point) { return {to_floats(zero_point)}; }
+  static void put(Ints bytes, const Zeros& zeros, float* to) {
+    store(to, byte_of<0>(bytes, zeros.minus));
+    store(to + kPanel, byte_of<8>(bytes, zeros.minus));
+    store(to + 2 * kPanel, byte_of<16>(bytes, zeros.minus));
+    store(to + 3 * kPanel, byte_of<24>(bytes, zeros.minus));
   }
 };
 
 #if defined(__AVX512BF16__)
-struct ToBF16 {
+// 4 bits: from a table, whose entry i is i - 16.
+struct FourToBF16 {
   using Format = BF16Format;
   static constexpr int64_t kPiece = 128;
-  template <bool kFour>
-  static void put(Ints bytes, Ints zero_point, float* to) {
-    if constexpr (kFour) {
-      // From a table: entry i is i - 16. Only the lower five bits of a word count as an index.
-      alignas(64) static const uint16_t kTable[32] = {
-          0xc180, 0xc170, 0xc160, 0xc150, 0xc140, 0xc130, 0xc120, 0xc110, 0xc100, 0xc0e0, 0xc0c0,
-          0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
-          0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
-      const __m512i table = _mm512_load_si512(kTable);
-      const __m512i spread = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13));
-      const __m512i two = _mm512_set1_epi8(2);
-      const __m512i z = _mm512_mullo_epi32(zero_point.v, _mm512_set1_epi32(0x01010101));
-      const __m512i index = _mm512_add_epi8(bytes.v, _mm512_sub_epi8(_mm512_set1_epi8(16), z));
-      const __m512i first_pairs = _mm512_shuffle_epi8(index, spread);
-      const __m512i second_pairs = _mm512_shuffle_epi8(index, _mm512_add_epi8(spread, two));
-      _mm512_storeu_si512(to, _mm512_permutexvar_epi16(first_pairs, table));
-      _mm512_storeu_si512(to + kPanel, _mm512_permutexvar_epi16(second_pairs, table));
-    } else {
-      // A byte in the last 8 bits of 2^23, or one place higher in 2^15, is that number plus the byte.
-      const __m512i two_23 = _mm512_set1_epi32(0x4b000000), two_15 = _mm512_set1_epi32(0x47000000);
-      const __m512i low = _mm512_set1_epi32(0xff), high = _mm512_set1_epi32(0xff00);
-      const Vec z = to_floats(zero_point), minus_even = z + splat(8388608.f), minus_odd = z + splat(32768.f);
-      // The upper halves of two vectors side by side; the lower ones are 0, as whole numbers to 255 are bf16.
-      alignas(64) static const uint16_t kUpperHalves[32] = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11,
-                                                            43, 13, 45, 15, 47, 17, 49, 19, 51, 21, 53,
-                                                            23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
-      const __m512i halves = _mm512_load_si512(kUpperHalves);
-      const auto pairs = [&](__m512i two_bytes) VLLM_INLINE {
-        constexpr int kAndOr = 0xea;  // (a & b) | c
-        const Vec even = Vec{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(two_bytes, low, two_23, kAndOr))};
-        const Vec odd = Vec{_mm512_castsi512_ps(_mm512_ternarylogic_epi32(two_bytes, high, two_15, kAndOr))};
-        return _mm512_permutex2var_epi16(bits_of(even - minus_even).v, halves, bits_of(odd - minus_odd).v);
-      };
-      _mm512_storeu_si512(to, pairs(bytes.v));
-      _mm512_storeu_si512(to + kPanel, pairs(_mm512_srli_epi32(bytes.v, 16)));
-    }
+  static constexpr bool kFour = true;
+  struct Zeros {
+    __m512i plus;  // makes an entry an index, in each byte
+  };
+  static Zeros zeros(Ints zero_point) {
+    const __m512i bytes = _mm512_mullo_epi32(zero_point.v, _mm512_set1_epi32(0x01010101));
+    return {_mm512_sub_epi8(_mm512_set1_epi8(16), bytes)};
+  }
+  static void put(Ints bytes, const Zeros& zeros, float* to) {
+    alignas(64) static const uint16_t kTable[32] = {
+        0xc180, 0xc170, 0xc160, 0xc150, 0xc140, 0xc130, 0xc120, 0xc110, 0xc100, 0xc0e0, 0xc0c0,
+        0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+        0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+    const __m512i table = _mm512_load_si512(kTable);
+    // Only the lower five bits of a word count as an index, so a byte may stand twice in its word.
+    const __m512i spread = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13));
+    const __m512i index = _mm512_add_epi8(bytes.v, zeros.plus);
+    const __m512i first_pairs = _mm512_shuffle_epi8(index, spread);
+    const __m512i second_pairs = _mm512_shuffle_epi8(index, _mm512_add_epi8(spread, _mm512_set1_epi8(2)));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(first_pairs, table));
+    _mm512_storeu_si512(to + kPanel, _mm512_permutexvar_epi16(second_pairs, table));
+  }
+};
+
+// 8 bits: a byte in the last 8 bits of 2^23, or one place higher in 2^15, is that number plus the byte.
+struct EightToBF16 {
+  using Format = BF16Format;
+  static constexpr int64_t kPiece = 128;
+  static constexpr bool kFour = false;
+  struct Zeros {
+    Vec even, odd;
+  };
+  static Zeros zeros(Ints zero_point) {
+    return {to_floats(zero_point) + splat(8388608.f), to_floats(zero_point) + splat(32768.f)};
+  }
+  static void put(Ints bytes, const Zeros& zeros, float* to) {
+    _mm512_storeu_si512(to, pairs(bytes.v, zeros));
+    _mm512_storeu_si512(to + kPanel, pairs(_mm512_srli_epi32(bytes.v, 16), zeros));
+  }
+  static __m512i pairs(__m512i two_bytes, const Zeros& zeros) {
+    constexpr int kAndOr = 0xea;  // (a & b) | c
+    const __m512i two_23 = _mm512_set1_epi32(0x4b000000), two_15 = _mm512_set1_epi32(0x47000000);
+    const __m512i low = _mm512_set1_epi32(0xff), high = _mm512_set1_epi32(0xff00);
+    const Vec even = {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(two_bytes, low, two_23, kAndOr))};
+    const Vec odd = {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(two_bytes, high, two_15, kAndOr))};
+    // The upper halves of both side by side; the lower ones are 0, as bf16 holds whole numbers to 255.
+    alignas(64) static const uint16_t kUpperHalves[32] = {1,  33, 3,  35, 5,  37, 7,  39, 9,  41, 11,
+                                                          43, 13, 45, 15, 47, 17, 49, 19, 51, 21, 53,
+                                                          23, 55, 25, 57, 27, 59, 29, 61, 31, 63};
+    return _mm512_permutex2var_epi16(bits_of(even - zeros.even).v, _mm512_load_si512(kUpperHalves),
+                                     bits_of(odd - zeros.odd).v);
   }
 };
 #endif
 
 // A piece as floats, in the order of the dense panels: q - zero.
-template <class To, bool kFour>
+template <class To>
 void widen_piece(const Columns& piece, float* to) {
+  constexpr int kVecs = kPanel / kLanes;
   // Floats (4 bytes) of a panel for four columns.
   constexpr int kFloats = 4 / To::Format::kDepth * kPanel;
-  for (int lane = 0; lane < kPanel; lane += kLanes) {
-    const Ints zero_point = widen_u8(piece.header + 2 * kPanel + lane);
-    const uint8_t* entries = piece.entries + lane * 4;
-    float* out = to + lane;
-    for (int64_t k = 0; k < piece.depth; k += kFour ? 8 : 4, entries += kStepBytes) {
-      const Ints bytes = load_ints(entries);
-      if constexpr (kFour) {
-        To::template put<true>(bytes & splat_ints(0x0f0f0f0f), zero_point, out);
-        To::template put<true>(down16<4>(bytes) & splat_ints(0x0f0f0f0f), zero_point, out + kFloats);
-        out += 2 * kFloats;
+  typename To::Zeros zeros[kVecs];
+  unrolled<kVecs>([&](int v) VLLM_INLINE { zeros[v] = To::zeros(widen_u8(piece.header + 2 * kPanel + v * kLanes)); });
+  const uint8_t* entries = piece.entries;
+  constexpr int kQuads = To::kFour ? 2 : 1;  // groups of four columns in a step of the entries
+  for (int64_t k = 0; k < piece.depth; k += 4 * kQuads, entries += kStepBytes, to += kQuads * kFloats)
+    unrolled<kVecs>([&](int v) VLLM_INLINE {
+      const Ints bytes = load_ints(entries + v * 64);
+      if constexpr (To::kFour) {
+        To::put(bytes & splat_ints(0x0f0f0f0f), zeros[v], to + v * kLanes);
+        To::put(down16<4>(bytes) & splat_ints(0x0f0f0f0f), zeros[v], to + kFloats + v * kLanes);
       } else {
-        To::template put<false>(bytes, zero_point, out);
-        out += kFloats;
+        To::put(bytes, zeros[v], to + v * kLanes);
       }
-    }
-  }
+    });
 }
 
 // sums [rows][64] = sums + c * scale of each lane
@@ -119,7 +139,7 @@ void add_scaled(float* sums, const float* c, const uint8_t* header, int rows, bo
 }
 
 // Rows [begin, end), at most kRowBlock of them, times one panel.
-template <class To, bool kFour>
+template <class To>
 void multiply_block(const Product& p, int64_t panel, int64_t begin, int64_t end) {
   using Format = typename To::Format;
   using A = typename Format::A;
@@ -133,13 +153,16 @@ void multiply_block(const Product& p, int64_t panel, int64_t begin, int64_t end)
   const int64_t rows = end - begin, tiles = (rows + kTileRows - 1) / kTileRows;
   for (int64_t i = 0; i < pieces; ++i) {
     const Columns piece = p.layout.piece(data, i, size);
-    widen_piece<To, kFour>(piece, floats);
+    widen_piece<To>(piece, floats);
     const A* columns = x + piece.begin / Format::kDepth * Format::kUnits;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = rows * t / tiles, next = rows * (t + 1) / tiles;
       const int count = static_cast<int>(next - row);
-      micro<Format>(count, 0, columns + row * stride, stride, reinterpret_cast<const uint8_t*>(floats),
-                    piece.depth / Format::kDepth, c, false, nullptr);
+      // The next piece is fetched meanwhile: it stands behind this one, in as many lines for each step.
+      constexpr int kLines = Format::kDepth * kPanel / (To::kFour ? 2 : 1) / 64;
+      micro<Format>(count, t == 0 ? (kLines ? kLines : 1) : 0, columns + row * stride, stride,
+                    reinterpret_cast<const uint8_t*>(floats), piece.depth / Format::kDepth, c, false,
+                    piece.entries + p.layout.bytes_of(piece.depth));
       add_scaled(sums + row * kPanel, c, piece.header, count, i == 0);
     }
   }
@@ -151,10 +174,7 @@ void multiply_rows(const Product& p, int64_t panel, int64_t begin, int64_t end) 
   const int64_t blocks = (end - begin + kRowBlock - 1) / kRowBlock;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = begin + (end - begin) * i / blocks, next = begin + (end - begin) * (i + 1) / blocks;
-    if (p.layout.bits == 4)
-      multiply_block<To, true>(p, panel, row, next);
-    else
-      multiply_block<To, false>(p, panel, row, next);
+    multiply_block<To>(p, panel, row, next);
   }
 }
 
@@ -167,12 +187,16 @@ void weight_only_linear(const void* x, int64_t rows, const void* packed, const f
   const Layout layout = {out_features, in_features, group, bits, gate != 0};
   const Product product = {layout, static_cast<const uint8_t*>(packed), factors, x,
                            output_of(layout, out, bias, residual, dtype, out_dtype, gate)};
-  for_panels(layout, rows, 8 * kTileRows, threads, [&](int64_t panel, int64_t begin, int64_t end) {
+  const auto multiply = [&](auto to) {
+    for_panels(layout, rows, 8 * kTileRows, threads, [&](int64_t panel, int64_t begin, int64_t end) {
+      multiply_rows<decltype(to)>(product, panel, begin, end);
+    });
+  };
 #if defined(__AVX512BF16__)
-    if (static_cast<DType>(x_dtype) == DType::bf16) return multiply_rows<ToBF16>(product, panel, begin, end);
+  if (static_cast<DType>(x_dtype) == DType::bf16)
+    return bits == 4 ? multiply(FourToBF16()) : multiply(EightToBF16());
 #endif
-    multiply_rows<ToF32>(product, panel, begin, end);
-  });
+  bits == 4 ? multiply(ToF32<true>()) : multiply(ToF32<false>());
 }
 
 }  // namespace
