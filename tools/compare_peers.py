@@ -57,7 +57,7 @@ def main() -> int:
     options = arguments()
     from peers.checkpoint import write_checkpoint  # torch comes in here, and --help needs none of it
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the children too, and reports what there is
     begin = time.perf_counter()
 
     def say(line: str) -> None:
@@ -85,7 +85,12 @@ def main() -> int:
 
     machine = describe()
     field = Field(folder, model, shape, pythons, settings, options.rounds, say)
-    outcomes = list(field.fight(contests))
+    outcomes = []
+    try:
+        for outcome in field.fight(contests):
+            outcomes.append(outcome)
+    except KeyboardInterrupt:
+        notes.append(f"interrupted: {len(contests) - len(outcomes)} of {len(contests)} contests are missing")
     single = SINGLE.shorter(options.shorter)
     step_bytes = shape.weight_bytes + shape.kv_bytes_per_token * (single.input_len + single.output_len // 2)
 
@@ -103,7 +108,8 @@ def main() -> int:
             "contests": [outcome.as_json(step_bytes) for outcome in outcomes],
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return int(any(outcome.refused is not None for outcome in outcomes))
+    complete = len(outcomes) == len(contests) and not any(outcome.refused for outcome in outcomes)
+    return int(not complete)
 
 
 def _positive(text: str) -> int:
