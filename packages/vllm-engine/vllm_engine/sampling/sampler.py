@@ -44,6 +44,7 @@ class Sampler:
         self._processed = logprobs_mode in ("processed_logprobs", "processed_logits")
         self._normalized = logprobs_mode in ("raw_logprobs", "processed_logprobs")
         self._composition = _Composition([], vocab_size)
+        self._copies = torch.empty(0, vocab_size)
 
     def sample(self, logits: torch.Tensor, states: list[SamplingState]) -> SamplerOutput:
         """One token for each state. Does not append it to the state.
@@ -65,9 +66,7 @@ class Sampler:
         if states != self._composition.states:  # compares by identity: a state defines no equality
             self._composition = _Composition(list(states), self._vocab_size)
         batch = self._composition
-        raw = [
-            group.rows_of(logits) if group.adjusted and not self._processed else None for group in batch.logprob_groups
-        ]
+        raw = self._kept_for_logprobs(logits, batch)
         for adjustment in batch.adjustments:
             adjustment.apply(logits)
         errors = list(batch.errors)
@@ -89,6 +88,23 @@ class Sampler:
             for row, position in zip(group.rows, found, strict=True):
                 logprobs[row] = position if errors[row] is None else None
         return SamplerOutput(token_ids, logprobs, errors)
+
+    def _kept_for_logprobs(self, logits: torch.Tensor, batch: "_Composition") -> list[torch.Tensor | None]:
+        """For each group of ``batch.logprob_groups``: its rows as they are now, where they will be changed and are needed.
+
+        The memory is kept for the next step: fresh memory costs more than the copy.
+        """
+        groups = batch.logprob_groups
+        needed = [len(group.rows) if group.adjusted and not self._processed else 0 for group in groups]
+        if sum(needed) > len(self._copies):
+            self._copies = torch.empty(sum(needed), self._vocab_size)
+        kept: list[torch.Tensor | None] = []
+        start = 0
+        for group, count in zip(groups, needed, strict=True):
+            copies = self._copies[start : start + count]
+            kept.append(torch.index_select(logits, 0, group.index, out=copies) if count else None)
+            start += count
+        return kept
 
     def prompt_logprobs(
         self, logits: torch.Tensor, next_token_ids: list[int], num_logprobs: int
@@ -112,17 +128,15 @@ class Sampler:
 
 
 class _LogprobGroup:
-    """Rows that want equally many log-probabilities. ``adjusted``: their logits will change before the draw."""
+    """Rows that want equally many log-probabilities. ``adjusted``: their logits change before the draw."""
 
     def __init__(self, rows: list[int], num_top: int, adjusted: bool) -> None:
         self.rows, self.num_top, self.adjusted = rows, num_top, adjusted
         self.index = torch.tensor(rows, dtype=torch.int64)
 
     def rows_of(self, logits: torch.Tensor) -> torch.Tensor:
-        """A copy, unless it is all rows and they stay as they are."""
-        if len(self.rows) == len(logits) and not self.adjusted:
-            return logits
-        return logits.index_select(0, self.index)
+        """A copy, unless it is all rows."""
+        return logits if len(self.rows) == len(logits) else logits.index_select(0, self.index)
 
 
 class _Composition:
@@ -130,7 +144,7 @@ class _Composition:
 
     def __init__(self, states: list[SamplingState], vocab_size: int) -> None:
         self.states = states
-        self.errors = [_fault(state, vocab_size) for state in states]
+        self.errors = [state.fault(vocab_size) for state in states]
         # A faulty request stays in its row without any feature, so that the others keep theirs.
         params = [state.params for state in states]
         self.all_greedy = all(one.greedy for one in params)
@@ -165,14 +179,6 @@ class _Composition:
         """What ``draw`` draws from in some rows, of which ``logits`` holds the adjusted ones."""
         settings = (self._temperature, self._top_k, self._top_p, self._min_p)
         return ops.filter_logits(logits, *(setting.index_select(0, rows) for setting in settings))
-
-
-def _fault(state: SamplingState, vocab_size: int) -> str | None:
-    try:
-        check_token_ids(state.request, vocab_size)
-    except ValueError as error:
-        return str(error)
-    return None if state.processors is None else state.processors.error
 
 
 def _num_top(num_logprobs: int, vocab_size: int) -> int:

@@ -42,6 +42,22 @@ class SamplingState:
         if processors:
             outputs = token_ids[len(token_ids) - self.num_outputs :]
             self.processors = RequestProcessors(processors, request, outputs) or None
+        self._checked_for: int | None = None
+        self._outside: str | None = None
+
+    def fault(self, vocab_size: int) -> str | None:
+        """Why the request cannot be sampled from ``vocab_size`` logits; None if it can."""
+        if self._checked_for != vocab_size:  # once: the list of states changes far more often than a request's fields
+            self._checked_for = vocab_size
+            try:
+                check_token_ids(self.request, vocab_size)
+            except ValueError as error:
+                self._outside = str(error)
+            else:
+                self._outside = None
+        if self._outside is not None or self.processors is None:
+            return self._outside
+        return self.processors.error
 
     def append(self, token_id: int) -> None:
         """Take note of a new output token."""
