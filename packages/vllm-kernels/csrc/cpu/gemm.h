@@ -10,8 +10,10 @@ namespace {
 
 // Rows of activations that stay in the second cache while all panels of a thread pass by.
 constexpr int kBlockRows = 32 * kTileRows;
-// Steps along K at a time: 256 KiB of a panel. Sums wait in fp32 between two such parts, which changes no bit of them.
-constexpr int64_t kBlockSteps = 1024;
+// Steps along K at a time: 128 KiB of a panel. Each part is a chain of sums of its own and is added to those before it,
+// whatever the number of rows: short chains keep the rounding of long rows small, and their tiles of rows stay in the
+// first cache.
+constexpr int64_t kBlockSteps = 512;
 
 struct Problem {
   const Weight* weight;
@@ -97,7 +99,7 @@ void multiply_panel(const Problem& problem, const Activations<F, T>& x, int64_t 
   const int tiles = (rows + kTileRows - 1) / kTileRows;
   // Each tile fetches its part of what comes next: a few KiB ahead if it is the only one, else the part of the panel (or
   // the next panel) that follows.
-  const int lines = tiles == 1 ? 4 : tiles <= 3 ? 2 : 1;
+  const int lines = tiles == 1 ? kLinesOfOneTile : tiles <= 3 ? 2 : 1;
   alignas(64) float tile[kTileRows * kPanel];
   for (int64_t step = 0; step < all_steps; step += kBlockSteps) {
     const int64_t steps = all_steps - step < kBlockSteps ? all_steps - step : kBlockSteps;

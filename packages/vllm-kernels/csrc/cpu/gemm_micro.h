@@ -14,11 +14,24 @@ constexpr int vectors_at_once(int) { return 4; }
 constexpr int vectors_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 #endif
 
-// How far ahead of the multiplication weights are fetched when they come from memory and are used once.
+// A single tile of rows uses each weight once, as it comes from memory: it fetches so far ahead into the first cache. More
+// tiles fetch the panel's next part into the second while they multiply this one.
 constexpr int64_t kAheadBytes = 4096;
+constexpr int kLinesOfOneTile = kStepBytes / 64;
+
+template <int kLines>
+__attribute__((always_inline)) inline void fetch(const uint8_t* from) {
+#pragma GCC unroll 8
+  for (int line = 0; line < kLines; ++line) {
+    if (kLines == kLinesOfOneTile)
+      _mm_prefetch((const char*)from + line * 64, _MM_HINT_T0);
+    else
+      _mm_prefetch((const char*)from + line * 64, _MM_HINT_T1);
+  }
+}
 
 // c [R, 64] (+)= a [R, steps * kUnits] times `steps` steps of a panel. a's rows are `stride` units apart. On the way,
-// kAhead lines for each step are fetched from `ahead` on: what the second cache is to hold next.
+// kAhead lines for each step are fetched from `ahead` on.
 template <class F, int R, int kAhead>
 __attribute__((noinline)) void micro(const typename F::A* a, int64_t stride, const uint8_t* b, int64_t steps, float* c,
                                      bool add, const uint8_t* ahead) {
@@ -28,12 +41,11 @@ __attribute__((noinline)) void micro(const typename F::A* a, int64_t stride, con
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] = add ? load(c + r * kPanel + (first + v) * kLanes) : zero();
+      for (int v = 0; v < V; ++v) sum[r][v] = zero();
     const typename F::A* x = a;
     const uint8_t *w = b, *next = ahead;
     for (int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 8
-      for (int line = 0; line < kAhead; ++line) _mm_prefetch((const char*)next + line * 64, _MM_HINT_T1);
+      fetch<kAhead>(next);
       F::template step<R, V>(sum, x, stride, w, first);
       x += F::kUnits;
       w += F::kBytes;
@@ -42,7 +54,10 @@ __attribute__((noinline)) void micro(const typename F::A* a, int64_t stride, con
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) store(c + r * kPanel + (first + v) * kLanes, sum[r][v]);
+      for (int v = 0; v < V; ++v) {
+        float* to = c + r * kPanel + (first + v) * kLanes;
+        store(to, add ? load(to) + sum[r][v] : sum[r][v]);
+      }
   }
 }
 
