@@ -11,20 +11,13 @@ inline Vec swap_pairs(Vec x) { return {_mm512_permute_ps(x.v, 0xb1)}; }
 inline Vec swap_pairs(Vec x) { return {_mm256_permute_ps(x.lo, 0xb1), _mm256_permute_ps(x.hi, 0xb1)}; }
 #endif
 
-inline Vec load_part(const float* p, Mask m, bool whole) { return whole ? load(p) : load(p, m); }
-inline void store_part(float* p, Vec x, Mask m, bool whole) { whole ? store(p, x) : store(p, x, m); }
-
-// x = x / sqrt(mean(x^2) + eps) * weight, in place, all in fp32.
-void norm_head(float* x, const float* weight, int64_t size, float eps) {
-  Vec squares = zero();
-  for_lanes(size, [&](int64_t i, Mask m, bool whole) {
-    const Vec v = load_part(x + i, m, whole);
-    squares = fma(v, v, squares);
-  });
-  const Vec scale = splat(1.f / __builtin_sqrtf(sum(squares) / size + eps));
-  for_lanes(size, [&](int64_t i, Mask m, bool whole) {
-    store_part(x + i, load_part(x + i, m, whole) * scale * load_part(weight + i, m, whole), m, whole);
-  });
+template <class T>
+inline Vec load_part(const typename T::type* p, Mask m, bool whole) {
+  return whole ? T::load(p) : T::load(p, m);
+}
+template <class T>
+inline void store_part(typename T::type* p, Vec x, Mask m, bool whole) {
+  whole ? T::store(p, x) : T::store(p, x, m);
 }
 
 // Cosines and sines of a token, laid out as its heads need them.
@@ -51,23 +44,61 @@ struct Angles {
   }
 };
 
-// Rotates the first rotary_dim entries of a head in place.
-void rotate_head(float* x, const Angles& angles) {
-  if (angles.interleaved) {
-    for_lanes(angles.rotary_dim, [&](int64_t i, Mask m, bool whole) {
-      const Vec v = load_part(x + i, m, whole);
-      const Vec turned = swap_pairs(v) * load_part(angles.sin + i, m, whole);
-      store_part(x + i, fma(v, load_part(angles.cos + i, m, whole), turned), m, whole);
-    });
-    return;
+// 1 / sqrt(mean(x^2) + eps) of a head.
+template <class T>
+float norm_scale(const typename T::type* x, int64_t size, float eps) {
+  Vec squares[2] = {zero(), zero()};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+    const Vec a = T::load(x + i), b = T::load(x + i + kLanes);
+    squares[0] = fma(a, a, squares[0]);
+    squares[1] = fma(b, b, squares[1]);
   }
-  const int64_t half = angles.rotary_dim / 2;
-  for_lanes(half, [&](int64_t i, Mask m, bool whole) {
-    const Vec a = load_part(x + i, m, whole), b = load_part(x + half + i, m, whole);
-    const Vec cos = load_part(angles.cos + i, m, whole), sin = load_part(angles.sin + i, m, whole);
-    store_part(x + i, fnma(b, sin, a * cos), m, whole);
-    store_part(x + half + i, fma(a, sin, b * cos), m, whole);
+  for_lanes(size - i, [&](int64_t k, Mask m, bool whole) {
+    const Vec v = load_part<T>(x + i + k, m, whole);
+    squares[0] = fma(v, v, squares[0]);
   });
+  return 1.f / __builtin_sqrtf(sum(squares[0] + squares[1]) / size + eps);
+}
+
+// One head from its type to another, or in place: normalised where there is a weight, its first dimensions rotated where
+// there are angles.
+template <class T, class Out, bool Normed>
+void treat_head(const typename T::type* x, typename Out::type* out, int64_t size, const float* weight, float eps,
+                const Angles* angles) {
+  const Vec scale = splat(Normed ? norm_scale<T>(x, size, eps) : 1.f);
+  const auto at = [&](int64_t i, Mask m, bool whole) {
+    const Vec v = load_part<T>(x + i, m, whole);
+    return Normed ? v * scale * load_part<F32>(weight + i, m, whole) : v;
+  };
+  const int64_t turned = angles ? angles->rotary_dim : 0;
+  if (angles && angles->interleaved) {
+    for_lanes(turned, [&](int64_t i, Mask m, bool whole) {
+      const Vec v = at(i, m, whole);
+      const Vec cross = swap_pairs(v) * load_part<F32>(angles->sin + i, m, whole);
+      store_part<Out>(out + i, fma(v, load_part<F32>(angles->cos + i, m, whole), cross), m, whole);
+    });
+  } else if (angles) {
+    const int64_t half = turned / 2;
+    for_lanes(half, [&](int64_t i, Mask m, bool whole) {
+      const Vec a = at(i, m, whole), b = at(half + i, m, whole);
+      const Vec cos = load_part<F32>(angles->cos + i, m, whole), sin = load_part<F32>(angles->sin + i, m, whole);
+      store_part<Out>(out + i, fnma(b, sin, a * cos), m, whole);
+      store_part<Out>(out + half + i, fma(a, sin, b * cos), m, whole);
+    });
+  }
+  for_lanes(size - turned, [&](int64_t i, Mask m, bool whole) {
+    store_part<Out>(out + turned + i, at(turned + i, m, whole), m, whole);
+  });
+}
+
+template <class T, class Out>
+void treat_head(const typename T::type* x, typename Out::type* out, int64_t size, const float* weight, float eps,
+                const Angles* angles) {
+  if (weight)
+    treat_head<T, Out, true>(x, out, size, weight, eps, angles);
+  else
+    treat_head<T, Out, false>(x, out, size, weight, eps, angles);
 }
 
 // A norm's weight in fp32, offset included; null stays null.
@@ -95,51 +126,39 @@ int32_t rope_and_cache(void* qkv, int64_t stride, int64_t tokens, int64_t heads,
     if (!inside) return kPositionOutside;
   }
   if (!cache->has_slots(slots, tokens)) return kSlotOutside;
-  const DType dtype = static_cast<DType>(type);
-  const ReadRow read = reader(dtype);
-  const StoreRow write = writer(dtype, false);
   const RowStore rows(*cache);
-  const int64_t size = cache->head_dim, head_bytes = size * bytes_of(dtype);
-  const bool same_type = cache->storage == dtype;
-  alignas(64) float q_weights[kMaxHeadDim], k_weights[kMaxHeadDim];
-  const float* q_weight = widen_weight(q_norm, read, offset, q_weights, size);
-  const float* k_weight = widen_weight(k_norm, read, offset, k_weights, size);
-  const int64_t row_bytes = stride * bytes_of(dtype);
-  parallel_for(tokens, (heads + cache->heads * 2) * 2 * head_bytes, threads, [&](int64_t t) {
-    alignas(64) float x[kMaxHeadDim];
-    Angles angles;
-    if (cos_sin) angles.set(cos_sin + positions[t] * rotary_dim, rotary_dim, interleaved);
-    const auto prepare = [&](const char* from, const float* weight) {
-      read(from, x, size);
-      if (weight) norm_head(x, weight, size, eps);
-      if (cos_sin) rotate_head(x, angles);
-    };
-    char* head = (char*)qkv + t * row_bytes;
-    if (cos_sin || q_weight) {
-      for (int64_t h = 0; h < heads; ++h) {
-        prepare(head + h * head_bytes, q_weight);
-        write(x, head + h * head_bytes, nullptr, size);
-      }
-    }
-    if (slots[t] < 0) return;
-    head += heads * head_bytes;
-    const bool keys_change = cos_sin || k_weight;
-    int64_t row = cache->first_row(slots[t]);
-    for (int64_t h = 0; h < cache->heads; ++h, row += cache->block_size) {
-      const char *key = head + h * head_bytes, *value = key + cache->heads * head_bytes;
-      if (keys_change || !same_type) {
-        prepare(key, k_weight);
+  const int64_t size = cache->head_dim, row_bytes = rows.row_bytes, kv_heads = cache->heads;
+  with_type(static_cast<DType>(type), [&](auto element) {
+    using T = decltype(element);
+    using E = typename T::type;
+    const bool same_type = cache->storage == static_cast<DType>(type);
+    alignas(64) float q_weights[kMaxHeadDim], k_weights[kMaxHeadDim];
+    const float* q_weight = widen_weight(q_norm, read_row<T>, offset, q_weights, size);
+    const float* k_weight = widen_weight(k_norm, read_row<T>, offset, k_weights, size);
+    parallel_for(tokens, (heads + kv_heads * 2) * 2 * size * sizeof(E), threads, [&](int64_t t) {
+      Angles turn;
+      if (cos_sin) turn.set(cos_sin + positions[t] * rotary_dim, rotary_dim, interleaved);
+      const Angles* angles = cos_sin ? &turn : nullptr;
+      E* const query = (E*)qkv + t * stride;
+      if (angles || q_weight)
+        for (int64_t h = 0; h < heads; ++h)
+          treat_head<T, T>(query + h * size, query + h * size, size, q_weight, eps, angles);
+      if (slots[t] < 0) return;
+      alignas(64) float x[kMaxHeadDim];
+      const E *key = query + heads * size, *value = key + kv_heads * size;
+      int64_t row = cache->first_row(slots[t]);
+      for (int64_t h = 0; h < kv_heads; ++h, key += size, value += size, row += cache->block_size) {
+        if (same_type) {
+          treat_head<T, T>(key, (E*)(cache->key + row * row_bytes), size, k_weight, eps, angles);
+          __builtin_memcpy(cache->value + row * row_bytes, value, row_bytes);
+          continue;
+        }
+        treat_head<T, F32>(key, x, size, k_weight, eps, angles);
         rows.put(x, cache->key, cache->key_scale, row, size);
-      } else {
-        __builtin_memcpy(cache->key + row * rows.row_bytes, key, rows.row_bytes);
-      }
-      if (same_type) {
-        __builtin_memcpy(cache->value + row * rows.row_bytes, value, rows.row_bytes);
-      } else {
-        read(value, x, size);
+        read_row<T>(value, x, size);
         rows.put(x, cache->value, cache->value_scale, row, size);
       }
-    }
+    });
   });
   return kDone;
 }

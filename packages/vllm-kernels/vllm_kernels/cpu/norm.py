@@ -18,7 +18,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, unit_offset: boo
     if dtype not in FLOATS or not _plain(weight, dtype):
         return eager.rms_norm(x, weight, eps, unit_offset)
     x, size, stride = _rows(x)
-    out = torch.empty(x.shape, dtype=dtype)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _rms_norm.call(
         x.data_ptr(),
         weight.data_ptr(),
@@ -64,7 +64,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     if dtype not in FLOATS or not (_plain(weight, dtype) and _plain(bias, dtype)):
         return eager.layer_norm(x, weight, bias, eps)
     x, size, stride = _rows(x)
-    out = torch.empty(x.shape, dtype=dtype)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _layer_norm.call(
         x.data_ptr(),
         weight.data_ptr(),
