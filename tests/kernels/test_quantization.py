@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from tests.kernels.native_build import compile_file, kernels_from
 from vllm_kernels.backend import use_face
+from vllm_kernels.cpu import native
 from vllm_kernels.ops.linear import fill, gated_linear, linear
 from vllm_kernels.ops.linear import new_weight as new_plain_weight
 from vllm_kernels.ops.quantization import fill_quantized, new_weight, unpack_awq, unpack_gptq
@@ -218,13 +219,14 @@ def emulated(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_tiles_equal_vectors(emulated, scheme):
+def test_tiles_equal_vectors(emulated, scheme, monkeypatch):
     torch.manual_seed(0)
     for count, out_features, in_features in ((8, 100, 1100), (250, 64, 100), (49, 130, 512)):
         weight = filled(torch.randn(out_features, in_features).bfloat16(), scheme)
         x, bias = torch.randn(count, in_features).bfloat16(), torch.randn(out_features).bfloat16()
         expected = linear(x, weight, bias, out_dtype=torch.float32)
-        with kernels_from(emulated[0]), kernels_from(emulated[1]):
+        with kernels_from(emulated[0]), kernels_from(emulated[1]), monkeypatch.context() as patch:
+            patch.setattr(native, "_level", "amx")
             result = linear(x, weight, bias, out_dtype=torch.float32)
             parts = [linear(x[i : i + 1], weight, bias, out_dtype=torch.float32) for i in range(3)]
         assert torch.equal(torch.cat(parts), result[:3])

@@ -7,6 +7,9 @@
 #include "quantized_ints.h"
 #include "quantized_output.h"
 #include "unroll.h"
+#if defined(__AMX_BF16__)
+#include "quantized_amx_bf16.h"
+#endif
 
 namespace {
 
@@ -16,7 +19,8 @@ struct Product {
   Layout layout;
   const uint8_t* packed;
   const float* factors;
-  const void* x;  // [rows][round_up(in_features, 8)], zeros at the end: bf16 or fp32
+  const void* x;   // bf16 or fp32: [rows][stride], zeros behind in_features
+  int64_t stride;  // in_features rounded up to a multiple of 8
   Output output;
 };
 
@@ -147,7 +151,7 @@ void multiply_block(const Product& p, int64_t panel, int64_t begin, int64_t end)
   alignas(64) float sums[kRowBlock * kPanel];
   alignas(64) float c[kTileRows * kPanel];
   const uint8_t* data = p.packed + panel * p.layout.panel_bytes();
-  const int64_t stride = round_up(p.layout.in_features, 8) / Format::kDepth * Format::kUnits;
+  const int64_t stride = p.stride / Format::kDepth * Format::kUnits;
   const A* x = static_cast<const A*>(p.x) + begin * stride;
   const int64_t size = p.layout.piece_size(To::kPiece), pieces = (p.layout.in_features + size - 1) / size;
   const int64_t rows = end - begin, tiles = (rows + kTileRows - 1) / kTileRows;
@@ -169,23 +173,60 @@ void multiply_block(const Product& p, int64_t panel, int64_t begin, int64_t end)
   finish_quantized(p.output, p.factors, sums, static_cast<int>(rows), begin, panel);
 }
 
+#if defined(__AMX_BF16__)
+// The same on tiles: for every number of rows, as they round otherwise than vectors. Pieces have whole tiles, but for the
+// last one, which meets zeros. Up to 15 rows behind `end` are read.
+template <class To>
+void multiply_block_amx(const Product& p, int64_t panel, int64_t begin, int64_t end) {
+  constexpr int kRows = 2 * kTileSide;
+  alignas(64) float floats[To::kPiece / 2 * kPanel] = {};
+  alignas(64) float sums[kRowBlock * kPanel];
+  alignas(64) float c[kRows * kPanel];
+  const uint8_t* data = p.packed + panel * p.layout.panel_bytes();
+  const int64_t size = p.layout.piece_size(To::kPiece), pieces = (p.layout.in_features + size - 1) / size;
+  const int rows = static_cast<int>(end - begin);
+  for (int64_t i = 0; i < pieces; ++i) {
+    const Columns piece = p.layout.piece(data, i, size);
+    widen_piece<To>(piece, floats);
+    for (int r = 0; r < rows; r += kRows) {
+      const int count = rows - r < kRows ? rows - r : kRows;
+      const auto* x = static_cast<const uint8_t*>(p.x) + 2 * ((begin + r) * p.stride + piece.begin);
+      tile_bf16(count, x, 2 * p.stride, floats, round_up(piece.depth, kPairColumns) / kPairColumns, c);
+      add_scaled(sums + r * kPanel, c, piece.header, count, i == 0);
+    }
+  }
+  finish_quantized(p.output, p.factors, sums, rows, begin, panel);
+}
+#endif
+
 template <class To>
 void multiply_rows(const Product& p, int64_t panel, int64_t begin, int64_t end) {
   const int64_t blocks = (end - begin + kRowBlock - 1) / kRowBlock;
+#if defined(__AMX_BF16__)
+  if constexpr (To::Format::kDepth == 2) {
+    if (p.layout.piece_size(To::kPiece) % kPairColumns == 0) {
+      tiles_begin();
+      for (int64_t i = 0; i < blocks; ++i)
+        multiply_block_amx<To>(p, panel, begin + (end - begin) * i / blocks, begin + (end - begin) * (i + 1) / blocks);
+      return tiles_end();
+    }
+  }
+#endif
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t row = begin + (end - begin) * i / blocks, next = begin + (end - begin) * (i + 1) / blocks;
     multiply_block<To>(p, panel, row, next);
   }
 }
 
-// x [rows][round_up(in_features, 8)] times a packed weight, with bias, residual, gate: out [rows][results]. x is fp32,
-// or bf16 with x_dtype bf16, which the levels without instructions for bf16 do not take.
-void weight_only_linear(const void* x, int64_t rows, const void* packed, const float* factors, const void* bias,
+// x [rows][stride] times a packed weight, with bias, residual, gate: out [rows][results]. x is fp32, or bf16 with x_dtype
+// bf16, which the levels without instructions for bf16 do not take. stride: a multiple of 8, and zeros behind in_features.
+// With tiles a multiple of 32, and memory for a multiple of 16 rows.
+void weight_only_linear(const void* x, int64_t stride, int64_t rows, const void* packed, const float* factors, const void* bias,
                         const void* residual, void* out, int64_t out_features, int64_t in_features, int64_t group,
                         int32_t bits, int32_t gate, [[maybe_unused]] int32_t x_dtype, int32_t dtype, int32_t out_dtype,
                         int32_t threads) {
   const Layout layout = {out_features, in_features, group, bits, gate != 0};
-  const Product product = {layout, static_cast<const uint8_t*>(packed), factors, x,
+  const Product product = {layout, static_cast<const uint8_t*>(packed), factors, x, stride,
                            output_of(layout, out, bias, residual, dtype, out_dtype, gate)};
   const auto multiply = [&](auto to) {
     for_panels(layout, rows, 8 * kTileRows, threads, [&](int64_t panel, int64_t begin, int64_t end) {

@@ -12,7 +12,7 @@ _fill = Kernel("quantized_fill", POINTER, INT64, INT32, INT64, INT64, POINTER, P
 _store = Kernel("quantized_store", POINTER, POINTER, POINTER, INT64, INT64, POINTER, POINTER, *_SIZES, INT32, INT32)
 _rows = Kernel("quantized_rows", POINTER, INT64, POINTER, POINTER, POINTER, INT32, *_SIZES, INT32, INT32)
 _linear = Kernel("quantized_linear", POINTER, INT64, *(POINTER,) * 6, *_SIZES, *(INT32,) * 4)
-_weight_only = Kernel("weight_only_linear", POINTER, INT64, *(POINTER,) * 5, *_SIZES, *(INT32,) * 5)
+_weight_only = Kernel("weight_only_linear", POINTER, INT64, INT64, *(POINTER,) * 5, *_SIZES, *(INT32,) * 5)
 
 _PANEL = 64
 _HEADER = 3 * _PANEL
@@ -119,11 +119,15 @@ class PackedWeight(QuantizedWeight):
             scratch = torch.empty((len(x) + 15) * self._scratch_bytes, dtype=torch.uint8)
             _linear.call(x.data_ptr(), len(x), *pointers, scratch.data_ptr(), *self._sizes, gate, *types)
             return
+        count, columns = x.shape
         if x.dtype != torch.bfloat16 or native.level() in ("avx2", "avx512"):
             x = x.float()
-        if x.shape[1] % 8:
-            x = functional.pad(x, (0, -x.shape[1] % 8))
-        _weight_only.call(x.data_ptr(), len(x), *pointers, *self._sizes, gate, DTYPES[x.dtype], *types)
+            missing = (-columns % 8, 0)
+        else:  # whole tiles
+            missing = (-columns % 32, -count % 16) if native.level() == "amx" else (-columns % 8, 0)
+        if any(missing):
+            x = functional.pad(x, (0, missing[0], 0, missing[1]))
+        _weight_only.call(x.data_ptr(), x.shape[1], count, *pointers, *self._sizes, gate, DTYPES[x.dtype], *types)
 
 
 def new_weight(

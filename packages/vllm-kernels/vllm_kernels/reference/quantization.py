@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 
 from vllm_kernels.linear_weight import Activation
@@ -113,9 +115,9 @@ def rounded_activations(x: torch.Tensor, group: int) -> torch.Tensor:
     return units.to(wide) * _spread(peak / 127, group, x.shape[1]).to(wide)
 
 
-def _of_groups(rows: torch.Tensor, size: int, reduce: object) -> torch.Tensor:
+def _of_groups(rows: torch.Tensor, size: int, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
     """``[n, in_features]`` -> ``[n, groups]``."""
-    return torch.cat([reduce(group, 1, True) for group in rows.split(size, dim=1)], dim=1)  # type: ignore[operator]
+    return torch.cat([reduce(group, 1, True) for group in rows.split(size, dim=1)], dim=1)
 
 
 def _spread(table: torch.Tensor, size: int, in_features: int) -> torch.Tensor:
