@@ -84,8 +84,10 @@ def cache_operations(tokens: int) -> list[Operation]:
     key, value = random(2, tokens, KV_HEADS, HEAD_DIM)
     positions, slots, angles = torch.arange(tokens), torch.randperm(4096)[:tokens], torch.randn(tokens, HEAD_DIM)
 
-    def run_rope(cache: KVCache, norms: dict[str, torch.Tensor]) -> object:
-        return rope_and_cache(qkv, HEADS, positions, angles, cache, slots, norm_eps=1e-6, **norms)
+    def run_rope(cache: KVCache, norm_weight: torch.Tensor | None) -> object:
+        return rope_and_cache(
+            qkv, HEADS, positions, angles, cache, slots, q_norm=norm_weight, k_norm=norm_weight, norm_eps=1e-6
+        )
 
     found = []
     formats: tuple[CacheFormat, ...] = get_args(CacheFormat)
@@ -96,8 +98,8 @@ def cache_operations(tokens: int) -> list[Operation]:
         queries = 2 * tokens * HEADS * HEAD_DIM * 2
         if cache_format == "bfloat16":
             found.append(Operation("write_kv", partial(write_kv, key, value, cache, slots), read + stored))
-            found.append(Operation("rope_and_cache, no norms", partial(run_rope, cache, {}), queries + read + stored))
-        run = partial(run_rope, cache, {"q_norm": weight, "k_norm": weight})
+            found.append(Operation("rope_and_cache, no norms", partial(run_rope, cache, None), queries + read + stored))
+        run = partial(run_rope, cache, weight)
         found.append(Operation(f"rope_and_cache, {cache_format}", run, queries + read + stored))
     return found
 
