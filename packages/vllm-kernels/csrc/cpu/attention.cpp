@@ -1,68 +1,34 @@
 // Attention of the new tokens of many sequences to what the paged cache holds of theirs.
 //
-// The work is cut into items: a tile of query rows (a row is one query head of one token; the heads of a KV head follow
-// one another, so that its keys and values are read once for all of them) by a range of key splits. A split is kSplit
-// positions, counted from the sequence's first token; it is summed by itself, block after block of kKeys, and the splits
-// of a row are folded in order. So a row's result has one order of sums, whatever else is in the batch, however its
-// prompt is cut into chunks, and however the items are shared among threads.
-#include "attention_softmax.h"
-#include "buffer.h"
+// A split of a row's positions is summed by itself, block after block of kKeys, and the splits are folded in order. So a
+// row's result has one order of sums, whatever else is in the batch, however its prompt is cut into chunks, and however
+// the work is cut into items (attention_plan.h) and shared among threads.
+#include <type_traits>
+
+#include "attention_direct.h"
+#include "attention_plan.h"
 #include "parallel.h"
 
 namespace {
 
-constexpr int kSplit = 512;
-constexpr int kTileRows = 96;
-
 using PackRows = void (*)(const void* const* rows, const void* const* next, int begin, int end, int head_dim,
                           float* packed);
+using DirectScores = void (*)(const void* const* rows, const void* const* next, int begin, int end, int head_dim,
+                              const float* query, float* scores);
+using DirectSums = void (*)(const void* const* rows, const void* const* next, int begin, int end, int head_dim,
+                            const float* weights, float* sums, const float* factors);
 
-// What Python hands over, see paged_attention below.
-struct Task {
-  const char* query;
-  void* out;
-  const char *keys, *values;
-  const float *key_scales, *value_scales, *slopes, *sinks;
-  const int64_t* query_starts;
-  const int64_t* seq_lens;
-  const int32_t* block_table;
-  int64_t table_stride, num_seqs, query_stride;
-  int num_heads, num_kv_heads, head_dim;
-  int64_t block_size, window;
-  ScoreRule rule;
-  DType query_type, storage;
-
-  int group() const { return num_heads / num_kv_heads; }
-  int64_t query_len(int64_t seq) const { return query_starts[seq + 1] - query_starts[seq]; }
-  // Position of the token of query row `row` of a sequence, and the first position that it sees.
-  int64_t position(int64_t seq, int64_t row) const { return seq_lens[seq] - query_len(seq) + row / group(); }
-  int64_t first_seen(int64_t position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
+// What reads a cache of one format.
+struct Readers {
+  PackRows keys, values;
+  DirectScores scores[kBlockRows + 1];  // by the number of query rows; as many are touched at least
+  DirectSums sums[kBlockRows + 1];
 };
 
-// Rows [row, row + rows) of a sequence's query rows for one KV head, and splits [split, split_end) of its positions.
-struct Item {
-  int32_t seq, head, row, rows, split, split_end;
-  int32_t shared;  // index of what the parts of a tile share; -1 for a tile in one part
-};
-
-// A tile whose splits are several items: each leaves its partial sums, and the last one to finish folds them.
-struct Shared {
-  int64_t partials;  // where they begin, in floats
-  int32_t first_split, num_splits, open_parts;
-};
-
-// Sums of one split: weights times values [rows][width], and each row's largest score and sum of weights.
-struct Partial {
-  float *largest, *total, *sums;
-  Partial(float* memory, int rows) : largest(memory), total(memory + padded(rows)), sums(memory + 2 * padded(rows)) {}
-  static int64_t padded(int64_t rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
-  static int64_t floats(int64_t rows, int64_t width) { return 2 * padded(rows) + padded(rows) * width; }
-};
-
-// Where the entries and scales of a block of kKeys positions are. `begin` and `end`: groups of 16 that are looked at.
+// Where a block of kKeys positions stands in the cache. `begin` and `end`: groups of 16 that are looked at.
 struct Block {
   const void *keys[kKeys], *values[kKeys];
-  alignas(64) float key_scales[kKeys], value_scales[kKeys];
+  int64_t rows[kKeys];  // which of the cache's rows they are, for scales; -1 for zeros
   int begin, end;
 };
 
@@ -92,19 +58,30 @@ struct Scratch {
   }
 };
 
-// Positions [low, high) of a sequence that begin at `position`, a multiple of kKeys. Those before low and from high on
-// read as zeros, so that nothing that is stored there matters.
-void find_block(const Task& task, const Item& item, int64_t position, int64_t low, int64_t high, const void* zeros,
+// The positions of split `split` that a tile sees: [low, high).
+struct Span {
+  int64_t low, high;
+};
+
+Span span_of(const Task& task, const Item& item, int64_t split) {
+  const int64_t low = task.first_seen(task.position(item.seq, item.row));
+  const int64_t high = task.position(item.seq, item.row + item.rows - 1) + 1;
+  return {low > split * kSplit ? low : split * kSplit, high < (split + 1) * kSplit ? high : (split + 1) * kSplit};
+}
+
+// The block at `position`, a multiple of kKeys. What is outside of the span reads as zeros, so that nothing that is
+// stored there matters.
+void find_block(const Task& task, const Item& item, int64_t position, const Span& span, const void* zeros,
                 Block& block) {
-  const int64_t from = low > position ? low - position : 0;
-  const int64_t to = high - position < kKeys ? high - position : kKeys;
+  const int64_t from = span.low > position ? span.low - position : 0;
+  const int64_t to = span.high - position < kKeys ? span.high - position : kKeys;
   block.begin = static_cast<int>(from / kLanes);
   block.end = static_cast<int>((to + kLanes - 1) / kLanes);
   for (int i = 0; i < kKeys; ++i) {
     if (i == from) i = static_cast<int>(to);
     if (i == kKeys) break;
     block.keys[i] = block.values[i] = zeros;
-    block.key_scales[i] = block.value_scales[i] = 0.f;
+    block.rows[i] = -1;
   }
   const int64_t row_bytes = task.head_dim * (task.storage == DType::f32 ? 4 : task.storage <= DType::f16 ? 2 : 1);
   const int32_t* table = task.block_table + item.seq * task.table_stride;
@@ -112,50 +89,85 @@ void find_block(const Task& task, const Item& item, int64_t position, int64_t lo
   for (int64_t i = from; i < to; ++index, offset = 0) {
     int64_t row = (table[index] * static_cast<int64_t>(task.num_kv_heads) + item.head) * task.block_size + offset;
     const int64_t left = task.block_size - offset, stop = to - i < left ? to : i + left;
+    if (task.key_scales) {  // they are read a block later
+      __builtin_prefetch(task.key_scales + row);
+      __builtin_prefetch(task.value_scales + row);
+    }
     for (; i < stop; ++i, ++row) {
       block.keys[i] = task.keys + row * row_bytes;
       block.values[i] = task.values + row * row_bytes;
-      if (task.key_scales) {
-        block.key_scales[i] = task.key_scales[row];
-        block.value_scales[i] = task.value_scales[row];
-      }
+      block.rows[i] = row;
     }
   }
 }
 
+// The scales [kKeys] of a block, zeros where it has none.
+void gather_scales(const float* scales, const Block& block, float* out) {
+  for (int i = 0; i < kKeys; ++i) out[i] = block.rows[i] < 0 ? 0.f : scales[block.rows[i]];
+}
+
+// The block that is read after the one at `position` of a split: the next of this split, the first of the next one, or
+// the first of the item that follows. False if there is none.
+bool find_next_block(const Task& task, const Item& item, int64_t split, const Span& span, int64_t position,
+                     const Item* follower, const void* zeros, Block& block) {
+  if (position + kKeys < span.high) {
+    find_block(task, item, position + kKeys, span, zeros, block);
+    return true;
+  }
+  const bool here = split + 1 < item.split_end;
+  if (!here && !follower) return false;
+  const Item& owner = here ? item : *follower;
+  const Span next = span_of(task, owner, here ? split + 1 : owner.split);
+  find_block(task, owner, next.low / kKeys * kKeys, next, zeros, block);
+  return true;
+}
+
 // The partial sums of one split of an item, whose queries and rows are in the scratch.
 template <class Units>
-void sum_split(const Task& task, const Item& item, int64_t split, PackRows pack_k, PackRows pack_v,
+void sum_split(const Task& task, const Item& item, int64_t split, const Item* follower, const Readers& readers,
                const Scratch<Units>& scratch, Partial partial) {
   const int width = padded_dim<Units>(task.head_dim), units = width / Units::kPerUnit, rows = item.rows;
-  const Rows state = {rows, scratch.first, scratch.last, task.slopes ? scratch.slopes : nullptr,
+  const Rows state = {rows,           scratch.first,    scratch.last,   task.slopes ? scratch.slopes : nullptr,
                       partial.largest, scratch.row_sums, scratch.factors};
   for (int r = 0; r < rows; ++r) {
     partial.largest[r] = kLowest;
     store(scratch.row_sums + r * kLanes, zero());
   }
-  int64_t low = scratch.first[0], high = scratch.last[rows - 1] + 1;
-  if (low < split * kSplit) low = split * kSplit;
-  if (high > (split + 1) * kSplit) high = (split + 1) * kSplit;
+  const Span span = span_of(task, item, split);
+  const bool direct = rows <= kBlockRows;
   Block blocks[2];
-  int64_t position = low / kKeys * kKeys;
-  find_block(task, item, position, low, high, scratch.zeros, blocks[0]);
-  bool summed = false;
-  for (int turn = 0; position < high; position += kKeys, turn ^= 1) {
+  int64_t position = span.low / kKeys * kKeys;
+  find_block(task, item, position, span, scratch.zeros, blocks[0]);
+  const float* factors = nullptr;  // of the sums so far: there are none before the first block
+  for (int turn = 0; position < span.high; position += kKeys, turn ^= 1) {
     const Block &block = blocks[turn], &next = blocks[turn ^ 1];
-    const bool more = position + kKeys < high;
-    if (more) find_block(task, item, position + kKeys, low, high, scratch.zeros, blocks[turn ^ 1]);
+    const bool more = find_next_block(task, item, split, span, position, follower, scratch.zeros, blocks[turn ^ 1]);
+    const void* const* next_keys = more ? next.keys : nullptr;
     const int begin = block.begin, end = block.end, first_unit = begin * kLanes / Units::kPerUnit;
-    pack_k(block.keys, block.values, begin, end, task.head_dim, scratch.keys);
-    product<Units>(rows, end - begin, scratch.query, units, scratch.keys + begin * kLanes, kKeys,
-                   scratch.scores + begin * kLanes, kKeys, units, nullptr);
+    if (direct) {
+      readers.scores[rows](block.keys, block.values, begin, end, task.head_dim, scratch.query, scratch.scores);
+    } else {
+      readers.keys(block.keys, block.values, begin, end, task.head_dim, scratch.keys);
+      product<Units>(rows, end - begin, scratch.query, units, scratch.keys + begin * kLanes, kKeys,
+                     scratch.scores + begin * kLanes, kKeys, units, nullptr);
+    }
+    alignas(64) float key_scales[kKeys], value_scales[kKeys];
+    const bool scaled = task.key_scales;
+    if (scaled) {
+      gather_scales(task.key_scales, block, key_scales);
+      gather_scales(task.value_scales, block, value_scales);
+    }
     weigh<Units>(scratch.scores, scratch.weights, task.rule, state, position, begin, end,
-                 task.key_scales ? block.key_scales : nullptr, task.value_scales ? block.value_scales : nullptr);
-    pack_v(block.values, more ? next.keys : nullptr, begin, end, task.head_dim, scratch.values);
-    product<Units>(rows, width / kLanes, scratch.weights + first_unit, kKeys / Units::kPerUnit,
-                   scratch.values + static_cast<int64_t>(first_unit) * width, width, partial.sums, width,
-                   (end - begin) * kLanes / Units::kPerUnit, summed ? scratch.factors : nullptr);
-    summed = true;
+                 scaled ? key_scales : nullptr, scaled ? value_scales : nullptr);
+    if (direct) {
+      readers.sums[rows](block.values, next_keys, begin, end, task.head_dim, scratch.weights, partial.sums, factors);
+    } else {
+      readers.values(block.values, next_keys, begin, end, task.head_dim, scratch.values);
+      product<Units>(rows, width / kLanes, scratch.weights + first_unit, kKeys / Units::kPerUnit,
+                     scratch.values + static_cast<int64_t>(first_unit) * width, width, partial.sums, width,
+                     (end - begin) * kLanes / Units::kPerUnit, factors);
+    }
+    factors = scratch.factors;
   }
   for (int r = 0; r < rows; ++r) partial.total[r] = sum(load(scratch.row_sums + r * kLanes));
 }
@@ -231,15 +243,15 @@ void prepare_rows(const Task& task, const Item& item, const Scratch<Units>& scra
 }
 
 template <class Units>
-void run_item(const Task& task, const Item& item, Shared* shared, float* partials, PackRows pack_k, PackRows pack_v,
-              const Scratch<Units>& scratch) {
+void run_item(const Task& task, const Item& item, const Item* follower, Shared* shared, float* partials,
+              const Readers& readers, const Scratch<Units>& scratch) {
   const int width = padded_dim<Units>(task.head_dim);
   prepare_rows(task, item, scratch);
   if (item.shared < 0) {
     const Partial all(scratch.first_partial, item.rows), next(scratch.next_partial, item.rows);
-    sum_split(task, item, item.split, pack_k, pack_v, scratch, all);
+    sum_split(task, item, item.split, follower, readers, scratch, all);
     for (int64_t split = item.split + 1; split < item.split_end; ++split) {
-      sum_split(task, item, split, pack_k, pack_v, scratch, next);
+      sum_split(task, item, split, follower, readers, scratch, next);
       fold(all, next, item.rows, width);
     }
     finish<Units>(task, item, all);
@@ -250,139 +262,40 @@ void run_item(const Task& task, const Item& item, Shared* shared, float* partial
     return Partial(partials + tile.partials + (split - tile.first_split) * Partial::floats(item.rows, width), item.rows);
   };
   for (int64_t split = item.split; split < item.split_end; ++split)
-    sum_split(task, item, split, pack_k, pack_v, scratch, of_split(split));
+    sum_split(task, item, split, follower, readers, scratch, of_split(split));
   if (__atomic_sub_fetch(&tile.open_parts, 1, __ATOMIC_ACQ_REL) > 0) return;
   const Partial all = of_split(tile.first_split);
   for (int split = 1; split < tile.num_splits; ++split) fold(all, of_split(tile.first_split + split), item.rows, width);
   finish<Units>(task, item, all);
 }
 
-// How a step is cut: rows of a tile at most, and the cost above which a tile is cut into parts.
-struct Cut {
-  int64_t tile_rows, part_cost;
-};
-
-// Calls body(seq, row, rows, first split, end of splits, cost) for each tile of one KV head. The cost is in units of a
-// row of queries times a position; packing a position costs as much as kPackingRows of them.
-constexpr int kPackingRows = 12;
-
-template <class Body>
-void for_each_tile(const Task& task, int64_t tile_rows, const Body& body) {
-  for (int64_t seq = 0; seq < task.num_seqs; ++seq) {
-    const int64_t all = task.query_len(seq) * task.group();
-    if (all <= 0) continue;
-    const int64_t tiles = (all + tile_rows - 1) / tile_rows;
-    const int64_t rows = ((all + tiles - 1) / tiles + kBlockRows - 1) / kBlockRows * kBlockRows;
-    for (int64_t row = 0; row < all; row += rows) {
-      const int64_t count = all - row < rows ? all - row : rows;
-      const int64_t low = task.first_seen(task.position(seq, row)), high = task.position(seq, row + count - 1) + 1;
-      body(seq, row, count, low / kSplit, (high + kSplit - 1) / kSplit, (high - low) * (count + kPackingRows));
-    }
+template <class Units, class Format, int R>
+void set_direct(Readers& readers, int fewest) {
+  for (int rows = fewest; rows <= R; ++rows) {
+    readers.scores[rows] = direct_scores<Units, Format, R>;
+    readers.sums[rows] = direct_sums<Units, Format, R>;
   }
-}
-
-Cut choose_cut(const Task& task, int threads) {
-  Cut cut = {kTileRows, INT64_MAX};
-  int64_t tiles, cost;
-  const auto look = [&] {
-    tiles = cost = 0;
-    for_each_tile(task, cut.tile_rows, [&](int64_t, int64_t, int64_t, int64_t, int64_t, int64_t tile_cost) {
-      ++tiles;
-      cost += tile_cost;
-    });
-    tiles *= task.num_kv_heads;
-    cost *= task.num_kv_heads;
-  };
-  look();
-  while (threads > 1 && cut.tile_rows > 24 && tiles < 3 * threads && tiles > 0) {
-    const int64_t before = tiles;
-    cut.tile_rows /= 2;
-    look();
-    if (tiles == before) break;  // tokens are few: smaller tiles change nothing
-  }
-  if (threads > 1) cut.part_cost = cost / (threads * 8) + 1;
-  return cut;
-}
-
-// A multiple of a split's share of a tile's cost, as many of them as stay below part_cost.
-int64_t splits_of_part(int64_t splits, int64_t cost, int64_t part_cost) {
-  if (cost <= part_cost || splits < 2) return splits;
-  const int64_t parts = (cost + part_cost - 1) / part_cost;
-  return parts >= splits ? 1 : (splits + parts - 1) / parts;
-}
-
-int log2_of(int64_t x) { return 63 - __builtin_clzll(static_cast<uint64_t>(x) | 1); }
-
-// All items of a step, the costly ones first so that none is left for the end.
-struct Plan {
-  Item* items;
-  Shared* shared;
-  int64_t num_items, partial_floats;
-};
-
-Plan plan_items(const Task& task, const Cut& cut, int width, Buffer& memory) {
-  int64_t counts[64] = {}, items = 0, tiles = 0, floats = 0;
-  const auto measure = [&](int64_t, int64_t, int64_t rows, int64_t split, int64_t end, int64_t cost) {
-    const int64_t step = splits_of_part(end - split, cost, cut.part_cost), parts = (end - split + step - 1) / step;
-    counts[log2_of(cost / parts)] += parts * task.num_kv_heads;
-    items += parts * task.num_kv_heads;
-    if (parts > 1) {
-      tiles += task.num_kv_heads;
-      floats += task.num_kv_heads * (end - split) * Partial::floats(rows, width);
-    }
-  };
-  for_each_tile(task, cut.tile_rows, measure);
-  char* bytes = memory.get(items * sizeof(Item) + tiles * sizeof(Shared) + 64);
-  Plan plan = {(Item*)(bytes + (tiles * sizeof(Shared) + 63) / 64 * 64), (Shared*)bytes, items, floats};
-  int64_t at[64], next = 0;
-  for (int i = 63; i >= 0; --i) at[i] = next, next += counts[i];
-  int64_t tile = 0, partials = 0;
-  const auto place = [&](int64_t seq, int64_t row, int64_t rows, int64_t split, int64_t end, int64_t cost) {
-    const int64_t step = splits_of_part(end - split, cost, cut.part_cost), parts = (end - split + step - 1) / step;
-    const int bucket = log2_of(cost / parts);
-    for (int head = 0; head < task.num_kv_heads; ++head) {
-      for (int64_t from = split; from < end; from += step) {
-        Item& item = plan.items[at[bucket]++];
-        item = {static_cast<int32_t>(seq),  head,
-                static_cast<int32_t>(row),  static_cast<int32_t>(rows),
-                static_cast<int32_t>(from), static_cast<int32_t>(end - from < step ? end : from + step),
-                parts > 1 ? static_cast<int32_t>(tile) : -1};
-      }
-      if (parts > 1) {
-        plan.shared[tile++] = {partials, static_cast<int32_t>(split), static_cast<int32_t>(end - split),
-                               static_cast<int32_t>(parts)};
-        partials += (end - split) * Partial::floats(rows, width);
-      }
-    }
-  };
-  for_each_tile(task, cut.tile_rows, place);
-  return plan;
 }
 
 template <class Units, class Format>
-void set_packers(PackRows& keys, PackRows& values) {
-  keys = pack_keys<Units, Format>;
-  values = pack_values<Units, Format>;
+Readers readers_of() {
+  Readers readers = {pack_keys<Units, Format>, pack_values<Units, Format>, {}, {}};
+  set_direct<Units, Format, 1>(readers, 1);
+  set_direct<Units, Format, 2>(readers, 2);
+  set_direct<Units, Format, 4>(readers, 3);
+  set_direct<Units, Format, kBlockRows>(readers, 5);
+  return readers;
 }
 
 template <class Units>
 void attend(const Task& task, int threads) {
-  PackRows pack_k, pack_v;
-  switch (task.storage) {
-    case DType::bf16: set_packers<Units, BF16>(pack_k, pack_v); break;
-    case DType::fp8_e4m3: set_packers<Units, E4M3>(pack_k, pack_v); break;
-    case DType::fp8_e5m2: set_packers<Units, E5M2>(pack_k, pack_v); break;
-    case DType::i8: set_packers<Units, I8>(pack_k, pack_v); break;
-    default:
-      if constexpr (Units::kPerUnit == 1) {
-        if (task.storage == DType::f16)
-          set_packers<Units, F16>(pack_k, pack_v);
-        else
-          set_packers<Units, F32>(pack_k, pack_v);
-      } else {
-        return;  // wider than bf16: never comes here
-      }
-  }
+  Readers readers = {};
+  with_storage(task.storage, [&](auto type) {
+    using Format = decltype(type);
+    // Pairs of bf16 are for what has no more digits than they have.
+    constexpr bool exact = !std::is_same_v<Format, F32> && !std::is_same_v<Format, F16>;
+    if constexpr (Units::kPerUnit == 1 || exact) readers = readers_of<Units, Format>();
+  });
   static thread_local Buffer plan_memory, partial_memory;
   const int width = padded_dim<Units>(task.head_dim);
   const Plan plan = plan_items(task, choose_cut(task, threads), width, plan_memory);
@@ -392,8 +305,13 @@ void attend(const Task& task, int threads) {
   run_team(threads, [&](int, int) {
     static thread_local Buffer scratch_memory;
     const Scratch<Units> scratch(scratch_memory, task.head_dim);
-    for (int64_t i; (i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < plan.num_items;)
-      run_item(task, plan.items[i], plan.shared, partials, pack_k, pack_v, scratch);
+    const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED); };
+    // An item is taken before the one at hand is done, which ends by asking for what the next begins with.
+    for (int64_t i = take(), next; i < plan.num_items; i = next) {
+      next = take();
+      const Item* follower = next < plan.num_items ? plan.items + next : nullptr;
+      run_item(task, plan.items[i], follower, plan.shared, partials, readers, scratch);
+    }
   });
 }
 

@@ -56,6 +56,17 @@ inline void bf16_bytes(__m512i magnitudes, __m512i signs, const ByteTable& table
   upper = _mm512_ternarylogic_epi64(upper, signs, _mm512_set1_epi8(-128), 0xf8);  // upper | (signs & 0x80)
 }
 
+struct ByteOrder {
+  alignas(64) uint8_t from[64];
+};
+
+constexpr ByteOrder byte_order(int offset) {
+  ByteOrder order = {};
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 4; ++k) order.from[4 * i + k] = static_cast<uint8_t>(4 * i + offset + k / 2 + (k % 2) * 64);
+  return order;
+}
+
 // The tables of a storage type, and the magnitudes of its codes.
 inline const ByteTable& table_of(E4M3) { return kE4M3Table; }
 inline const ByteTable& table_of(E5M2) { return kE5M2Table; }
@@ -79,6 +90,17 @@ inline __m512i words(const typename Format::type* p, int n) {
     bf16_bytes(magnitudes_of(Format(), spread), spread, table_of(Format()), upper, lower);
     return _mm512_unpacklo_epi8(lower, upper);
   }
+}
+
+// Four codes in each dword -> the bf16 of the first two and of the last two.
+template <class Format>
+inline void pairs_of_codes(__m512i codes, __m512& first, __m512& second) {
+  __m512i upper, lower;
+  bf16_bytes(magnitudes_of(Format(), codes), codes, table_of(Format()), upper, lower);
+  // Dword i of `first`: bytes 4 i of lower and upper, then 4 i + 1 of both; 64 is the second operand's byte 0.
+  alignas(64) static constexpr ByteOrder kFirst = byte_order(0), kSecond = byte_order(2);
+  first = _mm512_castsi512_ps(_mm512_permutex2var_epi8(lower, _mm512_load_si512(kFirst.from), upper));
+  second = _mm512_castsi512_ps(_mm512_permutex2var_epi8(lower, _mm512_load_si512(kSecond.from), upper));
 }
 
 #endif
