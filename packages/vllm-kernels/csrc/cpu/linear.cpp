@@ -1,6 +1,6 @@
 // Projections: packing weights, multiplying them, and giving their rows back as an embedding table has them.
 #include "gemm.h"
-#include "pack.h"
+#include "pack_rows.h"
 #include "parallel.h"
 #include "vec.h"
 #if defined(__AMX_TILE__)
@@ -30,7 +30,7 @@ void linear_fill(const Weight* weight, const void* rows, int64_t start, int64_t 
           using From = decltype(from);
           using To = decltype(to);
           uint8_t* panel = const_cast<uint8_t*>(w.data) + place.panel * panel_bytes(w);
-          pack_run<From, To>((const typename From::type*)rows + (row - start) * row_stride, row_stride, k_stride, w.k, run,
+          pack_rows<From, To>((const typename From::type*)rows + (row - start) * row_stride, row_stride, k_stride, w.k, run,
                              (typename To::type*)panel, place.column);
         });
       });

@@ -78,20 +78,4 @@ inline int64_t offset_in_panel(int64_t k, int column) { return k * kPanel + colu
 template <>
 inline int64_t offset_in_panel<BF16>(int64_t k, int column) { return (k >> 1) * 2 * kPanel + column * 2 + (k & 1); }
 
-// Stores `count` rows, neighbours in one panel, in blocks small enough for the source's lines and the panel's to stay
-// in the first cache.
-template <class From, class To>
-void pack_run(const typename From::type* source, int64_t row_stride, int64_t k_stride, int64_t size, int count,
-              typename To::type* panel, int column) {
-  constexpr int64_t kBlock = 32;
-  for (int64_t k0 = 0; k0 < size; k0 += kBlock) {
-    const int64_t k1 = k0 + kBlock < size ? k0 + kBlock : size;
-    for (int r = 0; r < count; ++r) {
-      const typename From::type* from = source + r * row_stride;
-      for (int64_t k = k0; k < k1; ++k)
-        panel[offset_in_panel<To>(k, column + r)] = convert<From, To>(from[k * k_stride]);
-    }
-  }
-}
-
 }  // namespace
