@@ -90,7 +90,7 @@ class Sampler:
         return SamplerOutput(token_ids, logprobs, errors)
 
     def _kept_for_logprobs(self, logits: torch.Tensor, batch: "_Composition") -> list[torch.Tensor | None]:
-        """For each group of ``batch.logprob_groups``: its rows as they are now, where they will be changed and are needed.
+        """For each group of ``batch.logprob_groups``: its rows as they are now, where they will change and are needed.
 
         The memory is kept for the next step: fresh memory costs more than the copy.
         """

@@ -184,10 +184,35 @@ inline float at_most_kth(const Row& row, int64_t k, Scratch& scratch) {
   return of.count < k ? -kInfinity : find_cut<false>(of, static_cast<double>(k), scratch.rest).value;
 }
 
+// Fills the candidates with those logits above `least` of one sixteen of each block, without weights; their columns are
+// only an order. The most likely token is left out: alone it would stand for sixteen.
+inline void take_sample(const Row& row, float least, Candidates& of) {
+  const Vec low = splat(least), high = splat(row.largest);
+  of.count = 0;
+  for (int64_t block = 0; block < row.blocks(); ++block) {
+    const int64_t i = row.begin(block) + block * kLanes % kBlock;
+    if (row.block_largest[block] < least || i + kLanes > row.size) continue;
+    const Vec x = load(row.logits + i);
+    const uint32_t hits = bits(less(low, x)) & bits(less(x, high));
+    compact(x, hits, of.values + of.count);
+    of.count += __builtin_popcount(hits);
+  }
+  for (int64_t i = 0; i < of.count; ++i) of.columns[i] = static_cast<int32_t>(i);
+}
+
+// Likely to be somewhat below the k-th largest logit; -inf where a sample tells nothing.
+inline float guess_kth(const Row& row, int64_t k, Scratch& scratch) {
+  Candidates& of = scratch.candidates;
+  take_sample(row, -kInfinity, of);
+  const double wanted = 1.25 * k / (kBlock / kLanes) + 16;
+  return of.count < wanted ? -kInfinity : find_cut<false>(of, wanted, scratch.rest).value;
+}
+
 // The k largest, of equals the first ones; k > 0. Fewer where fewer are possible.
 inline Cut cut_top_k(const Row& row, int64_t k, Scratch& scratch) {
-  const float threshold = k < row.blocks() ? at_most_kth(row, k, scratch) : -kInfinity;
+  const float threshold = k < row.blocks() ? at_most_kth(row, k, scratch) : guess_kth(row, k, scratch);
   collect(row, threshold, scratch.candidates);
+  if (scratch.candidates.count < k && threshold > -kInfinity) collect(row, -kInfinity, scratch.candidates);
   if (scratch.candidates.count < k) return kKeepAll;
   return find_cut<false>(scratch.candidates, static_cast<double>(k), scratch.rest);
 }
@@ -207,24 +232,12 @@ inline float never_in_nucleus(const Row& row, double top_p, double temperature) 
   return static_cast<float>(value - __builtin_fabs(value) * 1e-6);
 }
 
-// About where the share `top_p` of what the cut keeps is reached, from one sixteen of each block; -inf where these tell
-// nothing. The most likely token is left out: alone it would stand for sixteen.
+// About where the share `top_p` of what the cut keeps is reached; -inf where a sample tells nothing.
 inline float guess_nucleus(const Row& row, double top_p, Cut cut, Scratch& scratch) {
   Candidates& of = scratch.candidates;
-  const Vec least = splat(cut.value), most = splat(row.largest);
-  int64_t count = 0;
-  for (int64_t block = 0; block < row.blocks(); ++block) {
-    const int64_t i = row.begin(block) + block * kLanes % kBlock;
-    if (row.block_largest[block] < cut.value || i + kLanes > row.size) continue;
-    const Vec x = load(row.logits + i);
-    const uint32_t hits = bits(less(least, x)) & bits(less(x, most));
-    compact(x, hits, of.values + count);
-    count += __builtin_popcount(hits);
-  }
-  of.count = count;
-  if (count == 0) return -kInfinity;
-  for (int64_t i = 0; i < count; i += kLanes) store(of.weights + i, row.weights(load(of.values + i)));
-  for (int64_t i = 0; i < count; ++i) of.columns[i] = static_cast<int32_t>(i);
+  take_sample(row, cut.value, of);
+  if (of.count == 0) return -kInfinity;
+  for (int64_t i = 0; i < of.count; i += kLanes) store(of.weights + i, row.weights(load(of.values + i)));
   return find_cut<true>(of, top_p * above<true>(of, -kInfinity), scratch.rest).value;
 }
 
