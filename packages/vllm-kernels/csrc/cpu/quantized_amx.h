@@ -50,7 +50,8 @@ inline const int8_t* activations_tile(const int8_t* x, int64_t stride, int64_t c
     return x;
   }
   std::memset(buffer, 0, kTileSize);
-  for (int r = 0; r < kTileSide; ++r) std::memcpy(buffer + r * kTileBytes, x + r * stride, static_cast<size_t>(columns));
+  for (int r = 0; r < kTileSide; ++r)
+    std::memcpy(buffer + r * kTileBytes, x + r * stride, static_cast<size_t>(columns));
   *tile_stride = kTileBytes;
   return buffer;
 }

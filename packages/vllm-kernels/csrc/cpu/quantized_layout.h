@@ -10,8 +10,8 @@
 //   8 bits: uint8 [depth / 4][64][4]    entry (k, lane) at [k / 4][lane][k % 4]
 //   4 bits: uint8 [depth / 8][64][4]    in the same order: the low nibbles are those of the first four columns of eight
 //
-// depth: columns of the group, rounded up to a multiple of 8 (which only changes the last group). Entries and lanes that
-// the weight does not have hold anything: they meet activations of 0, or results that nobody stores.
+// depth: columns of the group, rounded up to a multiple of 8 (which only changes the last group). Entries and lanes
+// that the weight does not have hold anything: they meet activations of 0, or results that nobody stores.
 //
 // An entry stands for (q - zero) * scale * factor, where `factor` is the lane's own, an fp32 number in another array.
 //

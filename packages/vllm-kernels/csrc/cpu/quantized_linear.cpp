@@ -1,7 +1,7 @@
 // Products of activations of 8 bits, quantised as they come, with weights of 8 or 4 bits.
 //
-// Sums of products of integers are exact, and pieces of columns are added up in fp32 in their order: a result is the same
-// at every level, for every number of rows and threads.
+// Sums of products of integers are exact, and pieces of columns are added up in fp32 in their order: a result is the
+// same at every level, for every number of rows and threads.
 #include "quantized_product.h"
 #include "unroll.h"
 #if defined(__AMX_INT8__)
@@ -10,15 +10,16 @@
 
 namespace {
 
-// A tile is kMaxRows rows of activations times a panel, of which kVectors times sixteen lanes are in registers at a time.
+// A tile is kMaxRows rows of activations times a panel, of which kVectors times sixteen lanes are in registers at a
+// time.
 #if defined(__AVX512F__)
 constexpr int kMaxRows = 6, kVectors = 4;
 #else
 constexpr int kMaxRows = 3, kVectors = 1;
 #endif
 
-// dots[r][lane] = the dot products of kRows rows with 16 * kVecs lanes, over the columns of one piece; dots has a stride of
-// a panel.
+// dots[r][lane] = the dot products of kRows rows with 16 * kVecs lanes, over the columns of one piece; dots has a
+// stride of a panel.
 template <bool kFour, int kRows, int kVecs>
 inline void dot_piece(const uint8_t* entries, const int8_t* x, int64_t stride, int64_t depth, int32_t* dots) {
   using D = Dot<kFour>;
@@ -100,7 +101,8 @@ void quantized_linear(const void* x, int64_t rows, const void* packed, const flo
   with_type(static_cast<DType>(dtype), [&](auto type) {
     using T = decltype(type);
     parallel_for(rows, in_features * 4, threads, [&](int64_t row) {
-      quantize_activations<T>(static_cast<const typename T::type*>(x) + row * in_features, in_features, activations, row);
+      const auto* from = static_cast<const typename T::type*>(x) + row * in_features;
+      quantize_activations<T>(from, in_features, activations, row);
     });
   });
   for_panels(layout, rows, 8 * kMaxRows, threads,

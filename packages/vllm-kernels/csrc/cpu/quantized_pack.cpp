@@ -99,7 +99,8 @@ void quantize_row(const Target& target, const typename T::type* x, int64_t row) 
   }
 }
 
-void store_quantized_row(const Target& target, const uint8_t* q, const float* scales, const uint8_t* zeros, int64_t row) {
+void store_quantized_row(const Target& target, const uint8_t* q, const float* scales, const uint8_t* zeros,
+                         int64_t row) {
   const Layout& layout = target.layout;
   const auto [panel, lane] = layout.place_of(row);
   uint8_t* data = target.packed + panel * layout.panel_bytes();

@@ -29,8 +29,8 @@ inline Vec byte_of(Ints bytes, Vec zero_point) {
   return to_floats((from == 24 ? down<24>(bytes) : down<from>(bytes) & splat_ints(255))) - zero_point;
 }
 
-// How q - zero of four columns (k) and sixteen lanes becomes floats in the order of a Format. Zeros are made once for many
-// columns; put() writes what belongs to the columns.
+// How q - zero of four columns (k) and sixteen lanes becomes floats in the order of a Format. Zeros are made once for
+// many columns; put() writes what belongs to the columns.
 template <bool four>
 struct ToF32 {
   using Format = F32Format;
@@ -174,8 +174,8 @@ void multiply_block(const Product& p, int64_t panel, int64_t begin, int64_t end)
 }
 
 #if defined(__AMX_BF16__)
-// The same on tiles: for every number of rows, as they round otherwise than vectors. Pieces have whole tiles, but for the
-// last one, which meets zeros. Up to 15 rows behind `end` are read.
+// The same on tiles: for every number of rows, as they round otherwise than vectors. Pieces have whole tiles, but for
+// the last one, which meets zeros. Up to 15 rows behind `end` are read.
 template <class To>
 void multiply_block_amx(const Product& p, int64_t panel, int64_t begin, int64_t end) {
   constexpr int kRows = 2 * kTileSide;
@@ -218,13 +218,13 @@ void multiply_rows(const Product& p, int64_t panel, int64_t begin, int64_t end) 
   }
 }
 
-// x [rows][stride] times a packed weight, with bias, residual, gate: out [rows][results]. x is fp32, or bf16 with x_dtype
-// bf16, which the levels without instructions for bf16 do not take. stride: a multiple of 8, and zeros behind in_features.
-// With tiles a multiple of 32, and memory for a multiple of 16 rows.
-void weight_only_linear(const void* x, int64_t stride, int64_t rows, const void* packed, const float* factors, const void* bias,
-                        const void* residual, void* out, int64_t out_features, int64_t in_features, int64_t group,
-                        int32_t bits, int32_t gate, [[maybe_unused]] int32_t x_dtype, int32_t dtype, int32_t out_dtype,
-                        int32_t threads) {
+// x [rows][stride] times a packed weight, with bias, residual, gate: out [rows][results]. x is fp32, or bf16 with
+// x_dtype bf16, which the levels without instructions for bf16 do not take. stride: a multiple of 8, and zeros behind
+// in_features. With tiles a multiple of 32, and memory for a multiple of 16 rows.
+void weight_only_linear(const void* x, int64_t stride, int64_t rows, const void* packed, const float* factors,
+                        const void* bias, const void* residual, void* out, int64_t out_features, int64_t in_features,
+                        int64_t group, int32_t bits, int32_t gate, [[maybe_unused]] int32_t x_dtype, int32_t dtype,
+                        int32_t out_dtype, int32_t threads) {
   const Layout layout = {out_features, in_features, group, bits, gate != 0};
   const Product product = {layout, static_cast<const uint8_t*>(packed), factors, x, stride,
                            output_of(layout, out, bias, residual, dtype, out_dtype, gate)};

@@ -1,5 +1,5 @@
-// Loops that are written out by the compiler, so that an array indexed by their counters lives in registers. Without this,
-// g++ unrolls such loops too late, and stores every element to memory in each round of the loop around them.
+// Loops that are written out by the compiler, so that an array indexed by their counters lives in registers. Without
+// this, g++ unrolls such loops too late, and stores every element to memory in each round of the loop around them.
 #pragma once
 
 #define VLLM_INLINE __attribute__((always_inline))
