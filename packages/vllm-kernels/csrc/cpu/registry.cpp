@@ -13,6 +13,7 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
   USE(activation, level)               \
   USE(cache, level)                    \
   USE(embedding, level)                \
+  USE(limits, level)                   \
   USE(linear, level)                   \
   USE(rotary, level)                   \
   USE(norm, level)                     \
