@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional
 
-from vllm_kernels.cpu import native
+from vllm_kernels.cpu import native, pages
 from vllm_kernels.cpu.native import DTYPES, FLOATS, INT32, INT64, POINTER, Kernel
 from vllm_kernels.eager import quantization as eager
 from vllm_kernels.linear_weight import Activation
@@ -32,7 +32,7 @@ class PackedWeight(QuantizedWeight):
         depth = (self.groups - 1) * group + -(-last // 8) * 8
         panels = -(-out_features // _PANEL)
         panel_bytes = self.groups * _HEADER + depth * _PANEL * scheme.bits // 8
-        self.packed = torch.empty(panels, panel_bytes, dtype=torch.uint8)
+        self.packed = pages.zeros(panels * panel_bytes)
         self.factors = torch.empty(panels, _PANEL)
         self._sizes = (out_features, in_features, group, scheme.bits)
         pieces = -(-in_features // scheme.activation_group)
