@@ -8,6 +8,9 @@
 #include "attention_direct.h"
 #include "attention_plan.h"
 #include "parallel.h"
+#if defined(__AMX_BF16__)
+#include "attention_tile.h"
+#endif
 
 namespace {
 
@@ -75,8 +78,8 @@ void find_block(const Task& task, const Item& item, int64_t position, const Span
                 Block& block) {
   const int64_t from = span.low > position ? span.low - position : 0;
   const int64_t to = span.high - position < kKeys ? span.high - position : kKeys;
-  block.begin = static_cast<int>(from / kLanes);
-  block.end = static_cast<int>((to + kLanes - 1) / kLanes);
+  block.begin = static_cast<int>(from / (kGroupStep * kLanes)) * kGroupStep;
+  block.end = static_cast<int>((to + kGroupStep * kLanes - 1) / (kGroupStep * kLanes)) * kGroupStep;
   for (int i = 0; i < kKeys; ++i) {
     if (i == from) i = static_cast<int>(to);
     if (i == kKeys) break;
@@ -122,6 +125,21 @@ bool find_next_block(const Task& task, const Item& item, int64_t split, const Sp
   return true;
 }
 
+// Whether a sequence's few rows are multiplied without packing. That gives the same bits as product(), not as tiles.
+bool reads_directly(const Task& task, int64_t seq) {
+  return task.query_len(seq) * task.group() <= kBlockRows && !(kTiles && task.batch_invariant);
+}
+
+// The product of packed operands: on tiles where there are some.
+template <class Units>
+void matmul(int rows, int vecs, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
+            int units, const float* factors) {
+#if defined(__AMX_BF16__)
+  if constexpr (Units::kPerUnit == 2) return tile_product(rows, vecs, a, lda, b, ldb, c, ldc, units, factors);
+#endif
+  product<Units>(rows, vecs, a, lda, b, ldb, c, ldc, units, factors);
+}
+
 // The partial sums of one split of an item, whose queries and rows are in the scratch.
 template <class Units>
 void sum_split(const Task& task, const Item& item, int64_t split, const Item* follower, const Readers& readers,
@@ -134,7 +152,7 @@ void sum_split(const Task& task, const Item& item, int64_t split, const Item* fo
     store(scratch.row_sums + r * kLanes, zero());
   }
   const Span span = span_of(task, item, split);
-  const bool direct = rows <= kBlockRows;
+  const bool direct = reads_directly(task, item.seq);
   Block blocks[2];
   int64_t position = span.low / kKeys * kKeys;
   find_block(task, item, position, span, scratch.zeros, blocks[0]);
@@ -148,7 +166,7 @@ void sum_split(const Task& task, const Item& item, int64_t split, const Item* fo
       readers.scores[rows](block.keys, block.values, begin, end, task.head_dim, scratch.query, scratch.scores);
     } else {
       readers.keys(block.keys, block.values, begin, end, task.head_dim, scratch.keys);
-      product<Units>(rows, end - begin, scratch.query, units, scratch.keys + begin * kLanes, kKeys,
+      matmul<Units>(rows, end - begin, scratch.query, units, scratch.keys + begin * kLanes, kKeys,
                      scratch.scores + begin * kLanes, kKeys, units, nullptr);
     }
     alignas(64) float key_scales[kKeys], value_scales[kKeys];
@@ -163,7 +181,7 @@ void sum_split(const Task& task, const Item& item, int64_t split, const Item* fo
       readers.sums[rows](block.values, next_keys, begin, end, task.head_dim, scratch.weights, partial.sums, factors);
     } else {
       readers.values(block.values, next_keys, begin, end, task.head_dim, scratch.values);
-      product<Units>(rows, width / kLanes, scratch.weights + first_unit, kKeys / Units::kPerUnit,
+      matmul<Units>(rows, width / kLanes, scratch.weights + first_unit, kKeys / Units::kPerUnit,
                      scratch.values + static_cast<int64_t>(first_unit) * width, width, partial.sums, width,
                      (end - begin) * kLanes / Units::kPerUnit, factors);
     }
@@ -305,6 +323,9 @@ void attend(const Task& task, int threads) {
   run_team(threads, [&](int, int) {
     static thread_local Buffer scratch_memory;
     const Scratch<Units> scratch(scratch_memory, task.head_dim);
+#if defined(__AMX_BF16__)
+    tiles_begin();
+#endif
     const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED); };
     // An item is taken before the one at hand is done, which ends by asking for what the next begins with.
     for (int64_t i = take(), next; i < plan.num_items; i = next) {
@@ -312,19 +333,23 @@ void attend(const Task& task, int threads) {
       const Item* follower = next < plan.num_items ? plan.items + next : nullptr;
       run_item(task, plan.items[i], follower, plan.shared, partials, readers, scratch);
     }
+#if defined(__AMX_BF16__)
+    tiles_end();
+#endif
   });
 }
 
 // out [num_tokens, num_heads, head_dim] = attention of query (rows of `query_stride` elements, heads next to one another)
 // to keys and values [num_blocks, num_kv_heads, block_size, head_dim] with scales [num_blocks, num_kv_heads, block_size]
 // or null. query_starts [num_seqs + 1], seq_lens [num_seqs]; block_table [num_seqs, table_stride], whose followed entries
-// were checked. slopes, sinks [num_heads] fp32 or null; window 0 and soft_cap 0: none.
+// were checked. slopes, sinks [num_heads] fp32 or null; window 0 and soft_cap 0: none. batch_invariant: the sums of a
+// token must not depend on how many new tokens its sequence has, which they do on AMX tiles alone.
 void paged_attention(const void* query, void* out, const void* keys, const void* values, const float* key_scales,
                      const float* value_scales, const float* slopes, const float* sinks, const int64_t* query_starts,
                      const int64_t* seq_lens, const int32_t* block_table, int64_t table_stride, int64_t num_seqs,
                      int64_t query_stride, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
                      int64_t block_size, int64_t window, float scale, float soft_cap, int32_t query_type,
-                     int32_t storage, int32_t threads) {
+                     int32_t storage, int32_t batch_invariant, int32_t threads) {
   const Task task = {(const char*)query,
                      out,
                      (const char*)keys,
@@ -346,7 +371,8 @@ void paged_attention(const void* query, void* out, const void* keys, const void*
                      window,
                      {scale, soft_cap},
                      static_cast<DType>(query_type),
-                     static_cast<DType>(storage)};
+                     static_cast<DType>(storage),
+                     batch_invariant != 0};
 #if defined(__AVX512BF16__)
   // Where queries are bf16 and no entry has more digits, so are the factors of the products; sums are fp32 everywhere.
   if (task.query_type == DType::bf16 && task.storage != DType::f32 && task.storage != DType::f16)

@@ -13,6 +13,14 @@ namespace {
 constexpr int kSplit = 512;
 constexpr int kTileRows = 96;
 
+#if defined(__AMX_BF16__)
+constexpr bool kTiles = true;
+constexpr int kRowStep = 16, kGroupStep = 2;  // rows of query tiles, and groups of keys, come in such numbers: whole tiles
+#else
+constexpr bool kTiles = false;
+constexpr int kRowStep = kBlockRows, kGroupStep = 1;
+#endif
+
 // What Python hands over, see paged_attention below.
 struct Task {
   const char* query;
@@ -27,6 +35,7 @@ struct Task {
   int64_t block_size, window;
   ScoreRule rule;
   DType query_type, storage;
+  bool batch_invariant;
 
   int group() const { return num_heads / num_kv_heads; }
   int64_t query_len(int64_t seq) const { return query_starts[seq + 1] - query_starts[seq]; }
@@ -70,7 +79,7 @@ void for_each_tile(const Task& task, int64_t tile_rows, const Body& body) {
     const int64_t all = task.query_len(seq) * task.group();
     if (all <= 0) continue;
     const int64_t tiles = (all + tile_rows - 1) / tile_rows;
-    const int64_t rows = ((all + tiles - 1) / tiles + kBlockRows - 1) / kBlockRows * kBlockRows;
+    const int64_t rows = ((all + tiles - 1) / tiles + kRowStep - 1) / kRowStep * kRowStep;
     for (int64_t row = 0; row < all; row += rows) {
       const int64_t count = all - row < rows ? all - row : rows;
       const int64_t low = task.first_seen(task.position(seq, row)), high = task.position(seq, row + count - 1) + 1;
