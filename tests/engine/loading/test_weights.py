@@ -210,6 +210,18 @@ def test_tensors_are_mapped_from_the_file_instead_of_being_read_into_memory(
         assert any(int(low, 16) <= stored.tensor.data_ptr() < int(high, 16) for low, high in ranges)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_large_tensor_comes_in_pieces_that_are_let_go_without_harm_to_the_others(tmp_path: Path, file: str) -> None:
+    tensors = {"a": torch.randn(999), "b": torch.randn(3001, 1023), "c": torch.randn(7), "d": torch.randn(1001, 1024)}
+    (save_file if file.endswith("safetensors") else torch.save)(tensors, tmp_path / file)
+    for stored in read_tensors(tmp_path / file, "safetensors" if file.endswith("safetensors") else "pt"):
+        pieces = [(start, rows.clone()) for start, rows in stored.pieces()]
+        assert (len(pieces) > 1) == (stored.name == "b")
+        assert [start for start, _ in pieces] == [sum(len(rows) for _, rows in pieces[:i]) for i in range(len(pieces))]
+        assert torch.equal(torch.cat([rows for _, rows in pieces]), tensors[stored.name])
+        assert torch.equal(next(stored.pieces(whole=True))[1], tensors[stored.name])  # read again from the file
+
+
 # ---- files that do not fit ----
 
 
