@@ -19,6 +19,7 @@ from vllm_engine.params import SamplingParams
 from vllm_kernels import backend
 from vllm_kernels.cpu import attention as cpu_attention
 from vllm_kernels.cpu import norm as cpu_norm
+from vllm_kernels.eager import attention as eager_attention
 from vllm_kernels.reference import attention as reference_attention
 from vllm_kernels.reference import norm as reference_norm
 
@@ -94,7 +95,7 @@ def counted(function: str, *modules: Any) -> Iterator[dict[str, int]]:
     [
         ({}, None, "cpu"),
         ({"attention_backend": "CPU_ATTN"}, None, "cpu"),
-        ({"attention_backend": "torch_sdpa"}, "REFERENCE", "cpu"),
+        ({"attention_backend": "torch_sdpa"}, "REFERENCE", "eager"),
         ({"attention_backend": "REFERENCE"}, None, "reference"),
         ({"attention_config": {"backend": "reference"}}, None, "reference"),
         ({}, "reference", "reference"),
@@ -107,7 +108,7 @@ def test_the_attention_backend_computes_attention(
         monkeypatch.setenv("VLLM_ATTENTION_BACKEND", environment)
     truth = make_tiny_model("llama", tmp_path, num_hidden_layers=2)
     with (
-        counted("paged_attention", cpu_attention, reference_attention) as calls,
+        counted("paged_attention", cpu_attention, eager_attention, reference_attention) as calls,
         make_llm(tmp_path, **options) as llm,
     ):
         assert tokens(llm) == true_tokens(truth)
@@ -151,9 +152,12 @@ def test_kernels_that_the_environment_forces_win_and_the_log_says_so(
 def test_the_first_implementation_of_a_priority_computes_the_norm(
     tmp_path: Path, priority: dict[str, Any], rms: str, fused: str
 ) -> None:
-    truth = make_tiny_model("llama", tmp_path, num_hidden_layers=2)
+    truth = make_tiny_model("gemma3", tmp_path)  # one that uses both functions
     for function, face in (("rms_norm", rms), ("fused_add_rms_norm", fused)):
-        with counted(function, cpu_norm, reference_norm) as calls, make_llm(tmp_path, ir_op_priority=priority) as llm:
+        with (
+            counted(function, cpu_norm, reference_norm) as calls,
+            make_llm(tmp_path, ir_op_priority=priority, max_model_len=64) as llm,
+        ):
             assert tokens(llm) == true_tokens(truth)
         assert calls[face] > 0
         if function == "fused_add_rms_norm":  # the other one is also called by this one
