@@ -90,31 +90,46 @@ struct Activations {
   }
 };
 
-// A panel's rows [row, row + rows) in tiles as equal as can be. c: [rows, 64] when K comes in several parts.
+// Lines of 64 bytes that a tile fetches for each step: the four of a step in all, as evenly as can be, since fetching
+// faster than memory delivers holds up the tile's own reads.
+constexpr int lines_of(int tile, int tiles) {
+  if (tiles == 1) return kLinesOfOneTile;
+  if (tiles == 2) return 2;
+  if (tiles == 3) return tile == 0 ? 2 : 1;
+  return tile < 4 ? 1 : 0;
+}
+
+// The first row of a tile: all are full but the last, which takes two rows of the one before it if it had one or two only.
+// (Tiles of five, which equal shares would have, are measurably slower than the six and four beside them.)
+constexpr int tile_begin(int rows, int tile, int tiles) {
+  if (tile == tiles) return rows;
+  const bool narrow = tiles > 1 && rows - (tiles - 1) * kTileRows <= 2;
+  return tile * kTileRows - (narrow && tile == tiles - 1 ? 2 : 0);
+}
+
+// A panel's rows [row, row + rows) in tiles. c: [rows, 64] when K comes in several parts.
 template <class F, class T>
 void multiply_panel(const Problem& problem, const Activations<F, T>& x, int64_t row, int rows, int64_t panel, float* c) {
   const Weight& w = *problem.weight;
   const int64_t all_steps = (w.k + F::kDepth - 1) / F::kDepth;
   const uint8_t* b = w.data + panel * panel_bytes(w);
   const int tiles = (rows + kTileRows - 1) / kTileRows;
-  // Each tile fetches its part of what comes next: a few KiB ahead if it is the only one, else the part of the panel (or
-  // the next panel) that follows.
-  const int lines = tiles == 1 ? kLinesOfOneTile : tiles <= 3 ? 2 : 1;
   alignas(64) float tile[kTileRows * kPanel];
   for (int64_t step = 0; step < all_steps; step += kBlockSteps) {
     const int64_t steps = all_steps - step < kBlockSteps ? all_steps - step : kBlockSteps;
     const bool last = step + steps == all_steps;
     const bool parts = steps != all_steps;
     const uint8_t* part = b + step * F::kBytes;
+    // A single tile fetches a few KiB ahead, more of them the panel's next part (or the next panel).
+    const uint8_t* next = tiles == 1 ? part + kAheadBytes : part + steps * F::kBytes;
     for (int t = 0; t < tiles; ++t) {
-      const Range range = part_of(rows, t, tiles);
-      const int count = static_cast<int>(range.end - range.begin);
-      float* sums = parts ? c + range.begin * kPanel : tile;
-      const uint8_t* ahead = tiles == 1 ? part + kAheadBytes : part + steps * F::kBytes + t * steps * lines * 64;
-      const int fetched = t * lines < 4 ? lines : 0;
-      micro<F>(count, fetched, x.data + range.begin * x.stride + step * F::kUnits, x.stride, part, steps, sums, step > 0,
-               ahead);
-      if (last) finish(problem.out, sums, count, row + range.begin, panel);
+      const int first = tile_begin(rows, t, tiles), count = tile_begin(rows, t + 1, tiles) - first;
+      const int lines = lines_of(t, tiles);
+      float* sums = parts ? c + first * kPanel : tile;
+      micro<F>(count, lines, x.data + first * x.stride + step * F::kUnits, x.stride, part, steps, sums, step > 0,
+               next);
+      next += steps * lines * 64;
+      if (last) finish(problem.out, sums, count, row + first, panel);
     }
   }
 }

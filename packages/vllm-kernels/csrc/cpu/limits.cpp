@@ -29,15 +29,16 @@ void multiply_rounds(int64_t rounds, float* sums, int threads) {
   constexpr int V = 1;
 #endif
   run_team(threads, [&](int thread, int) {
-    alignas(64) static const uint8_t weights[F::kBytes] = {};
-    static const typename F::A x[6 * F::kUnits] = {};
+    alignas(64) static const uint8_t zeros[F::kBytes] = {};
+    const uint8_t* weights = zeros;
+    const typename F::A* x = (const typename F::A*)zeros;
     Vec sum[6][V];
 #pragma GCC unroll 8
     for (int r = 0; r < 6; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v] = splat(1.f);
     for (int64_t i = 0; i < rounds; ++i) {
-      __asm__ volatile("" ::: "memory");
+      __asm__ volatile("" : "+r"(weights), "+r"(x)::"memory");  // what they point to is not known: nothing is left out
       for (int v = 0; v < 4; v += V) F::template step<6, V>(sum, x, F::kUnits, weights, v);
     }
     Vec total = zero();
