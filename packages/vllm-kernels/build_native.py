@@ -3,7 +3,8 @@
     python build_native.py             # into vllm_kernels/cpu, only what changed since the last time
     python build_native.py --check     # exit code 1 when something would have to be compiled
 
-Every kernel file is compiled once for each level (set of instructions); ``registry.cpp`` chooses among them at run time.
+Every kernel file is compiled once for each level (set of instructions); ``registry.cpp`` chooses among them when it
+runs.
 """
 
 import argparse
@@ -104,7 +105,10 @@ def build(library: Path = LIBRARY, objects: Path = OBJECTS, extra_flags: tuple[s
         library.parent.mkdir(parents=True, exist_ok=True)
         # Under another name first: a process may have the old one open.
         fresh = library.with_suffix(".new")
-        subprocess.run((compiler, "-shared", "-Wl,--no-undefined", *(str(step.target) for step in steps), "-o", str(fresh)), check=True)
+        subprocess.run(
+            (compiler, "-shared", "-Wl,--no-undefined", *(str(step.target) for step in steps), "-o", str(fresh)),
+            check=True,
+        )
         fresh.replace(library)
     return library
 

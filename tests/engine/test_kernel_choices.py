@@ -54,7 +54,8 @@ def test_a_wrong_variable_is_blamed_and_only_where_no_flag_is_given(monkeypatch:
 @pytest.mark.parametrize("function", ["rms_norm", "fused_add_rms_norm"])
 @pytest.mark.parametrize("names", [["vllm_c"], ["cpu", "vllm_c"], [""]])
 def test_an_unknown_implementation_of_a_norm_is_refused(function: str, names: list[str]) -> None:
-    with pytest.raises(ConfigError, match=f"^ir_op_priority.{function}=.* is not known; possible: cpu, eager, ref") as caught:
+    words = f"^ir_op_priority.{function}=.* is not known; possible: cpu, eager, ref"
+    with pytest.raises(ConfigError, match=words) as caught:
         faces(ir_op_priority={function: names})
     assert caught.value.field == f"ir_op_priority.{function}"
 

@@ -35,7 +35,8 @@ def test_use_face_holds_inside_its_block_only():
 
 
 def test_an_unknown_face_is_refused_with_the_ones_there_are():
-    with pytest.raises(ValueError, match="VLLM_KERNELS_FACE must be one of reference, eager, cpu, got 'gpu'"), use_face("gpu"):
+    words = "VLLM_KERNELS_FACE must be one of reference, eager, cpu, got 'gpu'"
+    with pytest.raises(ValueError, match=words), use_face("gpu"):
         pass
 
 

@@ -61,7 +61,9 @@ class Kernel:
         """Use the function of level ``to`` from now on."""
         address = _library().vllm_cpu_kernel(self._name.encode(), LEVELS.index(to))
         if not address:
-            raise NotAvailable(f"{LIBRARY.name} has no kernel {self._name}: it is older than the Python files beside it")
+            raise NotAvailable(
+                f"{LIBRARY.name} has no kernel {self._name}: it is older than the Python files beside it"
+            )
         self.call = self._prototype(address)
 
 

@@ -29,8 +29,8 @@ class EagerWeight(PlainWeight):
     def _product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if x.dtype == torch.float32 or x.dtype == torch.float64:
             return functional.linear(x, self.tensor, bias)
-        # oneDNN compiles and keeps a kernel of up to a megabyte for every number of rows that it meets in 16 bits. Steps
-        # have all sizes, so without rounding a server grows by hundreds of megabytes.
+        # oneDNN compiles and keeps a kernel of up to a megabyte for every number of rows that it meets in 16 bits.
+        # Steps have all sizes, so without rounding a server grows by hundreds of megabytes.
         count = x.shape[0]
         padded_count = padded_rows(count)
         if padded_count == count:

@@ -15,7 +15,7 @@ def new_weight(
     *,
     gated: bool = False,
 ) -> LinearWeight:
-    """A weight of floating point numbers that is not filled yet; ``ops.quantization.new_weight`` has the quantised ones.
+    """A weight of floating point numbers, not filled yet; ``ops.quantization.new_weight`` has the quantised ones.
 
     Args:
         out_features, in_features: its rows and columns.
