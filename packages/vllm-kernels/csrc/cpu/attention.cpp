@@ -1,8 +1,8 @@
 // Attention of the new tokens of many sequences to what the paged cache holds of theirs.
 //
-// A split of a row's positions is summed by itself, block after block of kKeys, and the splits are folded in order. So a
-// row's result has one order of sums, whatever else is in the batch, however its prompt is cut into chunks, and however
-// the work is cut into items (attention_plan.h) and shared among threads.
+// A split of a row's positions is summed by itself, block after block of kKeys, and the splits are folded in order. So
+// a row's result has one order of sums, whatever else is in the batch, however its prompt is cut into chunks, and
+// however the work is cut into items (attention_plan.h) and shared among threads.
 #include <type_traits>
 
 #include "attention_direct.h"
@@ -277,7 +277,8 @@ void run_item(const Task& task, const Item& item, const Item* follower, Shared* 
   }
   Shared& tile = shared[item.shared];
   const auto of_split = [&](int64_t split) {
-    return Partial(partials + tile.partials + (split - tile.first_split) * Partial::floats(item.rows, width), item.rows);
+    const int64_t index = split - tile.first_split;
+    return Partial(partials + tile.partials + index * Partial::floats(item.rows, width), item.rows);
   };
   for (int64_t split = item.split; split < item.split_end; ++split)
     sum_split(task, item, split, follower, readers, scratch, of_split(split));
@@ -339,11 +340,12 @@ void attend(const Task& task, int threads) {
   });
 }
 
-// out [num_tokens, num_heads, head_dim] = attention of query (rows of `query_stride` elements, heads next to one another)
-// to keys and values [num_blocks, num_kv_heads, block_size, head_dim] with scales [num_blocks, num_kv_heads, block_size]
-// or null. query_starts [num_seqs + 1], seq_lens [num_seqs]; block_table [num_seqs, table_stride], whose followed entries
-// were checked. slopes, sinks [num_heads] fp32 or null; window 0 and soft_cap 0: none. batch_invariant: the sums of a
-// token must not depend on how many new tokens its sequence has, which they do on AMX tiles alone.
+// out [num_tokens, num_heads, head_dim] = attention of query (rows of `query_stride` elements, heads next to one
+// another) to keys and values [num_blocks, num_kv_heads, block_size, head_dim] with scales [num_blocks, num_kv_heads,
+// block_size] or null. query_starts [num_seqs + 1], seq_lens [num_seqs]; block_table [num_seqs, table_stride], whose
+// followed entries were checked. slopes, sinks [num_heads] fp32 or null; window 0 and soft_cap 0: none.
+// batch_invariant: the sums of a token must not depend on how many new tokens its sequence has, which they do on AMX
+// tiles alone.
 void paged_attention(const void* query, void* out, const void* keys, const void* values, const float* key_scales,
                      const float* value_scales, const float* slopes, const float* sinks, const int64_t* query_starts,
                      const int64_t* seq_lens, const int32_t* block_table, int64_t table_stride, int64_t num_seqs,

@@ -1,6 +1,6 @@
-// The two products for few query rows, as in decoding: keys and values go from the cache to registers and are multiplied
-// there. What they are packed for, being read many times, is not worth their way through memory here. The order of sums
-// is that of packing and product(), so that the results are the same bits.
+// The two products for few query rows, as in decoding: keys and values go from the cache to registers and are
+// multiplied there. What they are packed for, being read many times, is not worth their way through memory here. The
+// order of sums is that of packing and product(), so that the results are the same bits.
 #pragma once
 
 #include "attention_pack.h"
@@ -39,6 +39,17 @@ void direct_sums(const void* const* rows, const void* const* next, int begin, in
   const int width = padded_dim<Units>(head_dim);
   for (int column = 0; column < width; column += V * kLanes) {
     const int vecs = (width - column) / kLanes < V ? (width - column) / kLanes : V;
+    const auto columns_of_keys = [&](int i, Vec* x) {
+#if defined(__AVX512BF16__)
+      if constexpr (P == 2 && kBytes == 1)
+        if (column + V * kLanes <= head_dim) return value_columns_of_64<Format>(rows + i, column, x);
+#endif
+      for (int v = 0; v < V; v += P)
+        if (v < vecs)
+          value_columns<Units, Format>(rows + i, column + v * kLanes, head_dim, x + v);
+        else
+          for (int k = 0; k < P; ++k) x[v + k] = zero();
+    };
     Vec acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v)
@@ -46,11 +57,7 @@ void direct_sums(const void* const* rows, const void* const* next, int begin, in
     for (int i = begin * kLanes; i < end * kLanes; i += P) {
       if (next) ask_for<V * kLanes * kBytes>(next + i, P, column * kBytes);
       Vec x[V];
-      for (int v = 0; v < V; v += P)
-        if (v < vecs)
-          value_columns<Units, Format>(rows + i, column + v * kLanes, head_dim, x + v);
-        else
-          for (int k = 0; k < P; ++k) x[v + k] = zero();
+      columns_of_keys(i, x);
       for (int r = 0; r < R; ++r) {
         const Vec weight = splat(weights[r * (kKeys / P) + i / P]);
         for (int v = 0; v < V; ++v) acc[r][v] = Units::multiply_add(weight, x[v], acc[r][v]);

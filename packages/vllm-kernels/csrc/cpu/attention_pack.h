@@ -1,6 +1,6 @@
 // Keys and values of a block of consecutive positions, gathered from the cache into the layouts that product() reads:
-// keys [units of head_dim][kKeys], values [units of keys][padded head_dim]; numbers as Units says. Both have zeros where
-// head_dim is padded, and whole groups of 16 keys: absent keys are rows of zeros.
+// keys [units of head_dim][kKeys], values [units of keys][padded head_dim]; numbers as Units says. Both have zeros
+// where head_dim is padded, and whole groups of 16 keys: absent keys are rows of zeros.
 #pragma once
 
 #include "attention_product.h"
@@ -33,7 +33,8 @@ inline void transpose(Vec (&x)[16]) {
       b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi));
     }
   for (int i = 0; i < 4; ++i) {  // b[4 k + i]: columns i, i + 4, i + 8, i + 12 of rows 4 k to 4 k + 3
-    const __m512 even01 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88), odd01 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
+    const __m512 even01 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0x88);
+    const __m512 odd01 = _mm512_shuffle_f32x4(b[i], b[4 + i], 0xdd);
     const __m512 even23 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0x88);
     const __m512 odd23 = _mm512_shuffle_f32x4(b[8 + i], b[12 + i], 0xdd);
     x[i].v = _mm512_shuffle_f32x4(even01, even23, 0x88);
@@ -88,8 +89,10 @@ inline void transpose_piece(const void* const* rows, int64_t offset, Vec* x) {
     a[i] = _mm512_castps128_ps512(piece(0));
     for (int k = 1; k < 4; ++k) a[i] = _mm512_mask_broadcast_f32x4(a[i], static_cast<Mask>(0xf << 4 * k), piece(k));
   }
-  const __m512d lo01 = _mm512_castps_pd(_mm512_unpacklo_ps(a[0], a[1])), hi01 = _mm512_castps_pd(_mm512_unpackhi_ps(a[0], a[1]));
-  const __m512d lo23 = _mm512_castps_pd(_mm512_unpacklo_ps(a[2], a[3])), hi23 = _mm512_castps_pd(_mm512_unpackhi_ps(a[2], a[3]));
+  const __m512d lo01 = _mm512_castps_pd(_mm512_unpacklo_ps(a[0], a[1]));
+  const __m512d hi01 = _mm512_castps_pd(_mm512_unpackhi_ps(a[0], a[1]));
+  const __m512d lo23 = _mm512_castps_pd(_mm512_unpacklo_ps(a[2], a[3]));
+  const __m512d hi23 = _mm512_castps_pd(_mm512_unpackhi_ps(a[2], a[3]));
   x[0].v = _mm512_castpd_ps(_mm512_unpacklo_pd(lo01, lo23));
   x[1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(lo01, lo23));
   x[2].v = _mm512_castpd_ps(_mm512_unpacklo_pd(hi01, hi23));
@@ -123,9 +126,9 @@ __attribute__((always_inline)) inline void transposed_units(const void* const* r
 }
 
 // Asks for the cache lines of bytes [offset, offset + Bytes) of rows that are read soon: blocks of the cache are
-// scattered, so that the processor's own prefetching stops at their ends. To be called for a few lines at a time, between
-// computations: the processor can wait for a few dozen only, and then for nothing else. Measured when decoding from
-// memory: 11.5 GB/s a core with all lines of 16 rows at once, 14.5 so.
+// scattered, so that the processor's own prefetching stops at their ends. To be called for a few lines at a time,
+// between computations: the processor can wait for a few dozen only, and then for nothing else. Measured when decoding
+// from memory: 11.5 GB/s a core with all lines of 16 rows at once, 14.5 so.
 template <int Bytes>
 inline void ask_for(const void* const* rows, int count, int64_t offset) {
   if (Bytes < 64 && offset % 64) return;
@@ -148,8 +151,8 @@ void pack_keys(const void* const* rows, const void* const* next, int begin, int 
   }
 }
 
-// Columns [from, from + 16 units) of the unit whose keys begin at rows[0], in Units::kPerUnit Vecs. A pair of bf16 is of
-// two neighbouring keys; its 32 columns are in the order that interleaving leaves, which ordered_columns() undoes.
+// Columns [from, from + 16 units) of the unit whose keys begin at rows[0], in Units::kPerUnit Vecs. A pair of bf16 is
+// of two neighbouring keys; its 32 columns are in the order that interleaving leaves, which ordered_columns() undoes.
 template <class Units, class Format>
 inline void value_columns(const void* const* rows, int from, int head_dim, Vec* out) {
   using E = typename Format::type;
@@ -165,6 +168,21 @@ inline void value_columns(const void* const* rows, int from, int head_dim, Vec* 
 #endif
   out[0] = x;
 }
+
+#if defined(__AVX512BF16__)
+// Four Vecs of value_columns at once: columns [from, from + 64) of entries of 8 bits.
+template <class Format>
+inline void value_columns_of_64(const void* const* rows, int from, Vec* out) {
+  using E = typename Format::type;
+  __m512i a[2], b[2];
+  words_of_64<Format>((const E*)rows[0] + from, a[0], a[1]);
+  words_of_64<Format>((const E*)rows[1] + from, b[0], b[1]);
+  for (int k = 0; k < 2; ++k) {
+    out[2 * k].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a[k], b[k]));
+    out[2 * k + 1].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a[k], b[k]));
+  }
+}
+#endif
 
 // Groups [begin, end) of 16 rows -> packed [units of keys][padded head_dim].
 template <class Units, class Format>

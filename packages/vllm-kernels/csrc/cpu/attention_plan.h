@@ -15,7 +15,8 @@ constexpr int kTileRows = 96;
 
 #if defined(__AMX_BF16__)
 constexpr bool kTiles = true;
-constexpr int kRowStep = 16, kGroupStep = 2;  // rows of query tiles, and groups of keys, come in such numbers: whole tiles
+// Rows of query tiles, and groups of keys, come in such numbers: whole tiles.
+constexpr int kRowStep = 16, kGroupStep = 2;
 #else
 constexpr bool kTiles = false;
 constexpr int kRowStep = kBlockRows, kGroupStep = 1;
@@ -107,7 +108,7 @@ Cut choose_cut(const Task& task, int threads) {
     look();
     if (tiles == before) break;  // tokens are few: smaller tiles change nothing
   }
-  if (threads > 1) cut.part_cost = cost / (threads * 8) + 1;
+  if (threads > 1) cut.part_cost = cost / (threads * 16) + 1;
   return cut;
 }
 

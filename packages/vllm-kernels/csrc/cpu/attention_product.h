@@ -1,6 +1,6 @@
 // Small matrix products of attention, in units of 4 bytes along the summed dimension: a unit is one float (F32Units) or
-// a pair of bf16 (BF16Units). One definition of each result: a chain of multiply-adds over the units in order, so that an
-// element depends on its row and its column alone, however many rows or columns there are.
+// a pair of bf16 (BF16Units). One definition of each result: a chain of multiply-adds over the units in order, so that
+// an element depends on its row and its column alone, however many rows or columns there are.
 #pragma once
 
 #include "vec.h"

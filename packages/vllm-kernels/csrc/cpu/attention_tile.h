@@ -9,8 +9,8 @@
 
 namespace {
 
-// Sixteen rows of c by `V` Vecs of columns, tiles 0 to V - 1: as product_block. The rows are there in memory, also where
-// they are padding.
+// Sixteen rows of c by `V` Vecs of columns, tiles 0 to V - 1: as product_block. The rows are there in memory, also
+// where they are padding.
 template <int V>
 inline void tile_block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int units,
                        bool add) {
@@ -37,8 +37,8 @@ inline void tile_block(const float* a, int64_t lda, const float* b, int64_t ldb,
   each([&](auto v) { tile_store<v>(c + v * kTileSide, ldc * sizeof(float)); });
 }
 
-// product<BF16Units> on tiles, between tiles_begin and tiles_end. a and c must have whole sixteens of rows in memory, and
-// units be a multiple of 16.
+// product<BF16Units> on tiles, between tiles_begin and tiles_end. a and c must have whole sixteens of rows in memory,
+// and units be a multiple of 16.
 inline void tile_product(int rows, int vecs, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                          int64_t ldc, int units, const float* factors) {
   if (factors)

@@ -1,5 +1,5 @@
-// Entries of a KV cache as bf16, for the levels that multiply these. No entry of 8 bits is rounded: all numbers of e4m3,
-// e5m2 and int8 have at most 8 significant bits.
+// Entries of a KV cache as bf16, for the levels that multiply these. No entry of 8 bits is rounded: all numbers of
+// e4m3, e5m2 and int8 have at most 8 significant bits.
 #pragma once
 
 #include "kv_format.h"
@@ -90,6 +90,17 @@ inline __m512i words(const typename Format::type* p, int n) {
     bf16_bytes(magnitudes_of(Format(), spread), spread, table_of(Format()), upper, lower);
     return _mm512_unpacklo_epi8(lower, upper);
   }
+}
+
+// 64 entries of 8 bits at p as bf16: the first and the last 32.
+template <class Format>
+inline void words_of_64(const typename Format::type* p, __m512i& first, __m512i& last) {
+  const __m512i halves = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m512i codes = _mm512_permutexvar_epi64(halves, _mm512_loadu_si512(p));
+  __m512i upper, lower;
+  bf16_bytes(magnitudes_of(Format(), codes), codes, table_of(Format()), upper, lower);
+  first = _mm512_unpacklo_epi8(lower, upper);
+  last = _mm512_unpackhi_epi8(lower, upper);
 }
 
 // Four codes in each dword -> the bf16 of the first two and of the last two.
