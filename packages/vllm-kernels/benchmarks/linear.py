@@ -5,14 +5,13 @@
 For each weight and number of rows: microseconds of ours, operations (GFLOP/s) and bytes of the weight (GB/s) a second,
 torch's ``linear`` on the plain weight, how many times faster ours is, and the share of the limit: the longer of reading
 the weight and of multiplying, at the rates that this process just measured. All runs on a line took turns and a figure
-is the best of its runs, as other work on the machine only ever adds time. Weights rotate through copies that exceed the
-caches together, as the layers of a model do.
+is the best of its runs, as other work on the machine only ever adds time. A run multiplies by several weights that
+exceed the caches together, as the layers of a model do, and the time is that of one.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from itertools import cycle
 
 import torch
 from torch.nn import functional
@@ -52,17 +51,17 @@ def bench(dtype: torch.dtype, shape: tuple[int, int], rows: list[int], seconds: 
     packed = [new_weight(columns, size, dtype) for _ in plain]
     for weight, tensor in zip(packed, plain, strict=True):
         fill(weight, tensor)
-    ours, theirs, memory = cycle(packed), cycle(plain), zeros(int(BEYOND_CACHES) // 256 * 256).fill_(1)
+    memory = zeros(int(BEYOND_CACHES) // 256 * 256).fill_(1)
     for count in rows:
         x = torch.randn(count, size).to(dtype)
         reads, rates = [], []
         runs = [
-            lambda x=x: linear(x, next(ours)),
-            lambda x=x: functional.linear(x, next(theirs)),
+            lambda x=x: [linear(x, weight) for weight in packed],
+            lambda x=x: [functional.linear(x, weight) for weight in plain],
             lambda reads=reads: reads.append(limits.read_seconds(memory)),
             lambda rates=rates: rates.append(limits.multiply_rate(dtype)),
         ]
-        mine, torchs, *_ = best_times(runs, seconds)
+        mine, torchs, *_ = (best / copies for best in best_times(runs, seconds))
         operations, num_bytes = 2 * count * size * columns, size * columns * dtype.itemsize
         limit = max(num_bytes / memory.nbytes * min(reads), operations / max(rates))
         cells = (

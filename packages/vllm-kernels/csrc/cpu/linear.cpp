@@ -48,8 +48,7 @@ void linear_rows(const Weight* weight, const int64_t* ids, void* out, int64_t co
       using T = decltype(type);
       using E = typename T::type;
       const E* panel = (const E*)(w.data + place.panel * panel_bytes(w));
-      E* to = (E*)out + i * w.k;
-      for (int64_t k = 0; k < w.k; ++k) to[k] = panel[offset_in_panel<T>(k, place.column)];
+      unpack_row<T>(panel, place.column, w.k, (E*)out + i * w.k);
     });
   });
 }

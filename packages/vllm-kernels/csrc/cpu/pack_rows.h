@@ -83,4 +83,21 @@ void pack_rows(const typename From::type* source, int64_t row_stride, int64_t k_
   }
 }
 
+constexpr int64_t kStepsAhead = 128;  // the second cache waits for more lines at once than the first
+
+// Copies a row out of its panel. Each step of it is a line of memory of its own.
+template <class T>
+void unpack_row(const typename T::type* panel, int column, int64_t size, typename T::type* to) {
+  for (int64_t k = 0; k < size; ++k) to[k] = panel[offset_in_panel<T>(k, column)];
+}
+template <>
+void unpack_row<BF16>(const uint16_t* panel, int column, int64_t size, uint16_t* to) {
+  const uint16_t* from = panel + 2 * column;
+  for (int64_t k = 0; k + 1 < size; k += 2, from += 2 * kPanel) {
+    _mm_prefetch((const char*)(from + kStepsAhead * 2 * kPanel), _MM_HINT_T1);
+    __builtin_memcpy(to + k, from, 4);
+  }
+  if (size & 1) to[size - 1] = *from;
+}
+
 }  // namespace

@@ -12,7 +12,7 @@ from vllm_kernels.cpu.native import DTYPES, INT32, INT64, POINTER, Kernel
 _read = Kernel("limit_read", POINTER, INT64, POINTER, INT32)
 _multiply = Kernel("limit_multiply", INT32, INT64, POINTER, INT32)
 
-_ROUNDS = 20_000
+_ROUNDS = 100_000
 
 
 def read_seconds(memory: torch.Tensor) -> float:
