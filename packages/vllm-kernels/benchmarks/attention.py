@@ -3,11 +3,11 @@
     python packages/vllm-kernels/benchmarks/attention.py [--seconds 1] [--threads 2]
 
 Heads are those of a model with 0.6 billion weights: 16 of queries, 8 of keys and values, of 128; queries are bf16, or
-of the cache's own type where that is fp16 or fp32. A decoding step has one new token for each sequence; its blocks of 16
-tokens are scattered over the cache, and caches take turns so that keys and values come from memory. The limit is a
-read of one large array. A prefill has all its tokens new; the limit is the best of torch's bf16 products, in GFLOP/s
-of 4 * tokens^2 / 2 * heads * head_dim operations: what causal attention needs. torch: ``scaled_dot_product_attention``
-of each sequence for itself, keys and values contiguous and in the type of the queries. What stands on one line ran in
+of the cache's own type where that is fp16 or fp32. A decoding step has one new token for each sequence; its blocks of
+16 tokens are scattered over the cache, and caches take turns so that keys and values come from memory. The limit is a
+read of one large array. A prefill has all its tokens new; the limit is the best of torch's bf16 products, in GFLOP/s of
+4 * tokens^2 / 2 * heads * head_dim operations: what causal attention needs. torch: ``scaled_dot_product_attention`` of
+each sequence for itself, keys and values contiguous and in the type of the queries. What stands on one line ran in
 turns in one process, and a figure is the best of its runs, as other work on the machine only ever adds time.
 """
 
