@@ -5,9 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from vllm_kernels import backend
 from vllm_kernels.cpu import native
 
 
@@ -51,18 +49,23 @@ def test_a_level_that_is_not_there_is_refused_with_those_that_are(name):
     assert f"got '{name}'" in stderr
 
 
-def test_without_a_library_the_eager_face_serves_and_says_so_once(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "missing.so")
-    for cached in (native._library, native.machine_level, backend._cpu_face):
-        cached.cache_clear()
-    monkeypatch.setattr(native, "_level", None)
-    try:
-        for _ in range(2):
-            assert backend.face_of("norm", torch.device("cpu")).__name__ == "vllm_kernels.eager.norm"
-        assert caplog.text.count("there was no C++ compiler") == 1
-        with pytest.raises(ValueError, match="VLLM_KERNELS_FACE=cpu cannot be honoured"), backend.use_face("cpu"):
-            pass
-    finally:
-        monkeypatch.undo()
-        for cached in (native._library, native.machine_level, backend._cpu_face):
-            cached.cache_clear()
+def test_without_a_library_the_eager_face_serves_and_says_so_once():
+    program = """
+from pathlib import Path
+import torch
+from vllm_kernels import backend
+from vllm_kernels.cpu import native
+
+native.LIBRARY = Path("missing.so")
+print(backend.face_of("norm", torch.device("cpu")).__name__, backend.face_of("cache", torch.device("cpu")).__name__)
+try:
+    with backend.use_face("cpu"):
+        print("served")
+except ValueError as error:
+    print(error)
+"""
+    done = run(program)
+    faces, refusal = done.stdout.splitlines()
+    assert faces == "vllm_kernels.eager.norm vllm_kernels.eager.cache"
+    assert refusal.startswith("VLLM_KERNELS_FACE=cpu cannot be honoured: missing.so was not built")
+    assert done.stderr.count("there was no C++ compiler") == 1
