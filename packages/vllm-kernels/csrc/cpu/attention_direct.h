@@ -20,9 +20,10 @@ void direct_scores(const void* const* rows, const void* const* next, int begin, 
       if (next) ask_for<step * kBytes>(next + g * kLanes, kLanes, from * kBytes);
       Vec x[kLanes];
       transposed_units<Units, Format>(rows + g * kLanes, from, head_dim, x);
-      const float* part = query + from / Units::kPerUnit;
+      const float* parts[R];
+      for (int r = 0; r < R; ++r) parts[r] = query + static_cast<int64_t>(r) * units + from / Units::kPerUnit;
       for (int u = 0; u < kLanes; ++u)
-        for (int r = 0; r < R; ++r) sums[r] = Units::multiply_add(splat(part[r * units + u]), x[u], sums[r]);
+        for (int r = 0; r < R; ++r) sums[r] = Units::multiply_add(splat(parts[r][u]), x[u], sums[r]);
     }
     for (int r = 0; r < R; ++r) store(scores + r * kKeys + g * kLanes, sums[r]);
   }
