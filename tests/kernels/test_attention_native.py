@@ -12,9 +12,9 @@ from tests.kernels.native_build import compile_file, kernels_from
 from tests.kernels.paged import Sequence, Step, random_sequence, step_of
 from vllm_kernels.backend import use_face
 from vllm_kernels.batch_invariance import use_batch_invariance
+from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.cpu import native
 from vllm_kernels.ops.attention import paged_attention
-from vllm_kernels.ops.cache import CacheFormat
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 EVERYTHING = {

@@ -19,9 +19,10 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.cpu import native
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
-from vllm_kernels.ops.cache import CacheFormat, KVCache, allocate_kv_cache
+from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 16, 8, 128, 16
 FORMATS: tuple[CacheFormat, ...] = (
