@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.cache_format import CacheFormat
+from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, write_kv
 
 

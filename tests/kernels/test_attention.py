@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from tests.kernels.paged import Sequence, Step, random_sequence, step_of
 from vllm_kernels.backend import FACES, use_face
-from vllm_kernels.ops.attention import paged_attention
 from vllm_kernels.cache_format import CacheFormat
+from vllm_kernels.ops.attention import paged_attention
 
 # New and all tokens: decode, whole prompts, chunks of prompts, lengths at and around block and tile borders.
 LENGTHS = [(1, 1), (5, 5), (1, 37), (1, 16), (16, 16), (7, 33), (300, 310), (1, 17), (2, 2)]
