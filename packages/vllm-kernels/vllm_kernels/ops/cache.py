@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.cpu import pages
 
 STORAGE: dict[CacheFormat, torch.dtype] = {
     "float32": torch.float32,
@@ -25,9 +25,6 @@ STORAGE: dict[CacheFormat, torch.dtype] = {
     "fp8_per_token_head": torch.float8_e4m3fn,
 }
 """Type of the stored entries."""
-
-_ALIGNMENT = 64
-"""Bytes of a cache line, and of the widest vector register."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,10 +132,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
+    return pages.zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:

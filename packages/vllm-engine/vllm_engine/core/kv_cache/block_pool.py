@@ -87,7 +87,8 @@ class BlockPool:
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 if self._keys[block] is None:
-                    self._free.append(block)
+                    # Used again first: its memory is there already, and may still be in the processor's cache.
+                    self._free.appendleft(block)
                 else:
                     self._evictable[block] = None
 
@@ -95,7 +96,7 @@ class BlockPool:
         """Empty the prefix cache; blocks in use stay with their users."""
         self._cached.clear()
         self._keys = [None] * self.num_blocks
-        self._free.extend(self._evictable)
+        self._free.extendleft(self._evictable)
         self._evictable.clear()
 
     def _forget(self, block: int) -> None:
