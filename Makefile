@@ -1,4 +1,4 @@
-# Needs Python 3.11 or later, pip, make and a C compiler; everything else goes into $(VENV).
+# Needs Python 3.11 or later, pip, make and a C++ compiler; everything else goes into $(VENV).
 #   make serve MODEL=./my-model ARGS="--port 9000 --max-model-len 256"
 #   make test ARGS="tests/cli -x"
 #   make install TORCH="torch==2.11.0" PYTHON=python3.12
