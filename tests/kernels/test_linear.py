@@ -4,7 +4,9 @@ from torch.nn import functional
 
 from vllm_kernels.backend import use_face
 from vllm_kernels.eager.linear import padded_rows
+from vllm_kernels.ops import quantization
 from vllm_kernels.ops.linear import fill, gated_linear, linear, new_weight
+from vllm_kernels.ops.linear import rows as rows_of
 
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 FACES = ["reference", "eager", "cpu"]
@@ -84,6 +86,18 @@ def test_a_weight_is_filled_piece_by_piece_and_gives_its_rows_back(face, gated):
         ids = torch.tensor([69, 0, 13, 13, 34, 35])
         assert torch.equal(weight.rows(ids), rows[ids])
         assert weight.nbytes >= rows.nbytes
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("bad", [-1, 70, 2**40])
+def test_a_row_that_is_not_there_is_refused(bits, bad):
+    sizes = (70, 24, torch.float32)
+    weight = new_weight(*sizes) if bits is None else quantization.new_weight(*sizes, bits=bits)
+    fill(weight, torch.randn(70, 24))
+    assert rows_of(weight, torch.tensor([69, 0])).shape == (2, 24)
+    assert rows_of(weight, torch.tensor([], dtype=torch.int64)).shape == (0, 24)
+    with pytest.raises(IndexError, match="an id is outside of the 70 rows"):
+        rows_of(weight, torch.tensor([3, bad]))
 
 
 def test_wrong_arguments_are_named():

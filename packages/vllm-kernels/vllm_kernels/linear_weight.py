@@ -38,7 +38,7 @@ class LinearWeight(ABC):
 
     @abstractmethod
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows as an embedding table has them: int64 ``[n]`` -> ``[n, in_features]`` in ``dtype``."""
+        """Rows as an embedding table has them: int64 ``[n]`` -> ``[n, in_features]`` in ``dtype``. Ids are checked."""
 
     @abstractmethod
     def multiply(

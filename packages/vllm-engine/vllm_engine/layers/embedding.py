@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vllm_engine.layers.weights import RowsSlot, Slot, TensorSlot, WeightedModule, WeightFormat
 from vllm_kernels.linear_weight import LinearWeight
 from vllm_kernels.ops.embedding import embedding
-from vllm_kernels.ops.linear import linear
+from vllm_kernels.ops.linear import linear, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Embedding(WeightedModule):
         """int64 ``[T]`` -> ``[T, size]``."""
         if not isinstance(self.weight, LinearWeight):
             return embedding(ids, self.weight, self.scale)
-        rows = self.weight.rows(ids)
-        return rows if self.scale is None else rows * torch.tensor(self.scale, dtype=rows.dtype)
+        found = rows(self.weight, ids)
+        return found if self.scale is None else found * torch.tensor(self.scale, dtype=found.dtype)
 
     def allocate(self, weight_format: WeightFormat) -> None:
         if self.tied:

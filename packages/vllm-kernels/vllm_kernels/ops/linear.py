@@ -51,6 +51,29 @@ def fill(weight: LinearWeight, rows: torch.Tensor, start: int = 0) -> None:
     weight.fill(rows, start)
 
 
+def rows(weight: LinearWeight, ids: torch.Tensor) -> torch.Tensor:
+    """Rows of a weight, as those of an embedding table that is also the head: of quantised ones, what they stand for.
+
+    Args:
+        weight: any.
+        ids: ``[n]``, int64, each in ``[0, out_features)``.
+
+    Returns:
+        ``[n, in_features]``, dtype of the weight: a new tensor.
+
+    Raises:
+        ValueError: shape or dtype do not fit.
+        IndexError: an id is outside of the weight.
+    """
+    check_shape("ids", ids, (None,))
+    check_dtype("ids", ids, torch.int64)
+    if len(ids):
+        low, high = torch.aminmax(ids)
+        if low < 0 or high >= weight.out_features:
+            raise IndexError(f"an id is outside of the {weight.out_features} rows")
+    return weight.rows(ids)
+
+
 def linear(
     x: torch.Tensor,
     weight: LinearWeight,
