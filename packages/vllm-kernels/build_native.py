@@ -10,6 +10,7 @@ runs.
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -45,8 +46,8 @@ LEVELS = {
 """Level -> compiler flags."""
 
 
-class NoCompiler(Exception):
-    """There is no C++ compiler, or it cannot compile a trivial program."""
+class CannotBuild(Exception):
+    """There is no C++ compiler here, or the kernels are not for this machine."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ class Step:
 
 
 def find_compiler() -> str:
-    """``$CXX``, else g++, else clang++. Raises ``NoCompiler``."""
+    """``$CXX``, else g++, else clang++. Raises ``CannotBuild``, also on another processor."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise CannotBuild(f"the kernels are for x86-64, and this is {platform.machine()}")
     wanted = os.environ.get("CXX")
     for name in [wanted] if wanted else ["g++", "clang++"]:
         if path := shutil.which(name):
             return path
-    raise NoCompiler(f"no C++ compiler found (looked for {wanted or 'g++, clang++'})")
+    raise CannotBuild(f"no C++ compiler found (looked for {wanted or 'g++, clang++'})")
 
 
 def plan(compiler: str, objects: Path = OBJECTS, extra_flags: tuple[str, ...] = ()) -> list[Step]:
@@ -95,7 +98,7 @@ def plan(compiler: str, objects: Path = OBJECTS, extra_flags: tuple[str, ...] = 
 
 
 def build(library: Path = LIBRARY, objects: Path = OBJECTS, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Bring the library up to date. Raises ``NoCompiler``; ``CalledProcessError`` when the compiler fails."""
+    """Bring the library up to date. Raises ``CannotBuild``; ``CalledProcessError`` when the compiler fails."""
     compiler = find_compiler()
     steps = plan(compiler, objects, extra_flags)
     todo = [step for step in steps if not step.done]
@@ -122,7 +125,7 @@ def main() -> int:
         if arguments.check:
             return int(not LIBRARY.exists() or any(not step.done for step in plan(find_compiler())))
         build()
-    except NoCompiler as problem:
+    except CannotBuild as problem:
         print(f"vllm-kernels: {problem}: operations on a CPU will be torch's own, which are slower", file=sys.stderr)
     return 0
 

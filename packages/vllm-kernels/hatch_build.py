@@ -21,7 +21,7 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg]
             return
         try:
             library = build_native.build()
-        except (build_native.NoCompiler, subprocess.CalledProcessError) as problem:
+        except (build_native.CannotBuild, subprocess.CalledProcessError) as problem:
             self.app.display_warning(f"vllm-kernels without its native library: {problem}")
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))

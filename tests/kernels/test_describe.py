@@ -25,7 +25,7 @@ def test_without_a_library_torch_serves_and_the_reason_is_told() -> None:
     script = (
         "native.LIBRARY = native.LIBRARY.with_name('no.so')\nprint(describe.cpu_kernels(), describe.native_facts())"
     )
-    reason = "no.so was not built: there was no C++ compiler when vllm-kernels was installed"
+    reason = "no.so was not built: that takes an x86-64 processor and a C++ compiler when vllm-kernels is installed"
     facts = {"native library": "not built", "native level": f"none ({reason})"}
     assert words(script) == f"torch operators ({reason}) {facts}"
 

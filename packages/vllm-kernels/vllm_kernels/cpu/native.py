@@ -141,7 +141,10 @@ def _checked(name: str, best: str) -> str:
 @cache
 def _library() -> ctypes.CDLL:
     if not LIBRARY.exists():
-        raise NotAvailable(f"{LIBRARY.name} was not built: there was no C++ compiler when vllm-kernels was installed")
+        raise NotAvailable(
+            f"{LIBRARY.name} was not built: "
+            "that takes an x86-64 processor and a C++ compiler when vllm-kernels is installed"
+        )
     try:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
