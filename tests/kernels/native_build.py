@@ -60,10 +60,10 @@ def compile_file(name: str, level: str, folder: Path, flags: tuple[str, ...] = Q
 @contextmanager
 def kernels_from(library: ctypes.CDLL) -> Iterator[None]:
     """Serve the kernels that ``library`` has by it inside the ``with`` block, in all threads."""
-    before = [(kernel, kernel.call) for kernel in native._kernels]
+    before = [(kernel, kernel.call) for kernel in native.kernels]
     try:
         for kernel, _ in before:
-            if address := library.vllm_cpu_kernel(kernel._name.encode()):
+            if address := library.vllm_cpu_kernel(kernel.name.encode()):
                 kernel.call = kernel._prototype(address)
         yield
     finally:

@@ -27,7 +27,7 @@ def test_no_symbol_could_be_taken_from_a_higher_level():
     weak = [line for line in symbols.splitlines() if line[17:18] in "WVu" and "vllm" in line]
     exported = [line.split()[-1] for line in symbols.splitlines() if line[17:18] == "T"]
     assert not weak
-    assert sorted(exported) == ["vllm_cpu_kernel", "vllm_cpu_level", "vllm_cpu_use_openmp"]
+    assert sorted(exported) == ["vllm_cpu_kernel", "vllm_cpu_level", "vllm_cpu_replay", "vllm_cpu_use_openmp"]
 
 
 def test_it_brings_no_openmp_of_its_own():

@@ -69,7 +69,7 @@ void activate_and_multiply(const void* x, int64_t stride, void* out, int64_t row
 }  // namespace
 
 VLLM_KERNELS(activation) = {
-    {"activate", (void*)activate},
-    {"activate_and_multiply", (void*)activate_and_multiply},
+    VLLM_KERNEL(activate),
+    VLLM_KERNEL(activate_and_multiply),
     VLLM_KERNELS_END,
 };

@@ -407,7 +407,7 @@ void check_block_table(const int64_t* query_starts, const int64_t* seq_lens, con
 }  // namespace
 
 VLLM_KERNELS(attention) = {
-    {"paged_attention", (void*)paged_attention},
-    {"check_block_table", (void*)check_block_table},
+    VLLM_KERNEL(paged_attention),
+    VLLM_KERNEL(check_block_table),
     VLLM_KERNELS_END,
 };

@@ -47,6 +47,6 @@ int32_t write_kv(const CacheView* cache, const void* key, int64_t key_token, int
 }  // namespace
 
 VLLM_KERNELS(cache) = {
-    {"write_kv", (void*)write_kv},
+    VLLM_KERNEL(write_kv),
     VLLM_KERNELS_END,
 };

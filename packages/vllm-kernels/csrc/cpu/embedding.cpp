@@ -35,6 +35,6 @@ int32_t embed(const int64_t* ids, const void* table, void* out, int64_t tokens, 
 }  // namespace
 
 VLLM_KERNELS(embedding) = {
-    {"embed", (void*)embed},
+    VLLM_KERNEL(embed),
     VLLM_KERNELS_END,
 };

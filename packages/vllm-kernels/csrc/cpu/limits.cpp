@@ -62,7 +62,7 @@ void limit_multiply(int32_t dtype, int64_t rounds, float* sums, int32_t threads)
 }  // namespace
 
 VLLM_KERNELS(limits) = {
-    {"limit_read", (void*)limit_read},
-    {"limit_multiply", (void*)limit_multiply},
+    VLLM_KERNEL(limit_read),
+    VLLM_KERNEL(limit_multiply),
     VLLM_KERNELS_END,
 };

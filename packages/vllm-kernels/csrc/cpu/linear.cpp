@@ -72,8 +72,8 @@ void linear(const Weight* weight, const void* x, const void* bias, const void* r
 }  // namespace
 
 VLLM_KERNELS(linear) = {
-    {"linear", (void*)linear},
-    {"linear_fill", (void*)linear_fill},
-    {"linear_rows", (void*)linear_rows},
+    VLLM_KERNEL(linear),
+    VLLM_KERNEL(linear_fill),
+    VLLM_KERNEL(linear_rows),
     VLLM_KERNELS_END,
 };

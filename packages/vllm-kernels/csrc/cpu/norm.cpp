@@ -120,9 +120,9 @@ void add_layer_norm(const void* x, const void* residual, const void* weight, con
 }  // namespace
 
 VLLM_KERNELS(norm) = {
-    {"rms_norm", (void*)rms_norm},
-    {"add_rms_norm", (void*)add_rms_norm},
-    {"layer_norm", (void*)layer_norm},
-    {"add_layer_norm", (void*)add_layer_norm},
+    VLLM_KERNEL(rms_norm),
+    VLLM_KERNEL(add_rms_norm),
+    VLLM_KERNEL(layer_norm),
+    VLLM_KERNEL(add_layer_norm),
     VLLM_KERNELS_END,
 };

@@ -111,4 +111,4 @@ void quantized_linear(const void* x, int64_t rows, const void* packed, const flo
 
 }  // namespace
 
-VLLM_KERNELS(quantized_linear) = {{"quantized_linear", (void*)quantized_linear}, VLLM_KERNELS_END};
+VLLM_KERNELS(quantized_linear) = {VLLM_KERNEL(quantized_linear), VLLM_KERNELS_END};

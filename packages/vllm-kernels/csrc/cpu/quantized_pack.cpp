@@ -205,7 +205,7 @@ void quantized_rows(const int64_t* ids, int64_t count, const void* packed, const
 
 }  // namespace
 
-VLLM_KERNELS(quantized_pack) = {{"quantized_fill", (void*)quantized_fill},
-                                {"quantized_store", (void*)quantized_store},
-                                {"quantized_rows", (void*)quantized_rows},
+VLLM_KERNELS(quantized_pack) = {VLLM_KERNEL(quantized_fill),
+                                VLLM_KERNEL(quantized_store),
+                                VLLM_KERNEL(quantized_rows),
                                 VLLM_KERNELS_END};

@@ -242,4 +242,4 @@ void weight_only_linear(const void* x, int64_t stride, int64_t rows, const void*
 
 }  // namespace
 
-VLLM_KERNELS(quantized_weight_only) = {{"weight_only_linear", (void*)weight_only_linear}, VLLM_KERNELS_END};
+VLLM_KERNELS(quantized_weight_only) = {VLLM_KERNEL(weight_only_linear), VLLM_KERNELS_END};

@@ -1,4 +1,5 @@
-// The library's three exported functions: which level this machine has, the threads to use, and kernels by name.
+// The library's exported functions: which level this machine has, the threads to use, kernels by name, and replaying
+// recorded calls of them.
 #include <cstring>
 
 #include "abi.h"
@@ -58,11 +59,20 @@ VLLM_EXPORT void vllm_cpu_use_openmp(void* parallel, void* thread_num, void* num
   vllm_openmp.num_threads = reinterpret_cast<int (*)()>(num_threads);
 }
 
-// The function of a kernel for a level; null if there is no such kernel.
-VLLM_EXPORT void* vllm_cpu_kernel(const char* name, int level) {
+// A kernel for a level; null if there is no such kernel.
+VLLM_EXPORT const KernelEntry* vllm_cpu_kernel(const char* name, int level) {
   if (level < kAvx2 || level > kAmx) return nullptr;
   for (const KernelEntry* entries : kKernels[level])
     for (; entries->name; ++entries)
-      if (!std::strcmp(entries->name, name)) return entries->function;
+      if (!std::strcmp(entries->name, name)) return entries;
   return nullptr;
+}
+
+// Calls kernels one after the other, call i with the arguments from arguments[starts[i]] on. Ends at the first call
+// whose result is not 0, which means that it refused its arguments: its number, or -1 after the last.
+VLLM_EXPORT int64_t vllm_cpu_replay(const Invoke* calls, const int64_t* starts, const Argument* arguments,
+                                    int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (calls[i](arguments + starts[i])) return i;
+  return -1;
 }

@@ -166,6 +166,6 @@ int32_t rope_and_cache(void* qkv, int64_t stride, int64_t tokens, int64_t heads,
 }  // namespace
 
 VLLM_KERNELS(rotary) = {
-    {"rope_and_cache", (void*)rope_and_cache},
+    VLLM_KERNEL(rope_and_cache),
     VLLM_KERNELS_END,
 };

@@ -136,9 +136,9 @@ int64_t top_logprobs(const float* logits, const int64_t* tokens, int64_t* ids, f
 }  // namespace
 
 VLLM_KERNELS(sampling) = {
-    {"greedy", (void*)greedy},
-    {"sample", (void*)sample},
-    {"filter_logits", (void*)filter_logits},
-    {"top_logprobs", (void*)top_logprobs},
+    VLLM_KERNEL(greedy),
+    VLLM_KERNEL(sample),
+    VLLM_KERNEL(filter_logits),
+    VLLM_KERNEL(top_logprobs),
     VLLM_KERNELS_END,
 };

@@ -93,9 +93,9 @@ int64_t keep_tokens(float* values, const int64_t* rows, const int64_t* tokens, f
 }  // namespace
 
 VLLM_KERNELS(sampling_adjust) = {
-    {"apply_penalties", (void*)apply_penalties},
-    {"apply_bias", (void*)apply_bias},
-    {"mask_tokens", (void*)mask_tokens},
-    {"keep_tokens", (void*)keep_tokens},
+    VLLM_KERNEL(apply_penalties),
+    VLLM_KERNEL(apply_bias),
+    VLLM_KERNEL(mask_tokens),
+    VLLM_KERNEL(keep_tokens),
     VLLM_KERNELS_END,
 };

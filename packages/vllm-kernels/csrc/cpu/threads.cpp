@@ -16,4 +16,4 @@ void team_thread_ids(int32_t* ids, int32_t threads) {
 
 }  // namespace
 
-VLLM_KERNELS(threads) = {{"team_thread_ids", (void*)team_thread_ids}, VLLM_KERNELS_END};
+VLLM_KERNELS(threads) = {VLLM_KERNEL(team_thread_ids), VLLM_KERNELS_END};

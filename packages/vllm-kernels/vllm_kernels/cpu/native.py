@@ -39,19 +39,32 @@ class NotAvailable(RuntimeError):
     """There is no native library, or none that this machine can run."""
 
 
+class _Entry(ctypes.Structure):
+    """``KernelEntry`` of ``csrc/cpu/abi.h``."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("function", ctypes.c_void_p), ("invoke", ctypes.c_void_p))
+
+
 class Kernel:
     """One kernel; ``call`` is its function for the level in use. Tensors are passed as ``data_ptr()``.
 
-    ``returns``: type of its result; None for a function without one.
+    Args:
+        name: in ``csrc/cpu``.
+        argtypes: types of its arguments.
+        returns: type of its result; None for a function without one.
+
+    ``invoke`` is the address of what calls it with recorded arguments, once it is bound to a level.
     """
 
-    __slots__ = ("_name", "_prototype", "call")
+    __slots__ = ("_prototype", "argtypes", "call", "invoke", "name")
 
     def __init__(self, name: str, *argtypes: Any, returns: Any = None) -> None:
-        self._name = name
+        self.name = name
+        self.argtypes = argtypes
         self._prototype = ctypes.CFUNCTYPE(returns, *argtypes)
         self.call: Callable[..., Any] = self._first_call
-        _kernels.append(self)
+        self.invoke = 0
+        kernels.append(self)
 
     def _first_call(self, *args: Any) -> Any:
         self.bind(level())
@@ -59,15 +72,15 @@ class Kernel:
 
     def bind(self, to: str) -> None:
         """Use the function of level ``to`` from now on."""
-        address = _library().vllm_cpu_kernel(self._name.encode(), LEVELS.index(to))
-        if not address:
-            raise NotAvailable(
-                f"{LIBRARY.name} has no kernel {self._name}: it is older than the Python files beside it"
-            )
-        self.call = self._prototype(address)
+        found = library().vllm_cpu_kernel(self.name.encode(), LEVELS.index(to))
+        if not found:
+            raise NotAvailable(f"{LIBRARY.name} has no kernel {self.name}: it is older than the Python files beside it")
+        self.invoke = found.contents.invoke
+        self.call = self._prototype(found.contents.function)
 
 
-_kernels: list[Kernel] = []
+kernels: list[Kernel] = []
+"""All that there are."""
 _level: str | None = None
 
 
@@ -102,7 +115,7 @@ def level() -> str:
 @cache
 def machine_level() -> str:
     """The highest level of this machine. Raises ``NotAvailable``."""
-    number: int = _library().vllm_cpu_level()
+    number: int = library().vllm_cpu_level()
     if number < 0:
         raise NotAvailable("the processor has no AVX2, which the native kernels need")
     return LEVELS[number]
@@ -127,7 +140,7 @@ def machine_levels() -> tuple[str, ...]:
 
 
 def _bind_all() -> None:
-    for kernel in _kernels:
+    for kernel in kernels:
         kernel.bind(level())
 
 
@@ -139,21 +152,24 @@ def _checked(name: str, best: str) -> str:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The native library. Raises ``NotAvailable``."""
     if not LIBRARY.exists():
         raise NotAvailable(
             f"{LIBRARY.name} was not built: "
             "that takes an x86-64 processor and a C++ compiler when vllm-kernels is installed"
         )
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        loaded = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise NotAvailable(f"{LIBRARY.name} cannot be loaded: {error}") from error
-    library.vllm_cpu_kernel.restype = ctypes.c_void_p
-    library.vllm_cpu_kernel.argtypes = (ctypes.c_char_p, ctypes.c_int)
-    library.vllm_cpu_use_openmp.argtypes = (ctypes.c_void_p,) * 3
-    library.vllm_cpu_use_openmp(*_openmp())
-    return library
+    loaded.vllm_cpu_kernel.restype = ctypes.POINTER(_Entry)
+    loaded.vllm_cpu_kernel.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    loaded.vllm_cpu_replay.restype = ctypes.c_int64
+    loaded.vllm_cpu_replay.argtypes = (*(POINTER,) * 3, INT64)
+    loaded.vllm_cpu_use_openmp.argtypes = (ctypes.c_void_p,) * 3
+    loaded.vllm_cpu_use_openmp(*_openmp())
+    return loaded
 
 
 def _openmp() -> tuple[int | None, int | None, int | None]:
