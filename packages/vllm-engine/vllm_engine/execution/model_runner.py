@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.execution.decode_graphs import DecodeGraphs
 from vllm_engine.execution.given_embeds import given_embeds
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_engine.execution.step_inputs import StepInputs, build_step_inputs
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
 from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.embedding import GivenEmbeds
 from vllm_engine.messages import PositionLogprobs
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.sampling.processors import LogitsProcessor
@@ -34,6 +36,7 @@ class ModelRunner:
         cache_formats: Sequence[CacheFormat],
         logprobs_mode: LogprobsMode = "raw_logprobs",
         processors: Sequence[LogitsProcessor] = (),
+        use_graphs: bool = True,
     ) -> None:
         self.model = model
         self.device = device
@@ -42,6 +45,7 @@ class ModelRunner:
         self._sampler = Sampler(vocab_size, logprobs_mode)
         self.processors = processors
         """Of the user's own: what new requests are given to."""
+        self._use_graphs = use_graphs
 
     def kv_specs(self) -> list[LayerKVSpec]:
         """What each layer keeps in the KV cache, in the order of the layers."""
@@ -71,6 +75,7 @@ class ModelRunner:
         self._kv_caches = [cache for cache in kv_caches if cache is not None]
         self._group_of_layer = group_of_layer
         self.batch = InputBatch(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+        self._graphs = DecodeGraphs(self.model, self.batch.block_tables, self.device) if self._use_graphs else None
 
     @torch.inference_mode()
     def execute(self, scheduled: ScheduledBatch) -> BatchResult:
@@ -84,7 +89,7 @@ class ModelRunner:
         counts = np.array(list(scheduled.num_scheduled_tokens.values()), dtype=np.int64)
         inputs = build_step_inputs(self.batch, rows, counts, self.device)
         given = given_embeds(self.batch, rows, inputs, self._dtype, self.device) if self.batch.prompt_embeds else None
-        hidden = self.model.forward(inputs.input_ids, inputs.positions, self._attention_context(inputs), given)
+        hidden = self._forward(inputs, given)
         if self.batch.wants_prompt_logprobs:
             self._prompt_logprobs(ids, rows, inputs, hidden, result)
         self.batch.num_computed_tokens[rows] += counts
@@ -103,13 +108,19 @@ class ModelRunner:
         for new in scheduled.new_requests:
             self.batch.add(new, SamplingState(new.request, new.token_ids[:], self.processors))
 
-    def _attention_context(self, inputs: StepInputs) -> AttentionContext:
-        return AttentionContext(
+    def _forward(self, inputs: StepInputs, given: GivenEmbeds | None) -> torch.Tensor:
+        """Hidden states of all tokens of the step: ``[T, H]``, which hold until the next step."""
+        x = self.model.embed(inputs.input_ids, given)
+        context = AttentionContext(
             metadata=inputs.metadata,
             slot_mappings=inputs.slot_mappings,
             group_of_layer=self._group_of_layer,
             kv_caches=self._kv_caches,
         )
+        decode = self.model.decode
+        if self._graphs is not None and len(x) == len(inputs.starts):  # one token each
+            decode = self._graphs.decode
+        return decode(x, inputs.positions, context)
 
     def _sample(
         self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, result: BatchResult

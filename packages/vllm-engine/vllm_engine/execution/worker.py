@@ -62,6 +62,7 @@ class Worker:
             cache_formats=self._plan.cache_formats,
             logprobs_mode=self._config.model.logprobs_mode,
             processors=self._processors,
+            use_graphs=not self._config.model.enforce_eager,
         )
         return self.runner
 

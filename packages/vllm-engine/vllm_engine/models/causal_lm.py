@@ -68,10 +68,14 @@ class CausalLM(TensorModule):
         Returns:
             Hidden states after the last norm, ``[T, H]`` in the weights' data type.
         """
+        return self.decode(self.embed(input_ids, given), positions, ctx)
+
+    def embed(self, input_ids: Tensor, given: GivenEmbeds | None = None) -> Tensor:
+        """What ``forward`` begins with: int64 ``[T]`` -> ``[T, embedding size]``, a new tensor."""
         x = self.embedding(input_ids)
         if given is not None:
             x[given.places] = given.rows
-        return self.decode(x, positions, ctx)
+        return x
 
     def embeds_spec(self) -> EmbedsSpec:
         """What a row of ``GivenEmbeds`` is. It is the output of the embedding: where that is scaled, so is the row."""

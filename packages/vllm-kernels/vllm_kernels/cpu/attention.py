@@ -10,7 +10,7 @@ from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import KVCache
 
 _paged_attention = Kernel("paged_attention", *[POINTER] * 11, *[INT64] * 8, FLOAT, FLOAT, *[INT32] * 4)
-_check_block_table = Kernel("check_block_table", *[POINTER] * 3, *[INT64] * 5, POINTER)
+_check_block_table = Kernel("check_block_table", *[POINTER] * 3, *[INT64] * 5, POINTER, captured=False)
 
 _TYPES = {dtype: DTYPES[dtype] for dtype in FLOATS}
 
@@ -34,6 +34,14 @@ class _Step:
         addresses = self.query_starts.buffer_info()[0], self.seq_lens.buffer_info()[0], self.table.data_ptr()
         self.arguments = (*addresses, max_blocks, num_seqs)
         self.checked: set[tuple[int, int, int]] = set()
+
+    def refill(self, metadata: AttentionMetadata) -> None:
+        """Take over the lengths and blocks of another step with the same query lengths, in the same memory."""
+        self.seq_lens[:] = array("q", metadata.seq_lens_host)
+        if self.table is not metadata.block_table:
+            self.table.copy_(metadata.block_table)
+        for kind in list(self.checked):
+            self.check(*kind)
 
     def check(self, num_blocks: int, block_size: int, window: int) -> None:
         """Every block that layers with this window follow must be one of the cache. Raises ``IndexError``."""

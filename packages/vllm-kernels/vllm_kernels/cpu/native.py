@@ -52,15 +52,17 @@ class Kernel:
         name: in ``csrc/cpu``.
         argtypes: types of its arguments.
         returns: type of its result; None for a function without one.
+        captured: whether a graph has its calls; not those of a check that is made anew before each replay.
 
     ``invoke`` is the address of what calls it with recorded arguments, once it is bound to a level.
     """
 
-    __slots__ = ("_prototype", "argtypes", "call", "invoke", "name")
+    __slots__ = ("_prototype", "argtypes", "call", "captured", "invoke", "name")
 
-    def __init__(self, name: str, *argtypes: Any, returns: Any = None) -> None:
+    def __init__(self, name: str, *argtypes: Any, returns: Any = None, captured: bool = True) -> None:
         self.name = name
         self.argtypes = argtypes
+        self.captured = captured
         self._prototype = ctypes.CFUNCTYPE(returns, *argtypes)
         self.call: Callable[..., Any] = self._first_call
         self.invoke = 0

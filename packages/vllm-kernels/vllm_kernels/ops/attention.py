@@ -24,7 +24,8 @@ class AttentionMetadata:
             beyond a sequence's length and those that slid out of the window are never followed.
         query_lens_host: new tokens per sequence, as Python integers.
         seq_lens_host: ``seq_lens`` as Python integers.
-        plans: what a face works out once per step and reuses in every layer. Faces only.
+        plans: what a face works out once per step and reuses in every layer. Faces only. A plan that has a
+            ``refill(metadata)`` lives through one, others are dropped.
     """
 
     query_start_loc: torch.Tensor
@@ -33,6 +34,26 @@ class AttentionMetadata:
     query_lens_host: list[int]
     seq_lens_host: list[int]
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def refill(self, step: "AttentionMetadata") -> None:
+        """Take over the contents of another step, in the same memory: a captured graph reads them there.
+
+        Args:
+            step: with the same query lengths, and a block table that is no wider.
+
+        Raises:
+            ValueError: it does not fit.
+            IndexError: as of ``paged_attention``, for the layers that have used this object.
+        """
+        width = step.block_table.shape[1]
+        if step.query_lens_host != self.query_lens_host or width > self.block_table.shape[1]:
+            raise ValueError("a step must have the query lengths of the one it follows, and no wider block table")
+        self.seq_lens.copy_(step.seq_lens)
+        self.seq_lens_host[:] = step.seq_lens_host
+        self.block_table[:, :width].copy_(step.block_table)
+        self.plans = {name: plan for name, plan in self.plans.items() if hasattr(plan, "refill")}
+        for plan in self.plans.values():
+            plan.refill(self)
 
 
 def paged_attention(

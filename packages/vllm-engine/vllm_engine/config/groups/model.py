@@ -83,8 +83,7 @@ class ModelConfig:
     )
     enforce_eager: bool = option(
         False,
-        help="run every operation eagerly, without CUDA graphs",
-        no_effect="on a CPU every operation runs eagerly anyway",
+        help="call every operation anew in each step, instead of replaying decode steps as graphs",
     )
     enable_return_routed_experts: bool = option(
         False, help="return which experts each token was routed to", unsupported=NO_EXPERTS
