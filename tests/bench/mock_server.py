@@ -1,0 +1,305 @@
+"""An OpenAI-compatible server that answers on a schedule, in a process of its own, and tells when it really wrote what.
+
+``with running([Plan(...)]) as mock:`` starts one. A chunk's time counts from the arrival of the request, not from the
+chunk before, so that lateness does not add up. Server and tests read the same clock (``time.perf_counter`` is the
+system's monotonic clock on Linux), so ``mock.log()`` is what a client that adds no time of its own would measure.
+"""
+
+import argparse
+import asyncio
+import json
+import selectors
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+NUM_PROMPT_TOKENS = 7
+"""``prompt_tokens`` of a prompt that is no text and no list of ids."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one request is answered."""
+
+    first_token_s: float = 0.0
+    """Arrival of the request to the first chunk with text."""
+    next_token_s: float = 0.0
+    """Between tokens; a chunk of several comes when its first one is due."""
+    num_tokens: int | None = None
+    """Length of the answer; None: as many as the request allows."""
+    tokens_per_chunk: int = 1
+    status: int = 200
+    """Another one: an error instead of an answer, after ``first_token_s``."""
+    error_after: int | None = None
+    """Chunks after which the stream carries an error event and ends."""
+    break_after: int | None = None
+    """Chunks after which the connection is cut."""
+    usage: bool = True
+
+    def chunks(self, limit: int) -> list[tuple[float, int]]:
+        """Seconds from arrival, and number of tokens, of each chunk with text."""
+        total = limit if self.num_tokens is None else self.num_tokens
+        result = []
+        for begin in range(0, total, self.tokens_per_chunk):
+            count = min(self.tokens_per_chunk, total - begin)
+            result.append((self.first_token_s + begin * self.next_token_s, count))
+        return result
+
+
+@dataclass
+class Served:
+    """What really happened to one request; times are of ``time.perf_counter``."""
+
+    path: str
+    body: dict[str, Any]
+    headers: dict[str, str]
+    arrived: float
+    """Its last byte was read."""
+    writes: list[float] = field(default_factory=list)
+    """Just before each chunk with text was written."""
+    tokens: list[int] = field(default_factory=list)
+    """Tokens of each of these."""
+    ended: float = 0.0
+    gone: bool = False
+    """The client closed the connection before the answer's end."""
+
+
+@dataclass(frozen=True)
+class MockServer:
+    """A running one."""
+
+    url: str
+
+    def log(self) -> list[Served]:
+        """Every request so far, in the order of arrival."""
+        with urllib.request.urlopen(f"{self.url}/log") as answer:
+            return [Served(**served) for served in json.load(answer)]
+
+
+@contextmanager
+def running(plans: Sequence[Plan], *options: str) -> Iterator[MockServer]:
+    """A server that answers request ``i`` by plan ``i % len(plans)``, until the block ends."""
+    arguments = ["--plans", json.dumps([asdict(plan) for plan in plans]), *options]
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield MockServer(f"http://127.0.0.1:{int(process.stdout.readline())}")
+    finally:
+        process.stdin.close()  # the word to end
+        process.wait(10)
+        process.stdout.close()
+
+
+class _Server:
+    """What all connections share."""
+
+    def __init__(self, plans: list[Plan], *, tokenize: bool, max_model_len: int) -> None:
+        self._plans = plans
+        self.served: list[Served] = []
+        self.tokenize = tokenize
+        self.max_model_len = max_model_len
+
+    def admit(self, served: Served) -> Plan:
+        self.served.append(served)
+        return self._plans[(len(self.served) - 1) % len(self._plans)]
+
+
+class _Connection(asyncio.Protocol):
+    """HTTP/1.1 as far as benchmarks speak it: bodies with a length, answers one after the other."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self._unread = b""
+        self._current: Served | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._loop = asyncio.get_running_loop()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._current is not None:
+            self._current.gone = True
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        head, blank, rest = self._unread.partition(b"\r\n\r\n")
+        if not blank:
+            return
+        request, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        length = int(headers.get("content-length", "0"))
+        if len(rest) < length:
+            return
+        arrived = time.perf_counter()
+        self._unread = rest[length:]
+        method, path, _ = request.split(" ")
+        if method == "GET":
+            self._get(path)
+        else:
+            self._post(path, json.loads(rest[:length]), headers, arrived)
+
+    def _get(self, path: str) -> None:
+        if path == "/log":
+            self._send(200, [asdict(served) for served in self._server.served])
+        elif path == "/v1/models":
+            self._send(200, {"data": [{"id": "mock", "object": "model", "max_model_len": self._server.max_model_len}]})
+        else:
+            self._send(200 if path == "/health" else 404, {})
+
+    def _post(self, path: str, body: dict[str, Any], headers: dict[str, str], arrived: float) -> None:
+        if path == "/tokenize" and self._server.tokenize:
+            ids = list(range(len(body["prompt"].split())))  # one token a word
+            self._send(200, {"count": len(ids), "tokens": ids, "max_model_len": self._server.max_model_len})
+            return
+        chunk_of = _CHUNKS.get(path)
+        if chunk_of is None:
+            self._send(404, {"error": {"message": f"there is no {path}"}})
+            return
+        served = self._current = Served(path, body, headers, arrived)
+        plan = self._server.admit(served)
+        if plan.status != 200:
+            self._at(arrived + plan.first_token_s, self._refuse, served, plan.status)
+        else:
+            self._stream(plan, served, chunk_of)
+
+    def _stream(self, plan: Plan, served: Served, chunk_of: Callable[[str], dict[str, Any]]) -> None:
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        limit = served.body.get("max_tokens") or served.body.get("max_completion_tokens") or 16
+        chunks = plan.chunks(limit)
+        fault = plan.error_after if plan.break_after is None else plan.break_after
+        if fault is not None:
+            chunks = chunks[:fault]
+        options = served.body.get("stream_options") or {}
+        usage = None
+        if plan.usage and options.get("include_usage"):
+            prompt, completion = _num_prompt_tokens(served.body.get("prompt")), sum(count for _, count in chunks)
+            usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        steps: list[tuple[float, Callable[[], None]]] = [
+            (offset, partial(self._write, served, _event(chunk_of(" tok" * count)), count)) for offset, count in chunks
+        ]
+        end = chunks[-1][0] if chunks else plan.first_token_s
+        if plan.break_after is not None:
+            steps.append((end, partial(self._break, served)))
+        elif plan.error_after is not None:
+            steps.append((end, partial(self._fail, served)))
+        else:
+            steps.append((end, partial(self._finish, served, usage)))
+        self._follow(served.arrived, iter(steps))
+
+    def _follow(self, begin: float, steps: Iterator[tuple[float, Callable[[], None]]]) -> None:
+        """Take the steps at their times, one after the other: timers of the same time may fire in any order."""
+        for offset, step in steps:
+            if begin + offset > time.perf_counter():
+                self._at(begin + offset, self._take, step, begin, steps)
+                return
+            step()
+
+    def _take(self, step: Callable[[], None], begin: float, steps: Iterator[Any]) -> None:
+        step()
+        self._follow(begin, steps)
+
+    def _at(self, when: float, what: Callable[..., None], *arguments: Any) -> None:
+        # The loop's clock is time.monotonic: the same as perf_counter.
+        self._timer = self._loop.call_at(when, what, *arguments)
+
+    def _write(self, served: Served, event: bytes, tokens: int) -> None:
+        served.writes.append(time.perf_counter())
+        served.tokens.append(tokens)
+        self._transport.write(_chunked(event))
+
+    def _finish(self, served: Served, usage: dict[str, int] | None) -> None:
+        events = b"" if usage is None else _chunked(_event({"choices": [], "usage": usage}))
+        self._end(served)
+        self._transport.write(events + _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    def _fail(self, served: Served) -> None:
+        error = {"error": {"message": "the engine stumbled", "type": "InternalServerError", "code": 500}}
+        self._end(served)
+        self._transport.write(_chunked(_event(error)) + _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    def _break(self, served: Served) -> None:
+        self._end(served)
+        self._transport.abort()
+
+    def _refuse(self, served: Served, status: int) -> None:
+        self._end(served)
+        self._send(status, {"error": {"message": f"refused with {status}", "type": "mock", "code": status}})
+
+    def _end(self, served: Served) -> None:
+        served.ended = time.perf_counter()
+        self._current = None
+
+    def _send(self, status: int, content: Any) -> None:
+        body = json.dumps(content).encode()
+        head = f"HTTP/1.1 {status} Mock\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._transport.write(head.encode() + body)
+
+
+def _num_prompt_tokens(prompt: Any) -> int:
+    """One token a word, or as many as there are ids."""
+    if isinstance(prompt, str):
+        return len(prompt.split())
+    return len(prompt) if isinstance(prompt, list) else NUM_PROMPT_TOKENS
+
+
+def _completion_chunk(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
+    head = {"id": "cmpl-0123456789abcdef", "object": "text_completion", "created": 1700000000, "model": "mock"}
+    return {**head, "choices": [choice], "usage": None}
+
+
+def _chat_chunk(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+    head = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1700000000}
+    return {**head, "model": "mock", "choices": [choice], "usage": None}
+
+
+_CHUNKS = {"/v1/completions": _completion_chunk, "/v1/chat/completions": _chat_chunk}
+"""Path -> what makes the chunk that carries a text."""
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(content)}\n\n".encode()
+
+
+def _chunked(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+async def _serve(server: _Server, port: int) -> None:
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(lambda: _Connection(server), "127.0.0.1", port, backlog=1024)
+    print(listening.sockets[0].getsockname()[1], flush=True)
+    # Whoever started this keeps our standard input open.
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plans", required=True, help="list of plans as JSON")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--no-tokenize", action="store_true", help="a server without /tokenize")
+    parser.add_argument("--max-model-len", type=int, default=4096)
+    options = parser.parse_args()
+    plans = [Plan(**plan) for plan in json.loads(options.plans)]
+    server = _Server(plans, tokenize=not options.no_tokenize, max_model_len=options.max_model_len)
+    # select() knows microseconds; epoll, the default, would wake up to a millisecond late.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        runner.run(_serve(server, options.port))
+
+
+if __name__ == "__main__":
+    _main()
