@@ -88,7 +88,7 @@ def test_a_word_that_names_nothing_comes_with_what_is_near(capsys) -> None:
 
 def test_help_says_what_this_version_honours(capsys) -> None:
     assert "only the default here" in " ".join(page(capsys, "serve", "--help=tensor-parallel-size").split())
-    assert "no effect here" in " ".join(page(capsys, "serve", "--help=enforce-eager").split())
+    assert "no effect here" in " ".join(page(capsys, "serve", "--help=trust-remote-code").split())
 
 
 def test_the_front_end_is_a_group_of_serve(capsys) -> None:

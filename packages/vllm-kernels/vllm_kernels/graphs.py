@@ -26,7 +26,7 @@ class Graph(Protocol):
 
 
 class GraphPool:
-    """Captures graphs that share the memory of their intermediate tensors, so no two of them may run at a time."""
+    """Captures graphs that share the memory of their tensors: a graph's result holds until another one is replayed."""
 
     def __init__(self, device: torch.device) -> None:
         self.available = device.type == "cpu" and native.why_not() is None
@@ -41,7 +41,7 @@ class GraphPool:
                 and allocate them, nothing else.
 
         Returns:
-            The graph and the function's result, which every replay overwrites.
+            The graph and the function's result, which a replay writes anew.
 
         Raises:
             NotCapturable: the function does something else, or nothing can be captured here.

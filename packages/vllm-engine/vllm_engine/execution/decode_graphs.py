@@ -68,18 +68,18 @@ class DecodeGraphs:
         self._tables = [self._zeros(table.shape, torch.int32) for table in block_tables]
         self._possible = self._pool.available
 
-    def decode(self, x: Tensor, positions: Tensor, step: AttentionContext) -> Tensor:
+    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
         """As ``CausalLM.decode``, for one token of each sequence. The result holds until the next call."""
         if not self._possible:
-            return self._model.decode(x, positions, step)
+            return self._model.decode(x, positions, ctx)
         key = (len(x), circumstances())
         if key not in self._captured:
             self._captured[key] = None
-            return self._model.decode(x, positions, step)
+            return self._model.decode(x, positions, ctx)
         captured = self._captured[key]
         if captured is None:
-            return self._capture(key, x, positions, step)
-        captured.inputs.fill(x, positions, step)
+            return self._capture(key, x, positions, ctx)
+        captured.inputs.fill(x, positions, ctx)
         captured.graph.replay()
         return captured.hidden
 

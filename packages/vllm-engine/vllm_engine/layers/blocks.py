@@ -6,6 +6,7 @@ from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import RMSNorm
+from vllm_kernels.ops.add import add
 
 
 class PreNormBlock(TensorModule):
@@ -40,5 +41,4 @@ class SandwichNormBlock(TensorModule):
         """As of ``PreNormBlock``. What a layer brings is normalised before it is added."""
         brought = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), positions, ctx))
         normed, x = self.pre_feedforward_layernorm(brought, x)
-        stream: Tensor = x + self.post_feedforward_layernorm(self.mlp(normed))
-        return stream
+        return add(x, self.post_feedforward_layernorm(self.mlp(normed)))

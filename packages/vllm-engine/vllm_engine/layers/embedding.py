@@ -7,8 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.weights import RowsSlot, Slot, TensorSlot, WeightedModule, WeightFormat
 from vllm_kernels.linear_weight import LinearWeight
+from vllm_kernels.ops.add import add
 from vllm_kernels.ops.embedding import embedding
 from vllm_kernels.ops.linear import linear, rows
 
@@ -55,6 +57,22 @@ class Embedding(WeightedModule):
         weight = self.weight
         slot = RowsSlot(weight, 0, self.num_embeddings) if isinstance(weight, LinearWeight) else TensorSlot(weight)
         yield f"{name}.weight", slot
+
+
+class LearnedPositions(TensorModule):
+    """A table of positions ``[offset + num_positions, size]`` whose rows are added to embeddings.
+
+    ``offset``: rows that stand before that of position 0.
+    """
+
+    def __init__(self, num_positions: int, size: int, *, offset: int = 0) -> None:
+        super().__init__()
+        self.offset = offset
+        self.weight = nn.Parameter(torch.empty(offset + num_positions, size), requires_grad=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings ``[T, size]`` and their positions, int64 ``[T]`` -> ``[T, size]``."""
+        return add(x, embedding(positions, self.weight[self.offset :]))
 
 
 class LMHead(WeightedModule):

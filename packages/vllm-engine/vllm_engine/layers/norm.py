@@ -44,8 +44,7 @@ class LayerNorm(TensorModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm of ``x`` over its last dimension."""
-        weight = x.new_ones(x.shape[-1]) if self.weight is None else self.weight
-        return layer_norm(x, weight, self.bias, self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
     def fill_identity(self) -> None:
         """Weights that scale by one and add nothing (for dummy models)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.layers.attention import Attention, AttentionContext
-from vllm_engine.layers.embedding import Embedding, LMHead
+from vllm_engine.layers.embedding import Embedding, LearnedPositions, LMHead
 from vllm_engine.layers.linear import Linear, QKVLinear
 from vllm_engine.layers.mlp import plain_activation
 from vllm_engine.layers.module import TensorModule
@@ -75,13 +75,13 @@ class GPT2Transformer(TensorModule):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.wte = Embedding(config.vocab_size, config.hidden_size, tied=config.tie_word_embeddings)
-        self.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.wpe = LearnedPositions(config.max_position_embeddings, config.hidden_size)
         self.h = nn.ModuleList(GPT2Block(config, index) for index in range(config.num_layers))
         self.ln_f = LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
         """Embeddings ``[T, H]``, positions int64 ``[T]`` -> ``[T, H]``."""
-        x = x + self.wpe(positions)
+        x = self.wpe(x, positions)
         for block in self.h:
             x = block(x, ctx)
         return self.ln_f(x)

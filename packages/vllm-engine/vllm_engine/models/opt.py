@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.layers.attention import Attention, AttentionContext
-from vllm_engine.layers.embedding import Embedding, LMHead
+from vllm_engine.layers.embedding import Embedding, LearnedPositions, LMHead
 from vllm_engine.layers.linear import Linear, QKVLinear
 from vllm_engine.layers.mlp import plain_activation
 from vllm_engine.layers.module import TensorModule
@@ -66,7 +66,7 @@ class OPTDecoder(TensorModule):
         hidden_size = config.hidden_size
         embed_dim = config.word_embed_proj_dim or hidden_size
         self.embed_tokens = Embedding(config.vocab_size, embed_dim, tied=config.tie_word_embeddings)
-        self.embed_positions = Embedding(config.max_position_embeddings + _POSITION_OFFSET, hidden_size)
+        self.embed_positions = LearnedPositions(config.max_position_embeddings, hidden_size, offset=_POSITION_OFFSET)
         self.project_in = None if embed_dim == hidden_size else Linear(embed_dim, hidden_size)
         self.project_out = None if embed_dim == hidden_size else Linear(hidden_size, embed_dim)
         self.layers = nn.ModuleList(OPTDecoderLayer(config, index) for index in range(config.num_layers))
@@ -78,7 +78,7 @@ class OPTDecoder(TensorModule):
         """Embeddings ``[T, word_embed_proj_dim]``, positions int64 ``[T]`` -> ``[T, word_embed_proj_dim]``."""
         if self.project_in is not None:
             x = self.project_in(x)
-        x = x + self.embed_positions(positions + _POSITION_OFFSET)  # [T, H]
+        x = self.embed_positions(x, positions)  # [T, H]
         for layer in self.layers:
             x = layer(x, ctx)
         if self.final_layer_norm is not None:

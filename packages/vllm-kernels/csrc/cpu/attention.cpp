@@ -1,11 +1,12 @@
 // Attention of the new tokens of many sequences to what the paged cache holds of theirs.
 //
 // A split of a row's positions is summed by itself, block after block of kKeys, and the splits are folded in order. So
-// a row's result has one order of sums, whatever else is in the batch, however its prompt is cut into chunks, and
-// however the work is cut into items (attention_plan.h) and shared among threads.
+// a row's result has one order of sums, whatever else is in the batch, however the work is cut into items
+// (attention_plan.h) and shared among threads, and with `batch_invariant` however its prompt is cut into chunks.
 #include <type_traits>
 
 #include "attention_direct.h"
+#include "attention_lanewise.h"
 #include "attention_plan.h"
 #include "parallel.h"
 #if defined(__AMX_BF16__)
@@ -125,7 +126,8 @@ bool find_next_block(const Task& task, const Item& item, int64_t split, const Sp
   return true;
 }
 
-// Whether a sequence's few rows are multiplied without packing. That gives the same bits as product(), not as tiles.
+// Whether a sequence's few rows are multiplied without packing. If they must, that gives the same bits as product(); as
+// tiles it never does.
 bool reads_directly(const Task& task, int64_t seq) {
   return task.query_len(seq) * task.group() <= kBlockRows && !(kTiles && task.batch_invariant);
 }
@@ -289,20 +291,23 @@ void run_item(const Task& task, const Item& item, const Item* follower, Shared* 
 }
 
 template <class Units, class Format, int R>
-void set_direct(Readers& readers, int fewest) {
+void set_direct(Readers& readers, int fewest, [[maybe_unused]] bool batch_invariant) {
   for (int rows = fewest; rows <= R; ++rows) {
     readers.scores[rows] = direct_scores<Units, Format, R>;
+#if defined(__AVX512F__)
+    if (!batch_invariant) readers.scores[rows] = lanewise_scores<Units, Format, R>;
+#endif
     readers.sums[rows] = direct_sums<Units, Format, R>;
   }
 }
 
 template <class Units, class Format>
-Readers readers_of() {
+Readers readers_of(bool batch_invariant) {
   Readers readers = {pack_keys<Units, Format>, pack_values<Units, Format>, {}, {}};
-  set_direct<Units, Format, 1>(readers, 1);
-  set_direct<Units, Format, 2>(readers, 2);
-  set_direct<Units, Format, 4>(readers, 3);
-  set_direct<Units, Format, kBlockRows>(readers, 5);
+  set_direct<Units, Format, 1>(readers, 1, batch_invariant);
+  set_direct<Units, Format, 2>(readers, 2, batch_invariant);
+  set_direct<Units, Format, 4>(readers, 3, batch_invariant);
+  set_direct<Units, Format, kBlockRows>(readers, 5, batch_invariant);
   return readers;
 }
 
@@ -313,7 +318,7 @@ void attend(const Task& task, int threads) {
     using Format = decltype(type);
     // Pairs of bf16 are for what has no more digits than they have.
     constexpr bool exact = !std::is_same_v<Format, F32> && !std::is_same_v<Format, F16>;
-    if constexpr (Units::kPerUnit == 1 || exact) readers = readers_of<Units, Format>();
+    if constexpr (Units::kPerUnit == 1 || exact) readers = readers_of<Units, Format>(task.batch_invariant);
   });
   static thread_local Buffer plan_memory, partial_memory;
   const int width = padded_dim<Units>(task.head_dim);
@@ -345,7 +350,7 @@ void attend(const Task& task, int threads) {
 // block_size] or null. query_starts [num_seqs + 1], seq_lens [num_seqs]; block_table [num_seqs, table_stride], whose
 // followed entries were checked. slopes, sinks [num_heads] fp32 or null; window 0 and soft_cap 0: none.
 // batch_invariant: the sums of a token must not depend on how many new tokens its sequence has, which they do on AMX
-// tiles alone.
+// tiles and with lanewise_scores().
 void paged_attention(const void* query, void* out, const void* keys, const void* values, const float* key_scales,
                      const float* value_scales, const float* slopes, const float* sinks, const int64_t* query_starts,
                      const int64_t* seq_lens, const int32_t* block_table, int64_t table_stride, int64_t num_seqs,

@@ -1,5 +1,5 @@
 // Norms of rows. x, residual and outputs are [rows, size] of one type, rows `stride` elements apart where a stride is
-// given and contiguous otherwise; weight and bias [size] of that type. Sums are in fp32 and belong to one thread, so a
+// given and contiguous otherwise; weight and bias [size] of that type, or null: ones and zeros. Sums are in fp32 and belong to one thread, so a
 // row's result depends on that row alone.
 #include "parallel.h"
 #include "vec.h"
@@ -39,7 +39,7 @@ void rms_norm_row(const typename T::type* x, const typename T::type* weight, typ
   });
 }
 
-// out = (x - mean) / sqrt(var + eps) * weight + bias; no bias: null. The variance is of the differences from the mean,
+// out = (x - mean) / sqrt(var + eps) * weight + bias. The variance is of the differences from the mean,
 // not a difference of sums, which would lose its digits where the mean is large.
 template <class T>
 void layer_norm_row(const typename T::type* x, const typename T::type* weight, const typename T::type* bias,
@@ -53,8 +53,9 @@ void layer_norm_row(const typename T::type* x, const typename T::type* weight, c
   const Vec scale = splat(1.f / __builtin_sqrtf(squares / size + eps));
   for_lanes(size, [&](int64_t i, Mask m, bool whole) {
     const Vec normed = (load_part<T>(x + i, m, whole) - centre) * scale;
+    const Vec factor = weight ? load_part<T>(weight + i, m, whole) : splat(1.f);
     const Vec shift = bias ? load_part<T>(bias + i, m, whole) : zero();
-    store_part<T>(out + i, fma(normed, load_part<T>(weight + i, m, whole), shift), m, whole);
+    store_part<T>(out + i, fma(normed, factor, shift), m, whole);
   });
 }
 

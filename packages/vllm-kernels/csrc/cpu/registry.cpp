@@ -12,6 +12,7 @@ OpenMP vllm_openmp = {nullptr, nullptr, nullptr};
 #define VLLM_FOR_EACH_FILE(USE, level) \
   USE(attention, level)                \
   USE(activation, level)               \
+  USE(add, level)                      \
   USE(cache, level)                    \
   USE(embedding, level)                \
   USE(limits, level)                   \

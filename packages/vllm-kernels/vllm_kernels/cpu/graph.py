@@ -4,8 +4,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,9 +28,13 @@ class _Argument(ctypes.Union):
 
 
 class Graph:
-    """Calls of native kernels in their order, with the addresses that they had when they were recorded."""
+    """Calls of native kernels in their order, with the addresses that they had when they were recorded.
 
-    def __init__(self, calls: list[tuple[Kernel, tuple[Any, ...]]]) -> None:
+    ``scratch``: what they hand to one another is there.
+    """
+
+    def __init__(self, calls: list[tuple[Kernel, tuple[Any, ...]]], scratch: Scratch) -> None:
+        self._scratch = scratch
         self._names = [kernel.name for kernel, _ in calls]
         self._count = len(calls)
         self._invokes = (ctypes.c_void_p * self._count)(*(kernel.invoke for kernel, _ in calls))
@@ -73,7 +76,7 @@ def capture(function: Callable[[], torch.Tensor], scratch: Scratch) -> tuple[Gra
     calls: list[tuple[Kernel, tuple[Any, ...]]] = []
     with _capturing, _recorded(calls), _Watch(scratch):
         result = function()
-    return Graph(calls), result
+    return Graph(calls, scratch), result
 
 
 @contextmanager
@@ -81,32 +84,24 @@ def _recorded(calls: list[tuple[Kernel, tuple[Any, ...]]]) -> Iterator[None]:
     """Note each call of a kernel by this thread, and its arguments, in ``calls``."""
     caller = threading.get_ident()
 
-    def record(kernel: Kernel, function: Callable[..., Any], *arguments: Any) -> Any:
+    def record(kernel: Kernel, *arguments: Any) -> Any:
         if threading.get_ident() == caller:
             calls.append((kernel, arguments))
+        function = cast(Callable[..., Any], kernel.function)
         return function(*arguments)
 
-    level = native.level()
-    before = []
-    for kernel in native.kernels:
-        if not kernel.invoke:
-            kernel.bind(level)
-        before.append((kernel, kernel.call))
+    native.set_recorder(record)
     try:
-        for kernel, function in before:
-            if kernel.captured:
-                kernel.call = partial(record, kernel, function)
         yield
     finally:
-        for kernel, function in before:
-            kernel.call = function
+        native.set_recorder(None)
 
 
 class _Watch(TorchDispatchMode):
     """Serves what is allocated from ``scratch``, lets views pass, and refuses every other operator."""
 
     def __init__(self, scratch: Scratch) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._scratch = scratch
 
     @classmethod

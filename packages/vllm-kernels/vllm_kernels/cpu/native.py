@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,11 @@ class Kernel:
         returns: type of its result; None for a function without one.
         captured: whether a graph has its calls; not those of a check that is made anew before each replay.
 
-    ``invoke`` is the address of what calls it with recorded arguments, once it is bound to a level.
+    Once it is bound to a level, ``function`` is what ``call`` ends in, and ``invoke`` the address of what calls it with
+    recorded arguments.
     """
 
-    __slots__ = ("_prototype", "argtypes", "call", "captured", "invoke", "name")
+    __slots__ = ("_prototype", "argtypes", "call", "captured", "function", "invoke", "name")
 
     def __init__(self, name: str, *argtypes: Any, returns: Any = None, captured: bool = True) -> None:
         self.name = name
@@ -65,6 +66,7 @@ class Kernel:
         self.captured = captured
         self._prototype = ctypes.CFUNCTYPE(returns, *argtypes)
         self.call: Callable[..., Any] = self._first_call
+        self.function: Callable[..., Any] | None = None
         self.invoke = 0
         kernels.append(self)
 
@@ -78,12 +80,28 @@ class Kernel:
         if not found:
             raise NotAvailable(f"{LIBRARY.name} has no kernel {self.name}: it is older than the Python files beside it")
         self.invoke = found.contents.invoke
-        self.call = self._prototype(found.contents.function)
+        self.function = self._prototype(found.contents.function)
+        self.take_recorder()
+
+    def take_recorder(self) -> None:
+        """Let ``call`` go by the recorder, if there is one and it is to know."""
+        if self.function is not None:
+            record = _recorder if self.captured else None
+            self.call = self.function if record is None else partial(record, self)
 
 
 kernels: list[Kernel] = []
 """All that there are."""
 _level: str | None = None
+_recorder: Callable[..., Any] | None = None
+
+
+def set_recorder(recorder: Callable[..., Any] | None) -> None:
+    """Let ``recorder(kernel, *arguments)`` make all calls of kernels, of all threads, until it is None."""
+    global _recorder
+    _recorder = recorder
+    for kernel in kernels:
+        kernel.take_recorder()
 
 
 def why_not() -> str | None:

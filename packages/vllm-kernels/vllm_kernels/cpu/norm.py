@@ -59,7 +59,7 @@ def fused_add_rms_norm(
     return out, total
 
 
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     dtype = x.dtype
     if dtype not in FLOATS or not (_plain(weight, dtype) and _plain(bias, dtype)):
         return eager.layer_norm(x, weight, bias, eps)
@@ -67,7 +67,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _layer_norm.call(
         x.data_ptr(),
-        weight.data_ptr(),
+        None if weight is None else weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
         x.numel() // size,
@@ -81,7 +81,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 
 
 def fused_add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dtype = x.dtype
     if dtype not in FLOATS or not (_plain(weight, dtype) and _plain(bias, dtype)):
@@ -92,7 +92,7 @@ def fused_add_layer_norm(
     _add_layer_norm.call(
         x.data_ptr(),
         residual.data_ptr(),
-        weight.data_ptr(),
+        None if weight is None else weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
         total.data_ptr(),

@@ -54,15 +54,15 @@ def fused_add_rms_norm(
     return result
 
 
-def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     """Layer norm (arXiv:1607.06450): ``(x - mean) / sqrt(var + eps) * weight + bias`` over the last dimension.
 
     Computed in fp32 (fp64 for fp64 input) and rounded once; ``var`` is the biased variance.
 
     Args:
         x: ``[..., hidden]``, floating point.
-        weight: ``[hidden]``, dtype of ``x``.
-        bias: ``[hidden]``, dtype of ``x``, or None.
+        weight: ``[hidden]``, dtype of ``x``; None: ones.
+        bias: ``[hidden]``, dtype of ``x``; None: zeros.
         eps: added to the variance.
 
     Returns:
@@ -77,7 +77,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 
 
 def fused_add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add a layer's output to the residual stream and normalise the sum, which is rounded to the dtype of ``x`` before.
 
@@ -107,7 +107,7 @@ def _check_residual(x: torch.Tensor, residual: torch.Tensor) -> None:
         )
 
 
-def _check_affine(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    check_shape("weight", weight, (x.shape[-1],))
-    if bias is not None:
-        check_shape("bias", bias, (x.shape[-1],))
+def _check_affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            check_shape(name, vector, (x.shape[-1],))

@@ -93,7 +93,7 @@ class EngineConfig:
         2,
         help="how much start-up time to spend for speed",
         short=("-O",),
-        no_effect="nothing is compiled or captured on a CPU, so all levels are the same",
+        no_effect="nothing is compiled on a CPU, and graphs cost nothing at start, so all levels are the same",
     )
     performance_mode: Literal["balanced", "interactivity", "throughput"] = option(
         "balanced",
