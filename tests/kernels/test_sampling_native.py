@@ -2,7 +2,6 @@
 vocabulary would take the reference too long."""
 
 import math
-import time
 from functools import cache
 
 import numpy as np
@@ -224,21 +223,3 @@ def test_offsets_that_run_away_and_tokens_outside_are_refused(level):
             )
     with pytest.raises(ValueError, match="entry 1 lies outside"):
         sampling.top_logprobs(logits, torch.tensor([0, 4]), 2)
-
-
-@pytest.mark.parametrize("kind", ["flat", "steep", "equal"])
-def test_sampling_takes_a_small_part_of_a_step(kind):
-    # A step of 32 requests takes 100 ms on two cores; measured, on one: 3 ms with top_p alone, less with anything else.
-    # Torch's softmax, topk and cumsum take more than 60 ms.
-    rows = 32
-    logits = (
-        torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(0)) * {"flat": 1, "steep": 6, "equal": 0}[kind]
-    )
-    uniforms = torch.rand(rows, dtype=torch.float64)
-    for filters in ((0.8, 50, 0.9, 0.0), (0.8, 0, 0.9, 0.0), (0.8, 0, 1.0, 0.05), (0.8, 0, 1.0, 0.0)):
-        vectors, best = arguments([filters] * rows), INF
-        for _ in range(5):
-            start = time.thread_time()
-            sampling.sample(logits, *vectors, uniforms)
-            best = min(best, time.thread_time() - start)
-        assert best < 0.025, filters
