@@ -1,6 +1,12 @@
+from collections.abc import Callable
+from contextlib import ExitStack
+from ctypes import CDLL
+from functools import cache
+
 import pytest
 import torch
 
+from tests.kernels.native_build import compile_file, kernels_from
 from vllm_kernels.backend import use_face
 from vllm_kernels.cpu import native
 
@@ -34,3 +40,27 @@ def face(request):
             yield "cpu"
     else:
         pytest.skip(f"this machine has no {request.param}")
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory) -> Callable[[str], CDLL]:
+    """Compiles a kernel file, by its name without ``.cpp``, for AMX with tiles in plain C++; each file once."""
+    if "avx512_bf16" not in native.machine_levels():
+        pytest.skip("the level of AMX also needs AVX-512 BF16")
+    return cache(lambda name: compile_file(name, "amx", tmp_path_factory.mktemp("amx")))
+
+
+@pytest.fixture(params=[*native.LEVELS, "amx_emulated"])
+def kernels(request):
+    """Each level of the machine, and AMX emulated for the kernel files that the module names in ``EMULATED``."""
+    if request.param == "amx_emulated":
+        compiled = request.getfixturevalue("emulation")
+        with ExitStack() as stack:
+            for name in request.module.EMULATED:
+                stack.enter_context(kernels_from(compiled(name)))
+            yield request.param
+        return
+    if request.param not in native.machine_levels():
+        pytest.skip(f"this machine has no {request.param}")
+    with native.use_level(request.param):
+        yield request.param

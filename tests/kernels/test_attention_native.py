@@ -8,14 +8,13 @@ from typing import get_args
 import pytest
 import torch
 
-from tests.kernels.native_build import compile_file, kernels_from
 from tests.kernels.paged import Sequence, Step, random_sequence, step_of
 from vllm_kernels.backend import use_face
 from vllm_kernels.batch_invariance import use_batch_invariance
 from vllm_kernels.cache_format import CacheFormat
-from vllm_kernels.cpu import native
 from vllm_kernels.ops.attention import paged_attention
 
+EMULATED = ("attention",)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 EVERYTHING = {
     "sliding_window": 150,
@@ -23,27 +22,6 @@ EVERYTHING = {
     "alibi_slopes": torch.tensor([0.5, 0.25, 0.1, 0.0]),
     "sinks": torch.tensor([1.0, -2.0, 0.5, 3.0]),
 }
-
-
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory):
-    """The kernels of level ``amx`` with tiles in plain C++."""
-    if "avx512_bf16" not in native.machine_levels():
-        pytest.skip("the level of AMX also needs AVX-512 BF16")
-    return compile_file("attention", "amx", tmp_path_factory.mktemp("amx"))
-
-
-@pytest.fixture(params=[*native.LEVELS, "amx_emulated"])
-def kernels(request):
-    """Each level of the machine, and AMX emulated."""
-    if request.param == "amx_emulated":
-        with kernels_from(request.getfixturevalue("emulation")):
-            yield request.param
-        return
-    if request.param not in native.machine_levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with native.use_level(request.param):
-        yield request.param
 
 
 def attend(step: Step, **options) -> torch.Tensor:

@@ -4,39 +4,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.kernels.native_build import compile_file, kernels_from
 from vllm_kernels.backend import use_face
 from vllm_kernels.batch_invariance import use_batch_invariance
-from vllm_kernels.cpu import native
 from vllm_kernels.ops.linear import fill, gated_linear, linear, new_weight
 
+EMULATED = ("linear",)
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 GATES = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
 }
-
-
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory):
-    """The products of level ``amx`` with tiles in plain C++."""
-    if "avx512_bf16" not in native.machine_levels():
-        pytest.skip("the level of AMX also needs AVX-512 BF16")
-    return compile_file("linear", "amx", tmp_path_factory.mktemp("amx"))
-
-
-@pytest.fixture(params=[*native.LEVELS, "amx_emulated"])
-def kernels(request):
-    """Each level of the machine, and AMX emulated."""
-    if request.param == "amx_emulated":
-        with kernels_from(request.getfixturevalue("emulation")):
-            yield request.param
-        return
-    if request.param not in native.machine_levels():
-        pytest.skip(f"this machine has no {request.param}")
-    with native.use_level(request.param):
-        yield request.param
 
 
 def filled(tensor: torch.Tensor, gated: bool = False):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.kernels.native_build import compile_file, kernels_from
+from tests.kernels.native_build import kernels_from
 from vllm_kernels.backend import use_face
 from vllm_kernels.cpu import native
 from vllm_kernels.ops.linear import fill, gated_linear, linear
@@ -211,21 +211,15 @@ def test_rows_of_zeros_and_no_rows(face):
     assert linear(torch.zeros(0, 100), weight).shape == (0, 70)
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The kernels of the AMX level, with tiles in plain C++."""
-    folder = tmp_path_factory.mktemp("amx")
-    return [compile_file(name, "amx", folder) for name in ("quantized_linear", "quantized_weight_only")]
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_tiles_equal_vectors(emulated, scheme, monkeypatch):
+def test_tiles_equal_vectors(emulation, scheme, monkeypatch):
     torch.manual_seed(0)
+    integer, weight_only = emulation("quantized_linear"), emulation("quantized_weight_only")
     for count, out_features, in_features in ((8, 100, 1100), (250, 64, 100), (49, 130, 512)):
         weight = filled(torch.randn(out_features, in_features).bfloat16(), scheme)
         x, bias = torch.randn(count, in_features).bfloat16(), torch.randn(out_features).bfloat16()
         expected = linear(x, weight, bias, out_dtype=torch.float32)
-        with kernels_from(emulated[0]), kernels_from(emulated[1]), monkeypatch.context() as patch:
+        with kernels_from(integer), kernels_from(weight_only), monkeypatch.context() as patch:
             patch.setattr(native, "_level", "amx")
             result = linear(x, weight, bias, out_dtype=torch.float32)
             parts = [linear(x[i : i + 1], weight, bias, out_dtype=torch.float32) for i in range(3)]
