@@ -259,9 +259,13 @@ def test_best_settings_of_the_peer(tmp_path: Path) -> None:
     assert describe()["cores"] == len(os.sched_getaffinity(0))
 
 
-def test_the_command_line() -> None:
-    """``--help`` works from anywhere; a wrong word is refused before anything is installed."""
-    tool = str(ROOT / "tools" / "compare_peers.py")
-    wrong = subprocess.run([sys.executable, tool, "--work", "knitting"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("tool", "option", "value"),
+    [("compare_peers", "--work", "knitting"), ("batch_invariance_cost", "--rounds", "none")],
+)
+def test_the_command_line(tool: str, option: str, value: str) -> None:
+    """A wrong word is refused before anything is installed or written, from wherever the tool is started."""
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), option, value]
+    wrong = subprocess.run(command, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
-    assert "invalid choice: 'knitting'" in wrong.stderr
+    assert f"argument {option}: invalid" in wrong.stderr and repr(value) in wrong.stderr
