@@ -6,6 +6,7 @@
 A model of the shape of Qwen3-0.6B with random weights answers random prompts through ``LLM``, twice for each of
 ``--repeats``: one token, which is the prompts' time, and ``--output-len`` tokens; the difference is that of the decode
 steps. Each native kernel is timed around its call, so what is left of a step is Python: the engine's and the layers'.
+That is done call by call; a second engine, which replays its decode steps as graphs, tells what a step takes then.
 The first repeat also touches the cache's memory for the first time.
 """
 
@@ -16,7 +17,6 @@ import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,13 @@ class Clock:
     def __init__(self) -> None:
         self._begin = 0.0
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        for kernel in native._kernels:
-            kernel.bind(native.level())
-            kernel.call = self._timed(kernel._name, kernel.call)
 
-    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*args)
-            self._seconds[name] += time.perf_counter() - start
-            return result
-
-        return timed
+    def run(self, kernel: native.Kernel, *args: Any) -> Any:
+        """Call a kernel and note its time."""
+        start = time.perf_counter()
+        result = kernel.function(*args)
+        self._seconds[kernel.name] += time.perf_counter() - start
+        return result
 
     def restart(self) -> None:
         """Start a new measurement."""
@@ -87,23 +82,29 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(SHAPE))
-        llm = LLM(
-            model=folder,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=4096,
-            enable_prefix_caching=False,
-            quantization=arguments.quantization,
-            kv_cache_dtype=arguments.kv_cache_dtype,
-            kv_cache_memory_bytes=5 << 30,
-        )
         clock = Clock()
-        for repeat in range(arguments.repeats):
-            prompts, steps = measure(llm, clock, arguments.requests, arguments.input_len, arguments.output_len)
-            print(f"repeat {repeat + 1}; milliseconds{'':9} prompts   a decode step")
-            for name in sorted(prompts | steps, key=lambda name: -steps.get(name, 0.0)):
-                print(f"  {name:24}{prompts.get(name, 0.0) * 1e3:12.1f}{steps.get(name, 0.0) * 1e3:16.2f}")
+        for graphs in (False, True):
+            native.set_recorder(None if graphs else clock.run)
+            llm = LLM(
+                model=folder,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype="bfloat16",
+                max_model_len=4096,
+                enable_prefix_caching=False,
+                quantization=arguments.quantization,
+                kv_cache_dtype=arguments.kv_cache_dtype,
+                kv_cache_memory_bytes=5 << 30,
+                enforce_eager=not graphs,
+            )
+            for repeat in range(arguments.repeats):
+                prompts, steps = measure(llm, clock, arguments.requests, arguments.input_len, arguments.output_len)
+                how = "as graphs" if graphs else "call by call"
+                print(f"repeat {repeat + 1}, {how:14}milliseconds: prompts   a decode step")
+                names = ["all"] if graphs else sorted(prompts | steps, key=lambda name: -steps.get(name, 0.0))
+                for name in names:
+                    print(f"  {name:24}{prompts.get(name, 0.0) * 1e3:16.1f}{steps.get(name, 0.0) * 1e3:16.2f}")
+            llm.close()
 
 
 def measure(llm: LLM, clock: Clock, requests: int, input_len: int, output_len: int) -> tuple[dict[str, float], ...]:
