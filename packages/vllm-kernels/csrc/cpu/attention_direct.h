@@ -16,18 +16,17 @@ void direct_scores(const void* const* rows, const void* const* next, int begin, 
   const int units = padded_dim<Units>(head_dim) / Units::kPerUnit;
   for (int g = begin; g < end; ++g) {
     Vec sums[R];
-    unrolled<R>([&](int r) VLLM_INLINE { sums[r] = zero(); });
+    for (int r = 0; r < R; ++r) sums[r] = zero();
     for (int from = 0; from < head_dim; from += step) {
       if (next) ask_for<step * kBytes>(next + g * kLanes, kLanes, from * kBytes);
       Vec x[kLanes];
       transposed_units<Units, Format>(rows + g * kLanes, from, head_dim, x);
       const float* parts[R];
       for (int r = 0; r < R; ++r) parts[r] = query + static_cast<int64_t>(r) * units + from / Units::kPerUnit;
-      unrolled<kLanes>([&](int u) VLLM_INLINE {
-        unrolled<R>([&](int r) VLLM_INLINE { sums[r] = Units::multiply_add(splat(parts[r][u]), x[u], sums[r]); });
-      });
+      for (int u = 0; u < kLanes; ++u)
+        for (int r = 0; r < R; ++r) sums[r] = Units::multiply_add(splat(parts[r][u]), x[u], sums[r]);
     }
-    unrolled<R>([&](int r) VLLM_INLINE { store(scores + r * kKeys + g * kLanes, sums[r]); });
+    for (int r = 0; r < R; ++r) store(scores + r * kKeys + g * kLanes, sums[r]);
   }
 }
 
