@@ -1,5 +1,5 @@
-"""Fixtures of the benchmark tests: those of the command line."""
+"""Fixtures of the benchmark tests."""
 
-from tests.cli.conftest import no_key_of_the_developer, server
+from tests.cli.conftest import no_key_of_the_developer
 
-__all__ = ["no_key_of_the_developer", "server"]
+__all__ = ["no_key_of_the_developer"]

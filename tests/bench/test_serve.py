@@ -1,127 +1,139 @@
-"""``vllm bench serve`` against a server whose delays are known.
-
-A lower bound is strict: the server sleeps so long. An upper bound is generous: a busy machine may sleep longer.
-"""
+"""``vllm bench serve`` from its command line to its result; ``test_calibration.py`` holds the times to account."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.cli.mock_openai import MockOpenAI
+from tests.bench.mock_server import MockServer, Plan, running
 from vllm_cli.main import main
 
-FIRST_MS, NEXT_MS, TOKENS = 50, 10, 11
-SLACK_MS = 200
+TOKENS = 11
+SHORT = ["--input-len", "8", "--output-len", str(TOKENS)]
 
 
-def bench(server: MockOpenAI, tmp_path, *arguments: str) -> tuple[int, dict]:
-    """Exit code and saved figures of one run."""
-    saved = ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
-    code = main(["bench", "serve", "--base-url", server.url, *saved, *arguments])
-    return code, json.loads((tmp_path / "r.json").read_text())
+def bench(server: MockServer, folder: Path, *arguments: str) -> tuple[int, dict]:
+    """Exit code and saved result of one run."""
+    saved = ["--save-result", "--result-dir", str(folder), "--result-filename", "r.json"]
+    code = main(["bench", "serve", "--base-url", server.url, *SHORT, *saved, *arguments])
+    return code, json.loads((folder / "r.json").read_text())
 
 
-@pytest.fixture
-def timed_server(server: MockOpenAI) -> MockOpenAI:
-    server.answer = lambda body: ["x"] * TOKENS
-    server.first_token_seconds = FIRST_MS / 1e3
-    server.next_token_seconds = NEXT_MS / 1e3
-    return server
-
-
-@pytest.mark.parametrize("backend", ["openai", "openai-chat"])
-def test_known_delays_are_reported(timed_server, tmp_path, backend):
-    code, figures = bench(timed_server, tmp_path, "--num-prompts", "6", "--max-concurrency", "2", "--backend", backend)
+def test_the_result_has_the_documented_keys(tmp_path):
+    with running([Plan(0.01, 0.001)]) as server:
+        options = ["--num-prompts", "6", "--max-concurrency", "2", "--label", "mine", "--seed", "3"]
+        code, result = bench(server, tmp_path, *options)
     assert code == 0
-    assert (figures["completed"], figures["failed"], figures["errors"]) == (6, 0, {})
-    assert FIRST_MS <= figures["median_ttft_ms"] < FIRST_MS + SLACK_MS
-    # A late first chunk shortens the gaps after it, so these have no strict lower bound.
-    assert NEXT_MS / 2 <= figures["mean_itl_ms"] < NEXT_MS + SLACK_MS
-    assert NEXT_MS / 2 <= figures["median_tpot_ms"] < NEXT_MS + SLACK_MS
-    whole = FIRST_MS + (TOKENS - 1) * NEXT_MS
-    assert whole <= figures["median_e2el_ms"] < whole + 5 * SLACK_MS
-    assert figures["p90_e2el_ms"] <= figures["p99_e2el_ms"]
+    header = {
+        "endpoint_type": "openai",
+        "backend": "openai",
+        "label": "mine",
+        "model_id": "mock",
+        "tokenizer_id": "words, counted by the server",
+        "num_prompts": 6,
+        "request_rate": "inf",
+        "burstiness": 1.0,
+        "max_concurrency": 2,
+        "seed": 3,
+    }
+    assert {key: result[key] for key in header} == header
+    assert (result["completed"], result["failed"], result["error_counts"]) == (6, 0, {})
+    assert result["max_concurrent_requests"] == 2
+    for stem in ("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"):
+        for figure in ("mean", "median", "std", "p99"):
+            assert result[f"{figure}_{stem}_ms"] >= 0
+    assert result["date"]
 
 
-def test_throughput_is_the_servers_count_over_the_whole_duration(timed_server, tmp_path):
-    _, figures = bench(timed_server, tmp_path, "--num-prompts", "4", "--max-concurrency", "4")
-    assert figures["total_output_tokens"] == 4 * TOKENS
-    assert figures["total_input_tokens"] == 4 * 7
-    assert figures["tokens_counted_by"] == "usage"
-    assert figures["output_throughput"] == pytest.approx(4 * TOKENS / figures["duration"])
-    assert figures["total_token_throughput"] == pytest.approx(4 * (TOKENS + 7) / figures["duration"])
-    assert figures["request_throughput"] == pytest.approx(4 / figures["duration"])
-    assert figures["duration"] >= (FIRST_MS + (TOKENS - 1) * NEXT_MS) / 1e3
+def test_throughput_is_the_servers_count_over_the_whole_duration(tmp_path):
+    with running([Plan(0.05, 0.01)]) as server:
+        _, result = bench(server, tmp_path, "--num-prompts", "4", "--max-concurrency", "4")
+    assert result["total_output_tokens"] == 4 * TOKENS
+    assert result["total_input_tokens"] == 4 * 8
+    assert result["tokens_counted_by"] == "usage"
+    assert (result["prompt_tokens_added"], result["prompt_token_mismatches"]) == (0, 0)
+    assert result["output_throughput"] == pytest.approx(4 * TOKENS / result["duration"])
+    assert result["total_token_throughput"] == pytest.approx(4 * (TOKENS + 8) / result["duration"])
+    assert result["request_throughput"] == pytest.approx(4 / result["duration"])
+    assert result["max_output_tokens_per_s"] == 4 * TOKENS
+    assert result["duration"] >= 0.15
 
 
-def test_clients_run_side_by_side_and_one_client_runs_in_turn(server, tmp_path):
-    server.answer = lambda body: ["x"]
-    server.first_token_seconds = 0.2
-    _, together = bench(server, tmp_path, "--num-prompts", "6", "--max-concurrency", "6")
-    _, in_turn = bench(server, tmp_path, "--num-prompts", "6", "--num-clients", "1")
-    assert in_turn["duration"] >= 6 * 0.2
+def test_clients_run_side_by_side_and_one_client_runs_in_turn(tmp_path):
+    with running([Plan(0.1)]) as server:
+        _, together = bench(server, tmp_path, "--num-prompts", "6")
+        _, in_turn = bench(server, tmp_path, "--num-prompts", "6", "--num-clients", "1")
+    assert (together["max_concurrent_requests"], in_turn["max_concurrent_requests"]) == (6, 1)
+    assert in_turn["duration"] >= 6 * 0.1
     assert together["duration"] < in_turn["duration"]
 
 
-def test_a_duration_stops_new_requests_and_finishes_those_on_their_way(server, tmp_path):
-    server.answer = lambda body: ["x"]
-    server.first_token_seconds = 0.2
-    _, figures = bench(server, tmp_path, "--duration", "0.5", "--max-concurrency", "2")
-    assert figures["duration"] >= 0.5
-    assert 2 <= figures["completed"] <= 6
-    assert figures["completed"] == len(server.bodies)
+def test_a_rate_is_kept_whatever_the_server_does(tmp_path):
+    with running([Plan(0.3)]) as server:
+        _, result = bench(server, tmp_path, "--num-prompts", "20", "--request-rate", "40")
+        arrived = [served.arrived for served in server.log()]
+    assert result["duration"] == pytest.approx(0.5 + 0.3, abs=0.15)
+    assert arrived[-1] - arrived[0] < 0.6
+    assert result["max_concurrent_requests"] > 5
+    assert "mean_client_queue_time_ms" not in result
 
 
-def test_chunks_are_counted_when_the_server_reports_no_usage(timed_server, tmp_path, capsys):
-    timed_server.report_usage = False
-    _, figures = bench(timed_server, tmp_path, "--num-prompts", "2")
-    assert figures["tokens_counted_by"] == "chunks"
-    assert figures["total_output_tokens"] == 2 * TOKENS
-    assert figures["total_input_tokens"] is None
+def test_a_duration_stops_new_requests_and_finishes_those_on_their_way(tmp_path):
+    with running([Plan(0.2)]) as server:
+        _, result = bench(server, tmp_path, "--duration", "0.5", "--max-concurrency", "2")
+        log = server.log()
+    assert result["duration"] >= 0.5
+    assert 2 <= result["completed"] <= 6
+    assert result["completed"] == result["num_prompts"] == len(log)
+    assert not any(served.gone for served in log)
+
+
+def test_chunks_are_counted_when_the_server_reports_no_usage(tmp_path, capsys):
+    with running([Plan(usage=False)], "--no-tokenize") as server:
+        _, result = bench(server, tmp_path, "--num-prompts", "2")
+    assert result["tokens_counted_by"] == "chunks"
+    assert result["total_output_tokens"] == 2 * TOKENS
+    assert result["total_input_tokens"] is None
+    assert result["tokenizer_id"] == "words, not counted"
     assert "reports no usage" in capsys.readouterr().out
 
 
-def test_errors_are_counted_by_their_text_and_fail_the_run(server, tmp_path, capsys):
-    def answer(body: dict) -> list[str]:
-        if body["prompt"].startswith("1."):
-            raise RuntimeError("a worker thread of the mock ends, and with it the connection")
-        return ["x"]
-
-    server.answer = answer
-    code, figures = bench(server, tmp_path, "--num-prompts", "3")
+def test_errors_are_counted_by_their_text_and_fail_the_run(tmp_path, capsys):
+    with running([Plan(), Plan(status=429), Plan(status=503)]) as server:
+        code, result = bench(server, tmp_path, "--num-prompts", "9")
     assert code == 1
-    assert (figures["completed"], figures["failed"]) == (2, 1)
-    [(error, count)] = figures["errors"].items()
-    assert count == 1
-    assert "Protocol" in error
-    assert f"1 x {error}" in capsys.readouterr().out
+    assert (result["completed"], result["failed"]) == (3, 6)
+    assert result["error_counts"] == {"status 429: refused with 429": 3, "status 503: refused with 503": 3}
+    assert "3 x status 429: refused with 429" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("plan", "said"),
     [
-        ({"fail_after": 1}, "the engine stumbled"),
-        ({"break_after": 1}, "Protocol"),
-        ({"answer": lambda body: []}, "no text"),
+        (Plan(next_token_s=0.001, error_after=1), "the engine stumbled"),
+        (Plan(next_token_s=0.001, break_after=1), "broke in the middle"),
+        (Plan(num_tokens=0), "no text"),
     ],
 )
-def test_a_broken_answer_is_no_completed_request(server, tmp_path, fault, said):
-    for name, value in fault.items():
-        setattr(server, name, value)
-    code, figures = bench(server, tmp_path, "--num-prompts", "1")
-    assert (code, figures["completed"], figures["failed"]) == (1, 0, 1)
-    assert said in next(iter(figures["errors"]))
-    assert figures["mean_ttft_ms"] is None
+def test_a_broken_answer_is_no_completed_request(tmp_path, plan, said):
+    with running([plan]) as server:
+        code, result = bench(server, tmp_path, "--num-prompts", "1")
+    assert (code, result["completed"], result["failed"]) == (1, 0, 1)
+    assert said in next(iter(result["error_counts"]))
+    assert result["mean_ttft_ms"] is None
 
 
-def test_the_request_is_what_the_options_say(server, tmp_path, monkeypatch):
+def test_the_request_is_what_the_options_say(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("first\n\nsecond\n")
     options = ["--output-len", "5", "--ignore-eos", "--temperature", "0", "--model", "m", "--num-prompts", "3"]
-    bench(server, tmp_path, "--prompt-file", str(prompts), *options)
-    assert [body["prompt"] for body in server.bodies] == ["first", "second", "first"]
-    assert server.bodies[0] == {
+    options += ["--prompt-file", str(prompts), "--extra-body", '{"stop": ["x"]}', "--max-concurrency", "1"]
+    with running([Plan()]) as server:
+        bench(server, tmp_path, *options)
+        log = server.log()
+    assert [served.body["prompt"] for served in log] == ["first", "second", "first"]
+    assert log[0].body == {
         "model": "m",
         "prompt": "first",
         "stream": True,
@@ -129,21 +141,44 @@ def test_the_request_is_what_the_options_say(server, tmp_path, monkeypatch):
         "max_tokens": 5,
         "ignore_eos": True,
         "temperature": 0.0,
+        "stop": ["x"],
     }
-    assert server.headers_seen[-1]["Authorization"] == "Bearer key"
+    assert log[-1].headers["authorization"] == "Bearer key"
 
 
-def test_warm_up_requests_are_not_measured_and_not_repeated(server, tmp_path):
-    _, figures = bench(server, tmp_path, "--num-prompts", "2", "--num-warmups", "2")
-    assert figures["completed"] == 2
-    assert len({body["prompt"] for body in server.bodies}) == 4
+def test_a_name_in_requests_may_be_another_than_the_models(tmp_path):
+    with running([Plan()]) as server:
+        _, result = bench(server, tmp_path, "--num-prompts", "1", "--model", "big", "--served-model-name", "alias")
+        assert server.log()[0].body["model"] == "alias"
+    assert result["model_id"] == "big"
 
 
-def test_the_address_may_end_in_v1(server, tmp_path):
-    server_url, saved = f"{server.url}/v1/", tmp_path / "r.json"
-    options = ["--num-prompts", "1", "--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
-    assert main(["bench", "serve", "--base-url", server_url, *options]) == 0
-    assert json.loads(saved.read_text())["model_id"] == "mock-model"
+def test_warm_up_requests_are_not_measured_and_leave_the_workload_as_it_is(tmp_path):
+    with running([Plan()]) as server:
+        options = ["--num-prompts", "2", "--max-concurrency", "1"]
+        bench(server, tmp_path, *options)
+        _, result = bench(server, tmp_path, *options, "--num-warmups", "2")
+        prompts = [served.body["prompt"] for served in server.log()]
+    assert result["completed"] == 2
+    assert prompts[:2] == prompts[4:]
+    assert len({*prompts}) == 4
+    assert {len(prompt.split()) for prompt in prompts} == {8}
+
+
+def test_the_address_may_end_in_v1_and_the_path_be_another(tmp_path):
+    with running([Plan()]) as server:
+        options = ["--base-url", f"{server.url}/v1/", "--num-prompts", "1", "--endpoint", "/v1/chat/completions"]
+        assert main(["bench", "serve", *SHORT, "--backend", "openai-chat", *options]) == 0
+        host, port = server.url.removeprefix("http://").split(":")
+        assert main(["bench", "serve", *SHORT, "--host", host, "--port", port, "--num-prompts", "1"]) == 0
+        assert [served.path for served in server.log()] == ["/v1/chat/completions", "/v1/completions"]
+
+
+def test_prompts_longer_than_the_model_takes_are_refused_before_they_are_sent(capsys):
+    with running([Plan()], "--max-model-len", "20") as server:
+        assert main(["bench", "serve", "--base-url", server.url]) == 2
+        assert server.log() == []
+    assert "do not fit into the 20 of mock" in capsys.readouterr().err
 
 
 def test_an_absent_server_is_one_line(capsys):
@@ -162,8 +197,13 @@ def test_an_absent_server_is_one_line(capsys):
         ["--duration", "1", "--num-prompts", "1"],
         ["--metric-percentiles", "101"],
         ["--metric-percentiles", "x"],
+        ["--percentile-metrics", "ttft,x"],
         ["--num-warmups", "-1"],
         ["--max-concurrency", "none"],
+        ["--request-rate", "0"],
+        ["--burstiness", "-1"],
+        ["--seed", "-1"],
+        ["--extra-body", "[1]"],
     ],
 )
 def test_options_out_of_range_are_refused_by_name(capsys, options):
@@ -173,14 +213,47 @@ def test_options_out_of_range_are_refused_by_name(capsys, options):
     assert options[0] in capsys.readouterr().err
 
 
-def test_a_prompt_file_that_is_not_there_is_one_line(capsys):
-    assert main(["bench", "serve", "--prompt-file", "/nowhere/prompts"]) == 2
-    assert "--prompt-file" in capsys.readouterr().err
+def test_a_duration_without_anything_that_holds_back_is_refused(capsys):
+    assert main(["bench", "serve", "--duration", "1"]) == 2
+    assert "--request-rate or --max-concurrency" in capsys.readouterr().err
 
 
-def test_the_table_shows_the_figures(timed_server, tmp_path, capsys):
-    _, figures = bench(timed_server, tmp_path, "--num-prompts", "2", "--metric-percentiles", "50")
+@pytest.mark.parametrize(
+    "options", [["--prompt-file", "/nowhere/prompts"], ["--dataset-name", "prompt-file"], ["--tokenizer", "/nowhere"]]
+)
+def test_a_file_that_is_not_there_is_one_line(capsys, options):
+    with running([Plan()]) as server:
+        assert main(["bench", "serve", "--base-url", server.url, *options]) == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_the_table_shows_the_figures(tmp_path, capsys):
+    with running([Plan(0.01, 0.001)]) as server:
+        options = ["--num-prompts", "2", "--metric-percentiles", "50", "--percentile-metrics", "ttft,e2el"]
+        _, result = bench(server, tmp_path, *options)
     out = capsys.readouterr().out
     assert "requests completed        2\n" in out
-    assert f"{figures['p50_ttft_ms']:.2f}" in out
+    assert f"{result['p50_ttft_ms']:.2f}" in out
+    assert "(e2el)" in out
+    assert "(itl)" not in out
     assert "p50" in out
+
+
+def test_the_files_name_is_made_of_load_and_model(tmp_path):
+    with running([Plan()]) as server:
+        options = ["--num-prompts", "1", "--max-concurrency", "3", "--model", "a/b"]
+        main(
+            [
+                "bench",
+                "serve",
+                "--base-url",
+                server.url,
+                *SHORT,
+                *options,
+                "--save-result",
+                "--result-dir",
+                str(tmp_path),
+            ]
+        )
+    (file,) = tmp_path.iterdir()
+    assert file.name.startswith("openai-infqps-concurrency3-a-b-2")

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from tests.cli import mock_openai
-from vllm_bench import server_process, startup_command
+from vllm_bench import server_process
+from vllm_bench.commands import startup as startup_command
 from vllm_bench.server_process import ServerProcess, free_port
 from vllm_bench.startup import StartupTiming, measure_start, startup_figures, startup_lines
 from vllm_cli.command import CommandError

@@ -2,12 +2,12 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vllm_bench import serve_command, startup_command
+from vllm_bench.commands import serve, startup
 from vllm_cli.command import Command
 
 _BENCHMARKS = {
-    "serve": serve_command,
-    "startup": startup_command,
+    "serve": serve,
+    "startup": startup,
 }
 
 

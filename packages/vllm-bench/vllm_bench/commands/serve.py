@@ -1,0 +1,30 @@
+"""``vllm bench serve``: how a running server answers under load."""
+
+import math
+from argparse import Namespace
+
+from vllm_bench.serve_options import add_arguments, body_fields, check
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
+
+SUMMARY = "Load a running OpenAI-compatible server and report latencies and throughput"
+
+
+def run(options: Namespace) -> int:
+    """Measure and report; 0 when every request was completed, else 1."""
+    check(options)
+
+    from vllm_bench.measurement import measure
+    from vllm_bench.result.save import default_name, save
+    from vllm_bench.result.table import load_lines
+
+    result = measure(options, body_fields(options))
+    metrics = list(options.percentile_metrics)
+    if options.max_concurrency is not None and not math.isinf(options.request_rate):
+        metrics += ["client_queue_time", "e2el_including_client_queue"]
+    print("\n".join(load_lines(result, metrics, options.metric_percentiles)))
+    if options.save_result:
+        path = options.result_dir / (options.result_filename or default_name(result))
+        save(result, path)
+        print(f"\nsaved to {path}")
+    return 0 if result["completed"] and not result["failed"] else 1

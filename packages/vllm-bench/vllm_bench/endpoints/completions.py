@@ -1,0 +1,34 @@
+"""``/v1/completions``: a text, or token ids, and what follows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_bench.endpoints import generated
+from vllm_bench.records import RequestRecord
+from vllm_bench.workload.item import Messages, WorkItem
+
+
+class Completions:
+    """See ``Endpoint``."""
+
+    path = "/v1/completions"
+    streamed = True
+
+    def body(self, item: WorkItem, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(item.prompt, Messages):
+            raise ValueError("a conversation needs --backend openai-chat")
+        own = {} if item.output_len is None else {"max_tokens": item.output_len}
+        return {"model": model, "prompt": item.prompt, **generated.STREAMING, **own, **options, **item.extra}
+
+    def read(self, content: Any, now: float, record: RequestRecord) -> None:
+        record.error = generated.error_of(content)
+        if record.error is None:
+            if text := "".join(choice.get("text") or "" for choice in content["choices"]):
+                record.add_chunk(now, text)
+            generated.read_usage(content, record)
+
+    def complaint(self, record: RequestRecord) -> str | None:
+        return generated.complaint(record)
+
+
+ENDPOINT = Completions()

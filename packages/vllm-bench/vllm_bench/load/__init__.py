@@ -1,0 +1,1 @@
+"""Sends a workload: when, how many at a time, and how late."""

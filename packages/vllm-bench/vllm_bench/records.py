@@ -1,0 +1,76 @@
+"""What was measured of one request: moments as they were read, nothing worked out."""
+
+import itertools
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request. Moments are seconds of ``time.perf_counter``, read in the client's process.
+
+    Its own times count from ``start``, when it should have been sent: whatever the client is late by is in them.
+    """
+
+    arrival: float
+    """When the workload wanted it: the schedule's moment; without a schedule, the begin of the run."""
+    start: float
+    """``arrival``, or the later moment when a place among ``--max-concurrency`` became free for it."""
+    prompt_len: int | None = None
+    """Tokens of the prompt by the workload's own count, if it has one."""
+    sent: float = 0.0
+    """Just before it was written, or a connection was opened for it."""
+    text_times: list[float] = field(default_factory=list)
+    """Arrival of each chunk that carried text; equal ones where several were read at once."""
+    texts: list[str] = field(default_factory=list)
+    """What each of them adds to the answer."""
+    ended: float = 0.0
+    """The end of the answer, or the moment of failure."""
+    finished: bool = False
+    """The server said that the answer is complete."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    """Token counts by the server's ``usage``; None when it reports none."""
+    error: str | None = None
+    """Why it failed; None when it is complete."""
+
+    def add_chunk(self, now: float, text: str) -> None:
+        """A chunk with text came at ``now``; ``text`` is its part of the answer, empty for a model's thoughts."""
+        self.text_times.append(now)
+        self.texts.append(text)
+
+    @property
+    def dispatch_lag(self) -> float:
+        """Seconds that the client sent it late."""
+        return self.sent - self.start
+
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds that it waited for a place among ``--max-concurrency``."""
+        return self.start - self.arrival
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first text."""
+        return self.text_times[0] - self.start
+
+    @property
+    def itls(self) -> list[float]:
+        """Seconds between chunks with text, without the time to the first."""
+        return [later - earlier for earlier, later in itertools.pairwise(self.text_times)]
+
+    @property
+    def latency(self) -> float:
+        """Seconds to the end of the answer."""
+        return self.ended - self.start
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens by the server's usage, else the number of chunks."""
+        return len(self.text_times) if self.completion_tokens is None else self.completion_tokens
+
+    @property
+    def tpot(self) -> float | None:
+        """Mean seconds of a token after the first; None for an answer of less than two tokens."""
+        if self.output_tokens < 2 or len(self.text_times) < 2:
+            return None
+        return (self.text_times[-1] - self.text_times[0]) / (self.output_tokens - 1)

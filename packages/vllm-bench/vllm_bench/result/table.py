@@ -1,0 +1,61 @@
+"""The figures of a load run as lines for a reader."""
+
+from collections.abc import Sequence
+from typing import Any
+
+TITLES = {
+    "ttft": "time to first token",
+    "tpot": "time per output token after the first",
+    "itl": "gap between chunks",
+    "e2el": "whole request",
+    "client_queue_time": "waiting in the client",
+    "e2el_including_client_queue": "both together",
+}
+
+_BUSY_CLIENT_SHARE = 0.8
+
+
+def load_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequence[float]) -> list[str]:
+    """Counts and throughputs, a row for each of ``metrics``, errors, and what the reader must know of them."""
+    lines = [
+        f"requests completed        {figures['completed']}",
+        f"requests failed           {figures['failed']}",
+        f"most at a time            {figures['max_concurrent_requests']}",
+        f"duration                  {figures['duration']:.2f} s",
+        f"request throughput        {figures['request_throughput']:.2f} /s",
+        f"output token throughput   {figures['output_throughput']:.1f} /s",
+    ]
+    if figures["total_token_throughput"] is not None:
+        lines.append(f"total token throughput    {figures['total_token_throughput']:.1f} /s")
+    if figures["completed"]:
+        lines += ["", *_time_lines(figures, metrics, percents)]
+    if figures["error_counts"]:
+        lines += ["", "errors:", *(f"  {count} x {message}" for message, count in figures["error_counts"].items())]
+    return lines + _notes(figures)
+
+
+def _time_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequence[float]) -> list[str]:
+    """A table with a line for each of the times."""
+    columns = ["mean", "median", *(f"p{percent:g}" for percent in percents)]
+    lines = [f"{'milliseconds':<46}" + "".join(f"{column:>10}" for column in columns)]
+    for name in metrics:
+        values = [figures[f"{column}_{name}_ms"] for column in columns]
+        shown = (f"{value:>10.2f}" if value is not None else f"{'-':>10}" for value in values)
+        short = f" ({name})" if len(name) < 5 else ""
+        lines.append(f"{TITLES[name] + short:<46}" + "".join(shown))
+    return lines
+
+
+def _notes(figures: dict[str, Any]) -> list[str]:
+    lines = []
+    if figures["completed"] and figures["tokens_counted_by"] == "chunks":
+        lines += ["", "note: the server reports no usage; tokens are counted as chunks of the stream"]
+    if figures["prompt_token_mismatches"]:
+        count = figures["prompt_token_mismatches"]
+        lines += ["", f"note: in {count} requests the server counted other prompt tokens than this client"]
+    if figures["client_cpu_share"] > _BUSY_CLIENT_SHARE:
+        share = figures["client_cpu_share"]
+        lines += ["", f"note: this client used {share:.0%} of a CPU; it may be slower than the server"]
+    if not figures["trusted"]:
+        lines += ["", "NO VERDICT: these figures are not the server's alone", *figures["distrust_reasons"]]
+    return lines

@@ -1,0 +1,1 @@
+"""What is sent: prompts, lengths, moments. All of it comes from ``--seed``, and is known before the run begins."""

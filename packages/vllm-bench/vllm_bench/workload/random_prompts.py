@@ -1,0 +1,92 @@
+"""``--dataset-name random``: texts of random tokens, of lengths around a mean, perhaps after a prefix for all."""
+
+import json
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vllm_bench.workload.item import WorkItem
+from vllm_bench.workload.text import TextSource
+from vllm_cli.commands.connection import positive_integer
+
+if TYPE_CHECKING:
+    import numpy
+
+
+class RandomPrompts:
+    """See ``Dataset``. Without end."""
+
+    def add_arguments(self, parser: ArgumentParser | _ArgumentGroup) -> None:
+        """``--random-...``."""
+        parser.add_argument(
+            "--random-input-len",
+            type=positive_integer,
+            default=1024,
+            metavar="TOKENS",
+            help="random: tokens of a prompt without its prefix (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--random-output-len",
+            type=positive_integer,
+            default=128,
+            metavar="TOKENS",
+            help="random: most tokens of an answer (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--random-range-ratio",
+            type=_ratios,
+            default=(0.0, 0.0),
+            metavar="R",
+            help="random: lengths are uniform within (1 - R) and (1 + R) times these; 0 to below 1, or "
+            '\'{"input": R, "output": R}\' (default: 0.0)',
+        )
+        parser.add_argument(
+            "--random-prefix-len",
+            type=_length,
+            default=0,
+            metavar="TOKENS",
+            help="random: tokens of a prefix that is the same for all prompts (default: %(default)s)",
+        )
+
+    def items(self, options: Namespace, text: TextSource, rng: "numpy.random.Generator") -> Iterator[WorkItem]:
+        """See ``Dataset``."""
+        input_ratio, output_ratio = options.random_range_ratio
+        prefix = text.make(options.random_prefix_len, rng) if options.random_prefix_len else None
+        while True:
+            input_len = _around(options.input_len or options.random_input_len, input_ratio, rng)
+            output_len = _around(options.output_len or options.random_output_len, output_ratio, rng)
+            prompt, count = text.make(input_len, rng)
+            if prefix is not None:
+                # Tokens may merge where the two meet.
+                prompt = prefix.text + prompt
+                count = text.count(prompt) if count is not None else None
+            yield WorkItem(prompt, count, output_len)
+
+
+def _around(mean: int, ratio: float, rng: "numpy.random.Generator") -> int:
+    if not ratio:
+        return mean
+    return int(rng.integers(max(1, math.floor(mean * (1 - ratio))), math.ceil(mean * (1 + ratio)) + 1))
+
+
+def _ratios(text: str) -> tuple[float, float]:
+    try:
+        value = json.loads(text)
+        if isinstance(value, dict):
+            ratios = float(value.pop("input", 0.0)), float(value.pop("output", 0.0))
+            good = not value
+        else:
+            ratios, good = (float(value), float(value)), True
+    except (ValueError, TypeError, RecursionError):
+        good = False
+    if not good or not all(0 <= ratio < 1 for ratio in ratios):
+        raise ArgumentTypeError(f'{text!r} is neither a number from 0 to below 1 nor {{"input": R, "output": R}}')
+    return ratios
+
+
+def _length(text: str) -> int:
+    return 0 if text == "0" else positive_integer(text)
+
+
+DATASET = RandomPrompts()
