@@ -7,7 +7,6 @@
 namespace {
 
 constexpr int64_t kFewestAmxRows = 8;    // below, dot products of vectors are as fast
-constexpr int64_t kAmxRowBlock = 192;    // rows that meet a piece while it is in the cache
 constexpr int64_t kTileColumns = 64;     // columns of activations in a tile
 constexpr int64_t kTileEntries = 16 * kStepBytes;  // bytes of a panel, at 8 bits, for those
 
@@ -86,10 +85,11 @@ void tile_piece(const int8_t* x, int64_t stride, const uint8_t* entries, int64_t
   if (kTwo) tile_store<3>(dots + kDown + kTileSide, kRow);
 }
 
-// Rows [begin, end), at most kAmxRowBlock of them, times one panel. Up to 15 rows behind them are read.
-inline void multiply_block_amx(const Product& p, int64_t panel, int64_t begin, int64_t end) {
+// Rows [begin, end), at most kRowBlock of them, times one panel. Up to 15 rows behind them are read.
+inline void multiply_panel_amx(const Product& p, int64_t panel, int64_t begin, int64_t end) {
+  tiles_begin();
   alignas(64) uint8_t buffer[kActivationGroup * kPanel];
-  alignas(64) float sums[kAmxRowBlock * kPanel] = {};
+  alignas(64) float sums[kRowBlock * kPanel] = {};
   alignas(64) int32_t dots[2 * kTileSide * kPanel];
   const uint8_t* data = p.packed + panel * p.layout.panel_bytes();
   const int rows = static_cast<int>(end - begin);
@@ -108,15 +108,8 @@ inline void multiply_block_amx(const Product& p, int64_t panel, int64_t begin, i
       add_piece(p.x, i, piece, begin + r, count, dots, sums + r * kPanel);
     }
   }
-  finish_quantized(p.output, p.factors, sums, rows, begin, panel);
-}
-
-inline void multiply_panel_amx(const Product& p, int64_t panel, int64_t begin, int64_t end) {
-  tiles_begin();
-  const int64_t blocks = (end - begin + kAmxRowBlock - 1) / kAmxRowBlock;
-  for (int64_t i = 0; i < blocks; ++i)
-    multiply_block_amx(p, panel, begin + (end - begin) * i / blocks, begin + (end - begin) * (i + 1) / blocks);
   tiles_end();
+  finish_quantized(p.output, p.factors, sums, rows, begin, panel);
 }
 
 }  // namespace

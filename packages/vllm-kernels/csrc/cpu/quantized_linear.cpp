@@ -2,6 +2,7 @@
 //
 // Sums of products of integers are exact, and pieces of columns are added up in fp32 in their order: a result is the
 // same at every level, for every number of rows and threads.
+#include "gemm_share.h"
 #include "quantized_product.h"
 #include "unroll.h"
 #if defined(__AMX_INT8__)
@@ -19,13 +20,15 @@ constexpr int kMaxRows = 3, kVectors = 1;
 #endif
 
 // dots[r][lane] = the dot products of kRows rows with 16 * kVecs lanes, over the columns of one piece; dots has a
-// stride of a panel.
-template <bool kFour, int kRows, int kVecs>
-inline void dot_piece(const uint8_t* entries, const int8_t* x, int64_t stride, int64_t depth, int32_t* dots) {
+// stride of a panel. On the way, kAhead lines for each step are fetched from `ahead` on.
+template <bool kFour, int kRows, int kVecs, int kAhead>
+inline void dot_piece(const uint8_t* entries, const int8_t* x, int64_t stride, int64_t depth,
+                                  int32_t* dots, const uint8_t* ahead) {
   using D = Dot<kFour>;
   Ints sums[kRows][kVecs];
   unrolled<kRows>([&](int r) VLLM_INLINE { unrolled<kVecs>([&](int v) VLLM_INLINE { sums[r][v] = zero_ints(); }); });
-  for (int64_t k = 0; k < depth; k += kFour ? 8 : 4, entries += kStepBytes) {
+  for (int64_t k = 0; k < depth; k += kFour ? 8 : 4, entries += kStepBytes, ahead += kAhead * 64) {
+    fetch<kAhead>(ahead);
     unrolled<kFour ? 2 : 1>([&](int half) VLLM_INLINE {
       typename D::Weights w[kVecs];
       unrolled<kVecs>([&](int v) VLLM_INLINE {
@@ -43,9 +46,10 @@ inline void dot_piece(const uint8_t* entries, const int8_t* x, int64_t stride, i
   });
 }
 
-// Rows [row, row + kRows) times one panel.
-template <bool kFour, int kRows>
-void multiply_tile(const Product& p, int64_t panel, int64_t row) {
+// Rows [row, row + kRows) times one panel. (Their sums are this function's own: as part of a larger array they keep g++
+// from having the dot products in registers.)
+template <bool kFour, int kRows, int kAhead>
+__attribute__((noinline)) void multiply_tile(const Product& p, int64_t panel, int64_t row, const uint8_t* ahead) {
   constexpr int kVecs = kRows == 1 && kVectors < 2 ? 2 : kVectors;
   alignas(64) float sums[kRows * kPanel] = {};
   alignas(64) int32_t dots[kRows * kPanel];
@@ -53,36 +57,52 @@ void multiply_tile(const Product& p, int64_t panel, int64_t row) {
   const int8_t* x = p.x.q + row * p.x.stride;
   for (int64_t i = 0; i < p.x.pieces; ++i) {
     const Columns piece = p.layout.piece(data, i, p.x.piece);
-    for (int lane = 0; lane < kPanel; lane += 16 * kVecs)
-      dot_piece<kFour, kRows, kVecs>(piece.entries + lane * 4, x + piece.begin, p.x.stride, piece.depth, dots + lane);
+    dot_piece<kFour, kRows, kVecs, kAhead>(piece.entries, x + piece.begin, p.x.stride, piece.depth, dots, ahead);
+    for (int lane = 16 * kVecs; lane < kPanel; lane += 16 * kVecs)
+      dot_piece<kFour, kRows, kVecs, 0>(piece.entries + lane * 4, x + piece.begin, p.x.stride, piece.depth,
+                                        dots + lane, ahead);
+    ahead += kAhead * 64 * (piece.depth / (kFour ? 8 : 4));
     add_piece(p.x, i, piece, row, kRows, dots, sums);
   }
   finish_quantized(p.output, p.factors, sums, kRows, row, panel);
 }
 
-template <bool kFour, int kRows>
-void multiply_rows(const Product& p, int64_t panel, int64_t row, int rows) {
+template <bool kFour, int kAhead, int kRows = kMaxRows>
+void multiply_rows(const Product& p, int64_t panel, int64_t row, int rows, const uint8_t* ahead) {
   if constexpr (kRows > 0) {
     if (rows == kRows)
-      multiply_tile<kFour, kRows>(p, panel, row);
+      multiply_tile<kFour, kRows, kAhead>(p, panel, row, ahead);
     else
-      multiply_rows<kFour, kRows - 1>(p, panel, row, rows);
+      multiply_rows<kFour, kAhead, kRows - 1>(p, panel, row, rows, ahead);
   }
 }
 
-// Rows [begin, end) times one panel, in tiles of nearly equal height.
+template <bool kFour>
+void multiply_rows(const Product& p, int lines, int64_t panel, int64_t row, int rows, const uint8_t* ahead) {
+  switch (lines) {
+    case 0: return multiply_rows<kFour, 0>(p, panel, row, rows, ahead);
+    case 1: return multiply_rows<kFour, 1>(p, panel, row, rows, ahead);
+    default: return multiply_rows<kFour, 2>(p, panel, row, rows, ahead);
+  }
+}
+
+// Rows [begin, end) times one panel. Tiles of rows share the fetching of the next panel; a single one is as fast as memory
+// without.
 void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end) {
 #if defined(__AMX_INT8__)
   if (end - begin >= kFewestAmxRows) return multiply_panel_amx(p, panel, begin, end);
 #endif
-  const int64_t tiles = (end - begin + kMaxRows - 1) / kMaxRows;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t row = begin + (end - begin) * i / tiles, next = begin + (end - begin) * (i + 1) / tiles;
-    const int rows = static_cast<int>(next - row);
+  const int rows = static_cast<int>(end - begin), tiles = (rows + kMaxRows - 1) / kMaxRows;
+  const int64_t steps = p.layout.bytes_of(round_up(p.layout.in_features, 8)) / kStepBytes;
+  const uint8_t* ahead = p.packed + (panel + 1) * p.layout.panel_bytes();
+  for (int t = 0; t < tiles; ++t) {
+    const int row = tile_begin(rows, t, tiles, kMaxRows), count = tile_begin(rows, t + 1, tiles, kMaxRows) - row;
+    const int lines = tiles == 1 ? 0 : lines_of(t, tiles);
     if (p.layout.bits == 4)
-      multiply_rows<true, kMaxRows>(p, panel, row, rows);
+      multiply_rows<true>(p, lines, panel, begin + row, count, ahead);
     else
-      multiply_rows<false, kMaxRows>(p, panel, row, rows);
+      multiply_rows<false>(p, lines, panel, begin + row, count, ahead);
+    ahead += steps * lines * 64;
   }
 }
 
@@ -105,7 +125,7 @@ void quantized_linear(const void* x, int64_t rows, const void* packed, const flo
       quantize_activations<T>(from, in_features, activations, row);
     });
   });
-  for_panels(layout, rows, 8 * kMaxRows, threads,
+  for_panels(layout, rows, activations.stride, threads,
              [&](int64_t panel, int64_t begin, int64_t end) { multiply_panel(product, panel, begin, end); });
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "gemm_epilogue.h"
-#include "parallel.h"
+#include "gemm_share.h"
 #include "quantized_layout.h"
 
 namespace {
@@ -29,15 +29,27 @@ inline void finish_quantized(const Output& out, const float* factors, float* sum
   finish(out, sums, rows, row, panel);
 }
 
-// Calls body(panel, begin, end) so that all panels meet all rows. Where there are few panels, one is shared by several
-// threads, each with at least `fewest` of the rows.
+// Rows of activations that stay in the second cache while the panels of a thread pass by: at most kRowBlock, and whole
+// tiles of every height.
+constexpr int64_t kRowBlock = 192, kRowStep = 48, kRowBytes = 512 * 1024;
+inline int64_t row_block(int64_t bytes_of_row) {
+  const int64_t rows = kRowBytes / bytes_of_row / kRowStep * kRowStep;
+  return rows < kRowStep ? kRowStep : smaller(rows, kRowBlock);
+}
+
+// Calls body(panel, begin, end), with at most kRowBlock rows, so that all panels meet all rows. Work that takes less
+// time than waking a thread stays on the calling one.
 template <class Body>
-void for_panels(const Layout& layout, int64_t rows, int64_t fewest, int threads, const Body& body) {
-  const int64_t panels = layout.panels(), wanted = (4 * threads + panels - 1) / panels;
-  const int64_t parts = smaller(wanted, (rows + fewest - 1) / fewest);
-  parallel_for(panels * parts, layout.panel_bytes(), threads, [&](int64_t i) {
-    const int64_t part = i % parts;
-    body(i / parts, rows * part / parts, rows * (part + 1) / parts);
+void for_panels(const Layout& layout, int64_t rows, int64_t bytes_of_row, int threads, const Body& body) {
+  const int64_t panels = layout.panels(), bytes = panels * layout.panel_bytes(), block = row_block(bytes_of_row);
+  const int64_t products = rows * layout.out_features * layout.in_features;
+  if (bytes + products / 32 < 4 * kMinBytesPerThread) threads = 1;
+  run_team(threads, [&](int thread, int num_threads) {
+    const Share share = share_of(panels, rows, thread, num_threads);
+    for (int64_t row = share.rows.begin; row < share.rows.end; row += block) {
+      const int64_t end = smaller(row + block, share.rows.end);
+      for (int64_t panel = share.panels.begin; panel < share.panels.end; ++panel) body(panel, row, end);
+    }
   });
 }
 

@@ -13,8 +13,6 @@
 
 namespace {
 
-constexpr int64_t kRowBlock = 192;  // rows that meet a piece while it is in the cache
-
 struct Product {
   Layout layout;
   const uint8_t* packed;
@@ -199,23 +197,19 @@ void multiply_block_amx(const Product& p, int64_t panel, int64_t begin, int64_t 
 }
 #endif
 
+// Rows [begin, end), at most kRowBlock of them, times one panel.
 template <class To>
-void multiply_rows(const Product& p, int64_t panel, int64_t begin, int64_t end) {
-  const int64_t blocks = (end - begin + kRowBlock - 1) / kRowBlock;
+void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end) {
 #if defined(__AMX_BF16__)
   if constexpr (To::Format::kDepth == 2) {
     if (p.layout.piece_size(To::kPiece) % kPairColumns == 0) {
       tiles_begin();
-      for (int64_t i = 0; i < blocks; ++i)
-        multiply_block_amx<To>(p, panel, begin + (end - begin) * i / blocks, begin + (end - begin) * (i + 1) / blocks);
+      multiply_block_amx<To>(p, panel, begin, end);
       return tiles_end();
     }
   }
 #endif
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t row = begin + (end - begin) * i / blocks, next = begin + (end - begin) * (i + 1) / blocks;
-    multiply_block<To>(p, panel, row, next);
-  }
+  multiply_block<To>(p, panel, begin, end);
 }
 
 // x [rows][stride] times a packed weight, with bias, residual, gate: out [rows][results]. x is fp32, or bf16 with
@@ -223,15 +217,16 @@ void multiply_rows(const Product& p, int64_t panel, int64_t begin, int64_t end) 
 // in_features. With tiles a multiple of 32, and memory for a multiple of 16 rows.
 void weight_only_linear(const void* x, int64_t stride, int64_t rows, const void* packed, const float* factors,
                         const void* bias, const void* residual, void* out, int64_t out_features, int64_t in_features,
-                        int64_t group, int32_t bits, int32_t gate, [[maybe_unused]] int32_t x_dtype, int32_t dtype,
+                        int64_t group, int32_t bits, int32_t gate, int32_t x_dtype, int32_t dtype,
                         int32_t out_dtype, int32_t threads) {
   const Layout layout = {out_features, in_features, group, bits, gate != 0};
   const Product product = {layout, static_cast<const uint8_t*>(packed), factors, x, stride,
                            output_of(layout, out, bias, residual, dtype, out_dtype, gate)};
   const auto multiply = [&](auto to) {
-    for_panels(layout, rows, 8 * kTileRows, threads, [&](int64_t panel, int64_t begin, int64_t end) {
-      multiply_rows<decltype(to)>(product, panel, begin, end);
-    });
+    for_panels(layout, rows, stride * bytes_of(static_cast<DType>(x_dtype)), threads,
+               [&](int64_t panel, int64_t begin, int64_t end) {
+                 multiply_panel<decltype(to)>(product, panel, begin, end);
+               });
   };
 #if defined(__AVX512BF16__)
   if (static_cast<DType>(x_dtype) == DType::bf16)
