@@ -41,6 +41,12 @@ def test_a_chunk_of_several_choices_is_one():
     assert (record.text_times, record.texts) == ([1.0], ["ab"])
 
 
+def test_an_answer_of_nothing_is_none_but_tokens_without_text_are_one():
+    assert "no text" in Completions().complaint(RequestRecord(0.0, 0.0))
+    assert "no text" in Completions().complaint(RequestRecord(0.0, 0.0, completion_tokens=0))
+    assert Completions().complaint(RequestRecord(0.0, 0.0, completion_tokens=3)) is None
+
+
 def test_an_error_event_is_the_requests_error():
     record = RequestRecord(0.0, 0.0)
     Completions().read({"error": {"message": "the engine stumbled"}}, 1.0, record)

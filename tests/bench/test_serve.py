@@ -95,7 +95,9 @@ def test_chunks_are_counted_when_the_server_reports_no_usage(tmp_path, capsys):
     assert result["total_output_tokens"] == 2 * TOKENS
     assert result["total_input_tokens"] is None
     assert result["tokenizer_id"] == "words, not counted"
-    assert "reports no usage" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "reports no usage" in out
+    assert "a word for each wanted token" in out
 
 
 def test_errors_are_counted_by_their_text_and_fail_the_run(tmp_path, capsys):

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from vllm_bench import endpoints
 from vllm_bench.endpoints.endpoint import Endpoint
 from vllm_bench.load.run import LoadRun, run_load
@@ -50,9 +48,7 @@ def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
         items = _items(options, text)
         first = _check(next(items), endpoint, model)
         warm_ups = _warm_ups(first, options.num_warmups, text, options.seed)
-        # Half the time of asyncio's own loop for each piece of an answer.
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            run = runner.run(_run(client, sender, warm_ups, itertools.chain([first], items), options))
+        run = asyncio.run(_run(client, sender, warm_ups, itertools.chain([first], items), options))
     figures = load_figures(run, options.metric_percentiles)
     if options.max_concurrency is not None:
         figures |= queue_figures(run, options.metric_percentiles)

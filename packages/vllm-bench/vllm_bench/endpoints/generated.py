@@ -23,7 +23,7 @@ def read_usage(content: dict[str, Any], record: RequestRecord) -> None:
 
 
 def complaint(record: RequestRecord) -> str | None:
-    """An answer without text has no time to first token."""
-    if record.text_times:
+    """An answer of nothing. Tokens that make no text (special ones) are an answer, of unknown time to first token."""
+    if record.text_times or record.completion_tokens:
         return None
     return "the answer has no text; with --ignore-eos a model cannot end at once"

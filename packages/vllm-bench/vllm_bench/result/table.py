@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_bench.workload.words import UncountedWords
+
 TITLES = {
     "ttft": "time to first token",
     "tpot": "time per output token after the first",
@@ -48,6 +50,9 @@ def _time_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Seque
 
 def _notes(figures: dict[str, Any]) -> list[str]:
     lines = []
+    if figures.get("tokenizer_id") == UncountedWords.name:
+        lines += ["", "note: the server counts no tokens beforehand; made-up prompts have a word for each wanted token"]
+        lines += ["      (--tokenizer with the model's folder makes them exact)"]
     if figures["completed"] and figures["tokens_counted_by"] == "chunks":
         lines += ["", "note: the server reports no usage; tokens are counted as chunks of the stream"]
     if figures["prompt_token_mismatches"]:
