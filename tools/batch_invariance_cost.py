@@ -11,6 +11,7 @@ the two times of one round, and the last line has the median of all rounds; abov
 
 import argparse
 import os
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,6 +42,7 @@ def main() -> None:
         parser.error("every number must be at least 1")
     from peers.checkpoint import write_checkpoint  # torch comes in here, and --help needs none of it
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the children too
     shape = Shape(layers=arguments.layers)
     model = arguments.folder.absolute() / shape.name
     write_checkpoint(shape, model)
