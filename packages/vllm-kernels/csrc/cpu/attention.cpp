@@ -94,8 +94,8 @@ void find_block(const Task& task, const Item& item, int64_t position, const Span
     int64_t row = (table[index] * static_cast<int64_t>(task.num_kv_heads) + item.head) * task.block_size + offset;
     const int64_t left = task.block_size - offset, stop = to - i < left ? to : i + left;
     if (task.key_scales) {  // they are read a block later
-      __builtin_prefetch(task.key_scales + row);
-      __builtin_prefetch(task.value_scales + row);
+      __builtin_prefetch(task.key_scales + row, 0, 2);
+      __builtin_prefetch(task.value_scales + row, 0, 2);
     }
     for (; i < stop; ++i, ++row) {
       block.keys[i] = task.keys + row * row_bytes;
@@ -105,9 +105,17 @@ void find_block(const Task& task, const Item& item, int64_t position, const Span
   }
 }
 
-// The scales [kKeys] of a block, zeros where it has none.
-void gather_scales(const float* scales, const Block& block, float* out) {
-  for (int i = 0; i < kKeys; ++i) out[i] = block.rows[i] < 0 ? 0.f : scales[block.rows[i]];
+// The scales of a block's groups, zeros where it has none -> out [kKeys]. Whole groups are copied at once: sixteen floats
+// that were stored one by one are slow to be read as a Vec.
+void gather_scales(const float* scales, const Task& task, const Block& block, float* out) {
+  for (int i = block.begin * kLanes; i < block.end * kLanes; i += kLanes) {
+    const int64_t* rows = block.rows + i;
+    if (task.block_size % kLanes == 0 && rows[0] >= 0 && rows[kLanes - 1] >= 0) {
+      store(out + i, load(scales + rows[0]));
+      continue;
+    }
+    for (int k = 0; k < kLanes; ++k) out[i + k] = rows[k] < 0 ? 0.f : scales[rows[k]];
+  }
 }
 
 // The block that is read after the one at `position` of a split: the next of this split, the first of the next one, or
@@ -174,8 +182,8 @@ void sum_split(const Task& task, const Item& item, int64_t split, const Item* fo
     alignas(64) float key_scales[kKeys], value_scales[kKeys];
     const bool scaled = task.key_scales;
     if (scaled) {
-      gather_scales(task.key_scales, block, key_scales);
-      gather_scales(task.value_scales, block, value_scales);
+      gather_scales(task.key_scales, task, block, key_scales);
+      gather_scales(task.value_scales, task, block, value_scales);
     }
     weigh<Units>(scratch.scores, scratch.weights, task.rule, state, position, begin, end,
                  scaled ? key_scales : nullptr, scaled ? value_scales : nullptr);
