@@ -39,8 +39,8 @@ constexpr int lines_of(int tile, int tiles) {
 }
 
 // The first row of a tile: all have `height` rows but the last, which takes a third of the one before it if it had no
-// more than that. (Tiles of five rows, which equal shares would have, are measurably slower than the six and four beside
-// them.)
+// more than that. (Tiles of five rows, which equal shares would have, are measurably slower than the six and four
+// beside them.)
 constexpr int tile_begin(int rows, int tile, int tiles, int height = kTileRows) {
   if (tile == tiles) return rows;
   const bool narrow = tiles > 1 && rows - (tiles - 1) * height <= height / 3;

@@ -86,8 +86,8 @@ void multiply_rows(const Product& p, int lines, int64_t panel, int64_t row, int 
   }
 }
 
-// Rows [begin, end) times one panel. Tiles of rows share the fetching of the next panel; a single one is as fast as memory
-// without.
+// Rows [begin, end) times one panel. Tiles of rows share the fetching of the next panel; a single one is as fast as
+// memory without.
 void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end) {
 #if defined(__AMX_INT8__)
   if (end - begin >= kFewestAmxRows) return multiply_panel_amx(p, panel, begin, end);

@@ -28,7 +28,8 @@ inline Vec byte_of(Ints bytes, Vec zero_point) {
 }
 
 // How q - zero of four columns (k) and sixteen lanes becomes floats in the order of a Format. Zeros are made once for
-// many columns; put() writes what belongs to the columns.
+// many columns; widen() makes the vectors of the columns, keep() stores one, add() multiplies by one as the Format
+// does.
 template <bool four>
 struct ToF32 {
   using Format = F32Format;
@@ -38,17 +39,28 @@ struct ToF32 {
     Vec minus;
   };
   static Zeros zeros(Ints zero_point) { return {to_floats(zero_point)}; }
-  static void put(Ints bytes, const Zeros& zeros, float* to) {
-    store(to, byte_of<0>(bytes, zeros.minus));
-    store(to + kPanel, byte_of<8>(bytes, zeros.minus));
-    store(to + 2 * kPanel, byte_of<16>(bytes, zeros.minus));
-    store(to + 3 * kPanel, byte_of<24>(bytes, zeros.minus));
+  using Wide = Vec;
+  static void widen(Ints bytes, const Zeros& zeros, Vec (&to)[4]) {
+    to[0] = byte_of<0>(bytes, zeros.minus);
+    to[1] = byte_of<8>(bytes, zeros.minus);
+    to[2] = byte_of<16>(bytes, zeros.minus);
+    to[3] = byte_of<24>(bytes, zeros.minus);
   }
+  static void keep(float* to, Vec wide) { store(to, wide); }
+  static Vec add(Vec sum, float x, Vec wide) { return fma(splat(x), wide, sum); }
 };
 
 #if defined(__AVX512BF16__)
+struct ToBF16 {
+  using Wide = __m512i;
+  static void keep(float* to, __m512i wide) { _mm512_storeu_si512(to, wide); }
+  static Vec add(Vec sum, uint32_t x, __m512i wide) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(static_cast<int>(x)), (__m512bh)wide)};
+  }
+};
+
 // 4 bits: from a table, whose entry i is i - 16.
-struct FourToBF16 {
+struct FourToBF16 : ToBF16 {
   using Format = BF16Format;
   static constexpr int64_t kPiece = 128;
   static constexpr bool kFour = true;
@@ -59,7 +71,7 @@ struct FourToBF16 {
     const __m512i bytes = _mm512_mullo_epi32(zero_point.v, _mm512_set1_epi32(0x01010101));
     return {_mm512_sub_epi8(_mm512_set1_epi8(16), bytes)};
   }
-  static void put(Ints bytes, const Zeros& zeros, float* to) {
+  static void widen(Ints bytes, const Zeros& zeros, __m512i (&to)[2]) {
     alignas(64) static const uint16_t kTable[32] = {
         0xc180, 0xc170, 0xc160, 0xc150, 0xc140, 0xc130, 0xc120, 0xc110, 0xc100, 0xc0e0, 0xc0c0,
         0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
@@ -70,13 +82,13 @@ struct FourToBF16 {
     const __m512i index = _mm512_add_epi8(bytes.v, zeros.plus);
     const __m512i first_pairs = _mm512_shuffle_epi8(index, spread);
     const __m512i second_pairs = _mm512_shuffle_epi8(index, _mm512_add_epi8(spread, _mm512_set1_epi8(2)));
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(first_pairs, table));
-    _mm512_storeu_si512(to + kPanel, _mm512_permutexvar_epi16(second_pairs, table));
+    to[0] = _mm512_permutexvar_epi16(first_pairs, table);
+    to[1] = _mm512_permutexvar_epi16(second_pairs, table);
   }
 };
 
 // 8 bits: a byte in the last 8 bits of 2^23, or one place higher in 2^15, is that number plus the byte.
-struct EightToBF16 {
+struct EightToBF16 : ToBF16 {
   using Format = BF16Format;
   static constexpr int64_t kPiece = 128;
   static constexpr bool kFour = false;
@@ -86,9 +98,9 @@ struct EightToBF16 {
   static Zeros zeros(Ints zero_point) {
     return {to_floats(zero_point) + splat(8388608.f), to_floats(zero_point) + splat(32768.f)};
   }
-  static void put(Ints bytes, const Zeros& zeros, float* to) {
-    _mm512_storeu_si512(to, pairs(bytes.v, zeros));
-    _mm512_storeu_si512(to + kPanel, pairs(_mm512_srli_epi32(bytes.v, 16), zeros));
+  static void widen(Ints bytes, const Zeros& zeros, __m512i (&to)[2]) {
+    to[0] = pairs(bytes.v, zeros);
+    to[1] = pairs(_mm512_srli_epi32(bytes.v, 16), zeros);
   }
   static __m512i pairs(__m512i two_bytes, const Zeros& zeros) {
     constexpr int kAndOr = 0xea;  // (a & b) | c
@@ -106,26 +118,43 @@ struct EightToBF16 {
 };
 #endif
 
+constexpr int kVecs = kPanel / kLanes;
+
+template <class To>
+VLLM_INLINE inline void zeros_of(const Columns& piece, typename To::Zeros (&zeros)[kVecs]) {
+  unrolled<kVecs>([&](int v) VLLM_INLINE { zeros[v] = To::zeros(widen_u8(piece.header + 2 * kPanel + v * kLanes)); });
+}
+
+// Calls body(v, i, wide) for a step of the entries: `wide` is vector v of the columns that step i of the Format has.
+template <class To, class Body>
+VLLM_INLINE inline void widen_step(const uint8_t* entries, const typename To::Zeros (&zeros)[kVecs], const Body& body) {
+  constexpr int kSteps = 4 / To::Format::kDepth;  // of the Format, for four columns
+  unrolled<kVecs>([&](int v) VLLM_INLINE {
+    const Ints bytes = load_ints(entries + v * 64);
+    unrolled<To::kFour ? 2 : 1>([&](int half) VLLM_INLINE {
+      typename To::Wide wide[kSteps];
+      To::widen(!To::kFour ? bytes : (half ? down16<4>(bytes) : bytes) & splat_ints(0x0f0f0f0f), zeros[v], wide);
+      unrolled<kSteps>([&](int i) VLLM_INLINE { body(v, half * kSteps + i, wide[i]); });
+    });
+  });
+}
+
+// Columns in a step of the entries.
+template <class To>
+constexpr int kStepColumns = To::kFour ? 8 : 4;
+
 // A piece as floats, in the order of the dense panels: q - zero.
 template <class To>
 void widen_piece(const Columns& piece, float* to) {
-  constexpr int kVecs = kPanel / kLanes;
-  // Floats (4 bytes) of a panel for four columns.
-  constexpr int kFloats = 4 / To::Format::kDepth * kPanel;
   typename To::Zeros zeros[kVecs];
-  unrolled<kVecs>([&](int v) VLLM_INLINE { zeros[v] = To::zeros(widen_u8(piece.header + 2 * kPanel + v * kLanes)); });
+  zeros_of<To>(piece, zeros);
   const uint8_t* entries = piece.entries;
-  constexpr int kQuads = To::kFour ? 2 : 1;  // groups of four columns in a step of the entries
-  for (int64_t k = 0; k < piece.depth; k += 4 * kQuads, entries += kStepBytes, to += kQuads * kFloats)
-    unrolled<kVecs>([&](int v) VLLM_INLINE {
-      const Ints bytes = load_ints(entries + v * 64);
-      if constexpr (To::kFour) {
-        To::put(bytes & splat_ints(0x0f0f0f0f), zeros[v], to + v * kLanes);
-        To::put(down16<4>(bytes) & splat_ints(0x0f0f0f0f), zeros[v], to + kFloats + v * kLanes);
-      } else {
-        To::put(bytes, zeros[v], to + v * kLanes);
-      }
+  for (int64_t k = 0; k < piece.depth; k += kStepColumns<To>, entries += kStepBytes) {
+    widen_step<To>(entries, zeros, [&](int v, int i, typename To::Wide wide) VLLM_INLINE {
+      To::keep(to + i * kPanel + v * kLanes, wide);
     });
+    to += kStepColumns<To> / To::Format::kDepth * kPanel;
+  }
 }
 
 // sums [rows][64] = sums + c * scale of each lane
@@ -138,6 +167,43 @@ void add_scaled(float* sums, const float* c, const uint8_t* header, int rows, bo
       store(sum, first_piece ? piece : load(sum) + piece);
     }
   }
+}
+
+// c [kRows][64] = kRows rows times a piece. Each vector of floats is multiplied as it is made, in the order of the
+// register tile.
+template <class To, int kRows>
+void multiply_piece(const Columns& piece, const typename To::Format::A* x, int64_t stride, float* c) {
+  typename To::Zeros zeros[kVecs];
+  zeros_of<To>(piece, zeros);
+  Vec sums[kRows][kVecs];
+  unrolled<kRows>([&](int r) VLLM_INLINE { unrolled<kVecs>([&](int v) VLLM_INLINE { sums[r][v] = zero(); }); });
+  const uint8_t* entries = piece.entries;
+  for (int64_t k = 0; k < piece.depth; k += kStepColumns<To>, entries += kStepBytes) {
+    widen_step<To>(entries, zeros, [&](int v, int i, typename To::Wide wide) VLLM_INLINE {
+      unrolled<kRows>([&](int r) VLLM_INLINE { sums[r][v] = To::add(sums[r][v], x[r * stride + i], wide); });
+    });
+    x += kStepColumns<To> / To::Format::kDepth;
+  }
+  unrolled<kRows>([&](int r) VLLM_INLINE {
+    unrolled<kVecs>([&](int v) VLLM_INLINE { store(c + r * kPanel + v * kLanes, sums[r][v]); });
+  });
+}
+
+// Rows [row, row + kRows) times one panel, for so few rows that storing the floats would take longer than their use.
+template <class To, int kRows>
+void multiply_few(const Product& p, int64_t panel, int64_t row) {
+  using Format = typename To::Format;
+  alignas(64) float sums[kRows * kPanel], c[kRows * kPanel];
+  const uint8_t* data = p.packed + panel * p.layout.panel_bytes();
+  const int64_t stride = p.stride / Format::kDepth * Format::kUnits;
+  const auto* x = static_cast<const typename Format::A*>(p.x) + row * stride;
+  const int64_t size = p.layout.piece_size(To::kPiece), pieces = (p.layout.in_features + size - 1) / size;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const Columns piece = p.layout.piece(data, i, size);
+    multiply_piece<To, kRows>(piece, x + piece.begin / Format::kDepth * Format::kUnits, stride, c);
+    add_scaled(sums, c, piece.header, kRows, i == 0);
+  }
+  finish_quantized(p.output, p.factors, sums, kRows, row, panel);
 }
 
 // Rows [begin, end), at most kRowBlock of them, times one panel.
@@ -209,7 +275,13 @@ void multiply_panel(const Product& p, int64_t panel, int64_t begin, int64_t end)
     }
   }
 #endif
-  multiply_block<To>(p, panel, begin, end);
+  switch (end - begin) {
+    case 1: return multiply_few<To, 1>(p, panel, begin);
+    case 2: return multiply_few<To, 2>(p, panel, begin);
+    case 3: return multiply_few<To, 3>(p, panel, begin);
+    case 4: return multiply_few<To, 4>(p, panel, begin);
+    default: return multiply_block<To>(p, panel, begin, end);
+  }
 }
 
 // x [rows][stride] times a packed weight, with bias, residual, gate: out [rows][results]. x is fp32, or bf16 with
