@@ -105,8 +105,8 @@ void find_block(const Task& task, const Item& item, int64_t position, const Span
   }
 }
 
-// The scales of a block's groups, zeros where it has none -> out [kKeys]. Whole groups are copied at once: sixteen floats
-// that were stored one by one are slow to be read as a Vec.
+// The scales of a block's groups, zeros where it has none -> out [kKeys]. Whole groups are copied at once: sixteen
+// floats that were stored one by one are slow to be read as a Vec.
 void gather_scales(const float* scales, const Task& task, const Block& block, float* out) {
   for (int i = block.begin * kLanes; i < block.end * kLanes; i += kLanes) {
     const int64_t* rows = block.rows + i;
