@@ -1,5 +1,6 @@
 """``vllm run-batch`` as it is typed: its help, what it prints, and what it says to likely mistakes."""
 
+import io
 import json
 import subprocess
 import sys
@@ -78,9 +79,10 @@ def test_the_engine_may_be_asked_for_by_old_settings(command: Command, output: P
     [
         (["-i", "no/such/file"], {}, 2, "--input-file: cannot read no/such/file: No such file or directory"),
         (["-i", "/"], {}, 2, "--input-file: / is not a regular file"),
-        (["-i", ""], {}, 2, "--input-file must be the path of a file; it is not given"),
-        (["-i", "https://server/in.jsonl"], {}, 2, "--input-file must be the path of a file, this version fetches no"),
-        (["-o", "http://server/out.jsonl"], {}, 2, "--output-file must be the path of a file, this version"),
+        (["-i", ""], {}, 2, "--input-file must be the path of a file or a URL; it is not given"),
+        (["-i", "https://anna:geheim@/in.jsonl"], {}, 2, "--input-file begins like a URL and is none"),
+        (["-o", "http://server:x/out.jsonl"], {}, 2, "--output-file begins like a URL and is none"),
+        (["--max-inflight", "0"], {}, 2, "--max-inflight must be a whole number"),
         (["-o", "no/such/out_put.jsonl"], {}, 2, "--output-file: cannot write to no/such/out_put.jsonl: there is no"),
         (["-o", "/dev/null"], {}, 2, "--output-file: cannot write to /dev/null: it is not a regular file"),
         (["--output-tmp-dir", "no/such"], {}, 2, "--output-tmp-dir: cannot write to no/such: No such file"),
@@ -123,22 +125,18 @@ def test_an_engine_that_dies_ends_the_run_with_one(
     (partial,) = source.parent.glob("out.jsonl.*.partial")
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("vllm run-batch: error: the engine has died: ")
-    assert error.endswith(f"; 1 answers are in {partial}")
+    assert error.endswith(f"; 1 answers are in {partial}, and the same command goes on after them")
     assert [result["custom_id"] for result in results(partial)] == ["first"]
     assert not output.exists()
 
 
 def test_a_disk_that_is_full_ends_the_run_with_one(command: Command, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    class Full:
-        def write(self, line: bytes) -> int:
+    class Full(io.BufferedRandom):
+        def flush(self) -> None:
             raise OSError(28, "No space left on device")
 
-        def close(self) -> None:
-            pass
-
-    real = open
-    opened = lambda path, mode: Full() if str(path).endswith(".partial") else real(path, mode)  # noqa: E731
-    monkeypatch.setattr("vllm_server.batch_files.open", opened, raising=False)
+    full = lambda descriptor, mode: Full(io.FileIO(descriptor, mode))  # noqa: E731
+    monkeypatch.setattr("vllm_server.batch_journal.open", full, raising=False)
     assert command() == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("vllm run-batch: error: cannot write ")
@@ -153,15 +151,16 @@ try:
     main(["run-batch", sys.argv[1]])
 except SystemExit:
     pass
-heavy = {"torch", "transformers", "numpy", "fastapi", "starlette", "uvicorn", "prometheus_client"} & sys.modules.keys()
+heavy = {"torch", "transformers", "numpy", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx", "tqdm"}
+heavy &= sys.modules.keys()
 if heavy: sys.exit(f"imported: {heavy}")
 """
     for form, words in {
-        "--help": ["--input-file FILE, -i FILE", "RunBatch", "EngineArgs"],
+        "--help": ["--input-file FILE, -i FILE", "RunBatch", "EngineArgs", "exit codes: 0 every line has its answer"],
         "--help=RunBatch": ["--output-tmp-dir", "--enable-metrics", "--response-role"],
         "--help=listgroup": ["RunBatch"],
         "--help=max-log-len": ["--max-log-len INT"],
-        "--help=all": ["--max-num-seqs", "--use-v2-block-manager"],
+        "--help=all": ["--max-num-seqs", "--use-v2-block-manager", "130 Ctrl-C"],
     }.items():
         done = subprocess.run([sys.executable, "-c", script, form], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -14,42 +11,20 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
-from tests.server.conftest import make_context
+from tests.server.batch_folder import KEY, Folder, answer, line, start, work_on
 from tests.server.fake_llm import FakeLLM
 from vllm_engine.errors import ConfigError, EngineDead
-from vllm_server.app import build_app
+from vllm_server import app
 from vllm_server.batch_config import AS_SERVED, BatchConfig, create_batch_config
-from vllm_server.batch_files import BatchInput, BatchOutput
+from vllm_server.batch_input import open_input
+from vllm_server.batch_journal import Journal, JournalPlace
 from vllm_server.batch_metrics import metrics_server
-from vllm_server.batch_work import BatchWork
 from vllm_server.config import ServerConfig
 from vllm_server.metrics import new_registry
-
-ROOT = Path(__file__).parents[2]
-
-
-def line(custom_id: str = "a", *, url: str = "/v1/completions", method: str = "POST", **body: Any) -> str:
-    return json.dumps({"custom_id": custom_id, "method": method, "url": url, "body": body})
-
-
-class Folder:
-    """Input and output of one batch."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.input = path / "in.jsonl"
-        self.output = path / "out.jsonl"
-
-    def write(self, *lines: str | bytes) -> None:
-        self.input.write_bytes(b"".join((item.encode() if isinstance(item, str) else item) + b"\n" for item in lines))
-
-    def results(self, path: Path | None = None) -> list[dict[str, Any]]:
-        return [json.loads(item) for item in (path or self.output).read_text().splitlines()]
-
-    @property
-    def partial(self) -> list[Path]:
-        return list(self.path.glob("*.partial"))
 
 
 @pytest.fixture
@@ -57,18 +32,8 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-async def answer(folder: Folder, llm: FakeLLM, *lines: str | bytes, in_flight: int = 4, **options: Any) -> BatchWork:
-    """Run the lines; ``options`` are those of the server's configuration."""
-    folder.write(*lines)
-    with (
-        BatchInput(str(folder.input)) as source,
-        BatchOutput(str(folder.output), not_over=source.path) as output,
-    ):
-        app = build_app(make_context(llm, **options))
-        work = BatchWork(app, llm, source, output, in_flight=in_flight, tell=lambda: None)  # type: ignore[arg-type]
-        await work.run()
-        output.commit()
-    return work
+def place(folder: Folder) -> JournalPlace:
+    return JournalPlace(folder.path, "out.jsonl", "output_file")
 
 
 # ---- answers ----
@@ -79,10 +44,10 @@ async def test_answers_are_those_of_the_routes_in_the_order_of_the_input(
 ) -> None:
     completion = {"prompt": "hi", "max_tokens": 5, "logprobs": 1}
     chat = {"model": "alias", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "n": 2}
-    work = await answer(
+    counts = await answer(
         folder, llm, line("one", **completion), "", line("two", url="/v1/chat/completions", **chat), "  \t"
     )
-    assert (work.done, work.failed) == (2, 0)
+    assert counts == (2, 0)
     first, second = folder.results()
     for result, custom_id, url, body in (
         (first, "one", "/v1/completions", completion),
@@ -110,8 +75,8 @@ async def test_a_request_that_its_route_refuses_fails_alone(
         {"prompt": "!boom"},
         {"prompt": "hi", "max_tokens": 2, "request_id": "mine"},
     ]
-    work = await answer(folder, llm, *(line(str(index), **body) for index, body in enumerate(bodies)))
-    assert (work.done, work.failed) == (6, 5)
+    counts = await answer(folder, llm, *(line(str(index), **body) for index, body in enumerate(bodies)))
+    assert counts == (6, 5)
     results = folder.results()
     for result, body in zip(results, bodies, strict=True):
         expected = await client.post("/v1/completions", json=body)
@@ -146,8 +111,8 @@ async def test_a_line_that_is_no_request_becomes_an_error_and_the_others_are_ans
     folder: Folder, llm: FakeLLM, text: str | bytes, custom_id: str | None, field: str | None, message: str
 ) -> None:
     good = line("good", prompt="hi", max_tokens=2)
-    work = await answer(folder, llm, good, text, good)
-    assert (work.done, work.failed) == (3, 1)
+    counts = await answer(folder, llm, good, text, good)
+    assert counts == (3, 1)
     before, wrong, after = folder.results()
     assert before["response"]["body"]["choices"][0]["text"] == after["response"]["body"]["choices"][0]["text"] == "ab"
     assert wrong["custom_id"] == custom_id
@@ -163,8 +128,8 @@ async def test_a_body_that_is_not_to_be_read_is_refused_by_its_route_or_before(
     folder: Folder, llm: FakeLLM, body: str
 ) -> None:
     text = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": ' + body + "}"
-    work = await answer(folder, llm, text)
-    assert work.failed == 1
+    counts = await answer(folder, llm, text)
+    assert counts == (1, 1)
     assert folder.results()[0]["response"]["status_code"] == 400
 
 
@@ -178,7 +143,7 @@ async def test_a_line_without_an_end_one_with_a_mark_and_equal_ids_are_taken(fol
 async def test_a_line_that_is_too_long_is_not_held(
     folder: Folder, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_server.batch_files.MAX_LINE_BYTES", 200)
+    monkeypatch.setattr("vllm_server.batch_input.MAX_LINE_BYTES", 200)
     good = line("good", prompt="hi", max_tokens=1)
     await answer(folder, llm, line("long", prompt="x" * 1000), good)
     long, after = folder.results()
@@ -188,8 +153,41 @@ async def test_a_line_that_is_too_long_is_not_held(
 
 
 async def test_an_empty_input_gives_an_empty_output(folder: Folder, llm: FakeLLM) -> None:
-    work = await answer(folder, llm)
-    assert (work.done, folder.output.read_bytes()) == (0, b"")
+    counts = await answer(folder, llm)
+    assert (counts, folder.output.read_bytes()) == ((0, 0), b"")
+
+
+async def test_a_route_of_its_own_is_served_without_a_word_about_batches(
+    folder: Folder, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its answers may be: JSON over many lines, an error without the usual body, no JSON at all, a crash."""
+    router = APIRouter()
+
+    @router.post("/v1/echo", openapi_extra={"requestBody": {}})
+    async def echo(raw: Request) -> Response:
+        asked = await raw.json()
+        if asked.get("crash"):
+            raise RuntimeError("secret")
+        return Response(asked["text"], asked["status"], media_type="application/json")
+
+    monkeypatch.setattr(app, "_ROUTES", (*app._ROUTES, type("module", (), {"router": router})))
+    asked = [
+        {"text": '{\n  "a": 1\n}', "status": 200},
+        {"text": '{"b": 2}', "status": 422},
+        {"text": "not JSON", "status": 200},
+        {"text": "", "status": 200},
+        {"crash": True},
+    ]
+    counts = await answer(folder, llm, *(line(str(index), url="/v1/echo", **one) for index, one in enumerate(asked)))
+    assert counts == (5, 4)
+    whole, refused, *broken = folder.results()
+    assert (whole["response"]["body"], whole["error"]) == ({"a": 1}, None)
+    assert (refused["response"]["body"], refused["response"]["status_code"]) == ({"b": 2}, 422)
+    assert refused["error"]["message"] == "the route answered 422"
+    for result in broken:
+        assert result["response"]["status_code"] == 500
+        assert result["error"]["code"] == "internal_error"
+    assert "secret" not in folder.output.read_text()
 
 
 async def test_settings_of_the_server_hold_for_its_answers(folder: Folder, llm: FakeLLM, monkeypatch) -> None:
@@ -197,6 +195,25 @@ async def test_settings_of_the_server_hold_for_its_answers(folder: Folder, llm: 
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
     await answer(folder, llm, line(url="/v1/chat/completions", **chat), response_role="parrot")
     assert folder.results()[0]["response"]["body"]["choices"][0]["message"]["role"] == "parrot"
+
+
+@pytest.mark.parametrize(
+    ("flags", "read"),
+    [
+        (["--return-tokens-as-token-ids"], lambda body: body["choices"][0]["logprobs"]["content"][0]["token"]),
+        (["--chat-template-content-format", "openai"], lambda body: body["usage"]["prompt_tokens"]),
+    ],
+)
+def test_flags_of_serve_that_change_answers_change_these(folder: Folder, flags: list[str], read: Any) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "logprobs": True}
+    folder.write(line(url="/v1/chat/completions", **chat))
+    answers = []
+    for given in ([], flags):
+        with start(*folder.flags, *given) as process:
+            _, error = process.communicate(timeout=20)
+        assert process.returncode == 0, error
+        answers.append(read(folder.results()[0]["response"]["body"]))
+    assert answers[0] != answers[1]
 
 
 # ---- order and bounds ----
@@ -227,24 +244,32 @@ async def test_answers_keep_their_order_whatever_takes_longer(folder: Folder) ->
 
 async def test_one_request_at_a_time_is_possible(folder: Folder) -> None:
     llm = Counting()
-    work = await answer(folder, llm, *(line(prompt="0", max_tokens=1) for _ in range(20)), in_flight=1)
-    assert (work.done, llm.most) == (20, 1)
+    counts = await answer(folder, llm, *(line(prompt="0", max_tokens=1) for _ in range(20)), in_flight=1)
+    assert (counts, llm.most) == ((20, 0), 1)
 
 
 async def test_what_waits_for_an_earlier_answer_is_bounded(folder: Folder) -> None:
     llm = Counting()
     folder.write(line(prompt="60000"), *(line(prompt="0", max_tokens=1) for _ in range(200)))
     with (
-        BatchInput(str(folder.input)) as source,
-        BatchOutput(str(folder.output), not_over=source.path) as output,
+        open_input(str(folder.input)) as source,
+        Journal(place(folder), KEY) as journal,
+        pytest.raises(TimeoutError),
     ):
-        app = build_app(make_context(llm))
-        work = BatchWork(app, llm, source, output, in_flight=4, tell=lambda: None)  # type: ignore[arg-type]
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(work.run(), 0.5)
+        await asyncio.wait_for(work_on(llm, source, journal).run(), 0.5)
     assert llm.begun == 4 * 16
     assert llm.most == 4
-    assert work.done == 0
+    assert journal.num_answers == 0
+
+
+async def test_long_lines_wait_for_those_that_run(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_server.batch_work._HELD_BYTES", 3_000)
+    llm = Counting()
+    long, short = ([line(prompt="20", max_tokens=1, user="x" * length) for _ in range(20)] for length in (2_000, 10))
+    assert await answer(folder, llm, *long, in_flight=8) == (20, 0)
+    assert llm.most == 2
+    assert await answer(folder, llm, *short, in_flight=8) == (20, 0)
+    assert llm.most == 8
 
 
 async def test_a_long_input_is_not_held_in_memory(folder: Folder) -> None:
@@ -252,15 +277,10 @@ async def test_a_long_input_is_not_held_in_memory(folder: Folder) -> None:
     wrong = json.dumps({"custom_id": "x", "text": "y" * 4000}) + "\n"
     folder.input.write_text(wrong * 10_000)
     tracemalloc.start()
-    with (
-        BatchInput(str(folder.input)) as source,
-        BatchOutput(str(folder.output), not_over=source.path) as output,
-    ):
-        llm = FakeLLM()
-        app = build_app(make_context(llm))
-        work = BatchWork(app, llm, source, output, in_flight=8, tell=lambda: None)  # type: ignore[arg-type]
-        await work.run()
-    assert (work.done, work.failed) == (10_000, 10_000)
+    with open_input(str(folder.input)) as source, Journal(place(folder), KEY) as journal:
+        await source.examine()
+        await work_on(FakeLLM(), source, journal, in_flight=8).run()
+    assert (source.num_lines, journal.num_answers, journal.num_failed) == (10_000, 10_000, 10_000)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10 * 2**20
@@ -277,64 +297,6 @@ async def test_a_dead_engine_ends_the_work_and_is_no_answer(folder: Folder, llm:
     assert len(llm.calls) <= 8
 
 
-# ---- files ----
-
-
-def test_the_output_replaces_an_older_one_only_when_it_is_complete(folder: Folder) -> None:
-    folder.write()
-    folder.output.write_text("old\n")
-    link = folder.path / "link.jsonl"
-    link.symlink_to(folder.output)
-    for commits in (False, True):
-        with BatchOutput(str(link), not_over=str(folder.input)) as output:
-            output.write(b"new\n")
-            assert folder.output.read_text() == "old\n"
-            if commits:
-                output.commit()
-    assert link.is_symlink()
-    assert folder.output.read_text() == "new\n"
-    (partial,) = folder.partial
-    assert partial.read_text() == "new\n"
-    assert partial.name.startswith("out.jsonl.")
-
-
-def test_nothing_is_left_of_a_run_without_an_answer(folder: Folder) -> None:
-    folder.write()
-    with BatchOutput(str(folder.output), not_over=str(folder.input)):
-        assert len(folder.partial) == 1
-    assert list(folder.path.iterdir()) == [folder.input]
-
-
-def test_a_folder_of_its_own_holds_the_output_until_it_is_complete(folder: Folder) -> None:
-    folder.write()
-    own = folder.path / "own"
-    own.mkdir()
-    with BatchOutput(str(folder.output), str(own), not_over=str(folder.input)) as output:
-        output.write(b"new\n")
-        assert [path.parent for path in folder.path.rglob("*.partial")] == [own]
-        output.commit()
-    assert folder.output.read_text() == "new\n"
-    assert list(own.iterdir()) == []
-
-
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no second file system")
-def test_the_folder_may_be_on_another_file_system(folder: Folder) -> None:
-    folder.write()
-    with BatchOutput(str(folder.output), "/dev/shm", not_over=str(folder.input)) as output:
-        output.write(b"new\n")
-        output.commit()
-        assert not output.partial.exists()
-    assert folder.output.read_text() == "new\n"
-    assert folder.partial == []
-
-
-def test_what_anybody_may_read_by_default_is_decided_by_the_umask(folder: Folder) -> None:
-    folder.write()
-    with BatchOutput(str(folder.output), not_over=str(folder.input)) as output:
-        output.commit()
-    assert folder.output.stat().st_mode & 0o777 == folder.input.stat().st_mode & 0o777
-
-
 # ---- settings ----
 
 
@@ -347,6 +309,7 @@ def test_options_that_serve_has_too_are_the_same() -> None:
 def test_the_documented_defaults() -> None:
     config = create_batch_config({"input_file": "a", "output_file": "b"})
     assert (config.url, config.port, config.response_role, config.max_log_len) == ("0.0.0.0", 8000, "assistant", None)
+    assert (config.host, config.max_inflight) == (None, None)
     assert (config.enable_metrics, config.output_tmp_dir, config.enable_prompt_tokens_details) == (False, None, False)
 
 
@@ -379,22 +342,10 @@ def test_an_address_that_cannot_be_had_is_named() -> None:
 # ---- signals ----
 
 
-def started(folder: Folder, **script: Any) -> "subprocess.Popen[str]":
-    flags = ["demo", "-i", str(folder.input), "-o", str(folder.output), "--max-num-seqs", "1"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.server.fake_batch", *flags],
-        cwd=ROOT,
-        env={**os.environ, "FAKE": json.dumps(script), "VLLM_LOGGING_LEVEL": "ERROR"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_and_leaves_what_is_answered(folder: Folder, number: int) -> None:
     folder.write(line("quick", prompt="hi", max_tokens=1), line("slow", prompt="hi", max_tokens=500))
-    with started(folder, delay=0.05) as process:
+    with start(*folder.flags, delay=0.05) as process:
         try:
             deadline = time.monotonic() + 20
             while not any(path.stat().st_size for path in folder.partial) and time.monotonic() < deadline:
@@ -406,14 +357,16 @@ def test_a_signal_ends_the_run_and_leaves_what_is_answered(folder: Folder, numbe
     assert process.returncode == 130
     assert out.splitlines()[-1] == "engine closed, running=0, aborted=1"
     (partial,) = folder.partial
-    assert error == f"vllm run-batch: interrupted; 1 answers are in {partial}\n"
+    assert (
+        error == f"vllm run-batch: interrupted; 1 answers are in {partial}, and the same command goes on after them\n"
+    )
     assert [result["custom_id"] for result in folder.results(partial)] == ["quick"]
     assert not folder.output.exists()
 
 
 def test_a_signal_while_the_model_loads_leaves_nothing(folder: Folder) -> None:
     folder.write(line(prompt="hi"))
-    with started(folder, start_delay=60) as process:
+    with start(*folder.flags, start_delay=60) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("engine launched, multiprocess=True, imported=[]")
@@ -422,5 +375,5 @@ def test_a_signal_while_the_model_loads_leaves_nothing(folder: Folder) -> None:
             _, error = process.communicate(timeout=10)
         finally:
             process.kill()
-    assert (process.returncode, error) == (130, "vllm run-batch: interrupted before the first request\n")
+    assert (process.returncode, error) == (130, "vllm run-batch: interrupted; there is no answer yet\n")
     assert list(folder.path.iterdir()) == [folder.input]

@@ -69,7 +69,15 @@ def short(parser: argparse.ArgumentParser) -> str:
         f"  {prog} --help=<Group>        the options of a group\n"
         f"  {prog} --help=<option>       one option, such as --help=max-num-seqs\n"
         f"  {prog} --help=<keyword>      the options with a word in their names, such as --help=max\n"
+        f"{_epilog(parser)}"
     )
+
+
+def _epilog(parser: argparse.ArgumentParser) -> str:
+    formatter = parser._get_formatter()
+    formatter.add_text(parser.epilog)
+    text = formatter.format_help()
+    return f"\n{text}" if text else ""
 
 
 def _groups(parser: argparse.ArgumentParser) -> str:

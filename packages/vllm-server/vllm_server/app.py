@@ -1,6 +1,7 @@
 """The ASGI application: routes, error handlers and the request label, around one engine."""
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
@@ -26,6 +27,15 @@ from vllm_server.user_middleware import load_middleware
 
 logger = get_logger(__name__)
 
+_ROUTES = (models, completions, chat, health, metrics)
+
+
+def json_urls() -> tuple[str, ...]:
+    """Where JSON is posted and JSON comes back: the routes that a line of a batch may name."""
+    routes = [route for module in _ROUTES for route in module.router.routes if isinstance(route, APIRoute)]
+    posted = [route for route in routes if "POST" in (route.methods or ()) and not route.param_convertors]
+    return tuple(sorted(route.path for route in posted if "requestBody" in (route.openapi_extra or {})))
+
 
 def build_app(context: ServerContext) -> ASGIApp:
     """The application that serves ``context``. It starts and stops nothing: the engine runs already.
@@ -41,7 +51,7 @@ def build_app(context: ServerContext) -> ASGIApp:
         openapi_url="/openapi.json" if docs else None,
     )
     app.state.context = context
-    for routes in (models, completions, chat, health, metrics):
+    for routes in _ROUTES:
         app.include_router(routes.router)
     if config.enable_server_load_tracking:
         app.include_router(load.router)

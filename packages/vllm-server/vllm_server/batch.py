@@ -10,18 +10,24 @@ from vllm_server.event_loop import loop_factory
 
 PROGRAM = Program("vllm run-batch", BATCH_CONFIGS, own=BatchConfig)
 
+EXIT_CODES = (
+    "exit codes: 0 every line has its answer, be it an error; 1 the engine died, or a file or URL failed; 2 a setting, "
+    "file or URL cannot be honoured; 130 Ctrl-C or SIGTERM. Answers are kept: the same command goes on after them."
+)
+"""What scripts must know, at the end of the help."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and all flags of the engine and the batch to ``parser``."""
     add_program_arguments(parser, PROGRAM)
+    parser.epilog = EXIT_CODES
 
 
 def run(namespace: argparse.Namespace) -> int:
     """Answer the requests of a file as the flags say.
 
     Returns:
-        The exit code: 0 when the output is complete, 1 when the engine died or a file failed, 2 for a setting that
-        cannot be honoured, 130 after Ctrl-C or SIGTERM.
+        The exit code, one of ``EXIT_CODES``.
     """
     return run_program(PROGRAM, namespace, _run_settings)
 
