@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vllm_bench.workload.item import WorkItem
-from vllm_bench.workload.text import TextSource
+from vllm_bench.workload.text import TextSource, joined
 from vllm_cli.commands.connection import positive_integer
 
 if TYPE_CHECKING:
@@ -56,11 +56,8 @@ class RandomPrompts:
         while True:
             input_len = _around(options.input_len or options.random_input_len, input_ratio, rng)
             output_len = _around(options.output_len or options.random_output_len, output_ratio, rng)
-            prompt, count = text.make(input_len, rng)
-            if prefix is not None:
-                # Tokens may merge where the two meet.
-                prompt = prefix.text + prompt
-                count = text.count(prompt) if count is not None else None
+            made = text.make(input_len, rng)
+            prompt, count = made if prefix is None else joined(text, [prefix, made])
             yield WorkItem(prompt, count, output_len)
 
 

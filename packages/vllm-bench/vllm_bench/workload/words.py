@@ -24,6 +24,7 @@ class ServerCountedWords:
     """
 
     name = "words, counted by the server"
+    adds_up = True
 
     def __init__(self, count: Callable[[str], int]) -> None:
         base = _spelled(WORDS)
@@ -59,6 +60,7 @@ class UncountedWords:
     """Random words, one for each token that was asked for: what they are to the model, its ``usage`` must tell."""
 
     name = "words, not counted"
+    adds_up = True
 
     def make(self, num_tokens: int, rng: numpy.random.Generator) -> CountedText:
         """See ``TextSource``."""
