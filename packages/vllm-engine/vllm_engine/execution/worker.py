@@ -11,6 +11,7 @@ from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.model_plan import plan_model
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.cores import usable_nodes
+from vllm_engine.execution.heap import keep_freed_memory
 from vllm_engine.execution.kernels_in_use import check_kernels, tell_kernels
 from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.execution.model_runner import ModelRunner
@@ -35,6 +36,7 @@ class Worker:
         self._config = config
         self._model_path = model_path
         self.device = torch.device("cpu")
+        keep_freed_memory()
         torch.manual_seed(config.model.seed)
         self._plan = plan_model(config, model_path)
         for warning in self._plan.warnings:
