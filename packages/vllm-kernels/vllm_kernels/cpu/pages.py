@@ -1,31 +1,59 @@
 """Memory for what is written once and read in every step."""
 
 import mmap
+import threading
 
 import torch
 
 HUGE_PAGE = 1 << 21
+CHUNK = 1 << 26
+"""Bytes that are asked of the system at a time, for all that is not larger."""
+ALIGNMENT = 4096
 
 
 def zeros(nbytes: int) -> torch.Tensor:
     """uint8 ``[nbytes]`` of zeros that takes memory only as it is written, in pages of 2 MiB where the system has them.
 
     Reading a weight touches each of its pages once: with pages of 4 KiB the translation of addresses costs as much as
-    many of the reads. The start is at a huge page's boundary; the last, partial one is made of small pages, so that
-    nothing is wasted.
+    many of the reads. Tensors lie side by side in larger chunks, so that small ones and the ends of others share huge
+    pages. A chunk goes back to the system with the last of its tensors.
 
     Raises ``MemoryError`` for more than the system can promise.
     """
-    whole = nbytes // HUGE_PAGE * HUGE_PAGE
-    if not whole:
-        return torch.zeros(nbytes, dtype=torch.uint8)
+    if nbytes >= CHUNK:
+        return _mapping(nbytes)[:nbytes]
+    return _chunks.take(nbytes)
+
+
+class _Chunks:
+    """Hands out the chunk that was mapped last, from its start to its end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        size = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        with self._lock:
+            if size > len(self._rest):
+                self._rest = _mapping(CHUNK)
+            taken, self._rest = self._rest[:nbytes], self._rest[size:]
+        return taken
+
+
+_chunks = _Chunks()
+
+
+def _mapping(nbytes: int) -> torch.Tensor:
+    """At least ``nbytes`` from a huge page's boundary on, which live as long as a view of them."""
     try:
         memory = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"{nbytes} bytes: {error}") from error
     everything = torch.frombuffer(memory, dtype=torch.uint8)
     start = -everything.data_ptr() % HUGE_PAGE
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    whole = nbytes // HUGE_PAGE * HUGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE") and whole:
+        # The last, partial page is made of small ones, so that nothing is wasted.
         memory.madvise(mmap.MADV_HUGEPAGE, start, whole)
-    # The view keeps the mapping alive.
     return everything[start : start + nbytes]
