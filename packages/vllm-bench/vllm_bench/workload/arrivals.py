@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy
 
+from vllm_bench.workload.ramp_up import RampUp
+
 _CHUNK = 1024
 
 
@@ -28,6 +30,12 @@ def offsets(rate: float, burstiness: float, count: int | None, rng: numpy.random
         return _endless(rate, burstiness, rng)
     moments = numpy.cumsum(_gaps(rate, burstiness, count, rng))
     return iter((moments * (count / rate / moments[-1])).tolist())
+
+
+def ramped(burstiness: float, count: int | None, ramp: RampUp, rng: numpy.random.Generator) -> Iterator[float]:
+    """The same for a rate that grows; ``burstiness`` is that of gaps in expected requests instead of seconds."""
+    for requests in offsets(1.0, burstiness, count, rng):
+        yield ramp.moment(requests or 0.0)
 
 
 def _endless(rate: float, burstiness: float, rng: numpy.random.Generator) -> Iterator[float]:
