@@ -2,22 +2,23 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vllm_bench.commands import serve, startup
+from vllm_bench.commands import latency, serve, startup, throughput
 from vllm_cli.command import Command
 
 _BENCHMARKS = {
     "serve": serve,
+    "latency": latency,
+    "throughput": throughput,
     "startup": startup,
 }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """One sub-command for each benchmark, with its own options."""
+    """One sub-command for each benchmark; its options are added when it is called, as some need the engine's wheel."""
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="{" + ",".join(_BENCHMARKS) + "}", required=True)
     for name, module in _BENCHMARKS.items():
         summary = module.SUMMARY
-        benchmark = benchmarks.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)
-        module.add_arguments(benchmark)
+        benchmarks.add_parser(name, help=summary, description=f"{summary}.", later=module.add_arguments)
 
 
 def run(options: Namespace) -> int:

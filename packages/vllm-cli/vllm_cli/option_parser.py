@@ -22,10 +22,22 @@ class OptionParser(argparse.ArgumentParser):
 
     An option whose action has a true attribute ``takes_keys`` is a JSON object. The namespace's ``only_keys`` is the
     set of those that were given by keys alone, so that the keys may be laid over an object from elsewhere.
+
+    ``later`` adds the options when they are first needed: a sub-command that is not called need not import what
+    declares its options, nor have it installed.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, later: Callable[[argparse.ArgumentParser], None] | None = None, **settings: Any
+    ) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **settings})
+        self._later = later
+
+    def complete(self) -> None:
+        """Add the options that were left for later. Raises what their declaration raises, such as ``CommandError``."""
+        later, self._later = self._later, None
+        if later is not None:
+            later(self)
 
     def error(self, message: str) -> NoReturn:
         """End the program with ``message``."""
@@ -46,6 +58,7 @@ class OptionParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in ``argparse``, but what is not known is an error here, in the parser whose options are the near ones."""
+        self.complete()
         arguments = list(args or [])
         for argument in self._own(arguments):
             if argument.startswith("--help="):

@@ -30,7 +30,7 @@ class Program:
 
     name: str
     configs: tuple[type[Any], ...]
-    own: type[Any]
+    own: type[Any] | None = None
     old: type[Any] | None = None
 
 
@@ -108,8 +108,8 @@ def read_settings(namespace: argparse.Namespace, configs: tuple[type[Any], ...])
 
 
 def _as_yaml(settings: Settings, program: Program) -> str:
+    engine = (EngineConfig, EngineArgs(**settings.engine).options)
+    if program.own is None:
+        return write_config(engine)
     own = settings.server if program.old is None else translate(settings.server, program.old)
-    return write_config(
-        (program.own, check_options(program.own, own)),
-        (EngineConfig, EngineArgs(**settings.engine).options),
-    )
+    return write_config((program.own, check_options(program.own, own)), engine)

@@ -35,7 +35,7 @@ class CommandSurface:
 
 
 def commands() -> list[CommandSurface]:
-    """Every installed command. One that cannot be loaded is left out."""
+    """Every installed command. One that cannot be loaded is left out, and so is such a sub-command."""
     found = []
     for name, summary in registry.summaries().items():
         parser = OptionParser(prog=f"vllm {name}")
@@ -52,9 +52,12 @@ def _surface(words: tuple[str, ...], summary: str, parser: argparse.ArgumentPars
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            subcommands += [
-                _surface((*words, name), summaries.get(name, ""), inner) for name, inner in action.choices.items()
-            ]
+            for name, inner in action.choices.items():
+                try:
+                    inner.complete()
+                except CommandError:
+                    continue
+                subcommands.append(_surface((*words, name), summaries.get(name, ""), inner))
         elif action.option_strings and action.help != argparse.SUPPRESS:
             options.append(_option(action))
         elif not action.option_strings:
