@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import selectors
+import ssl
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ class Plan:
     """How one request is answered."""
 
     first_token_s: float = 0.0
-    """Arrival of the request to the first chunk with text."""
+    """Arrival of the request to the first chunk with text; to the end of an answer of vectors or scores."""
     next_token_s: float = 0.0
     """Between tokens; a chunk of several comes when its first one is due."""
     num_tokens: int | None = None
@@ -79,7 +80,8 @@ class MockServer:
 
     def log(self) -> list[Served]:
         """Every request so far, in the order of arrival."""
-        with urllib.request.urlopen(f"{self.url}/log") as answer:
+        tls = ssl._create_unverified_context() if self.url.startswith("https:") else None
+        with urllib.request.urlopen(f"{self.url}/log", context=tls) as answer:
             return [Served(**served) for served in json.load(answer)]
 
 
@@ -91,7 +93,8 @@ def running(plans: Sequence[Plan], *options: str) -> Iterator[MockServer]:
         [sys.executable, str(Path(__file__)), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield MockServer(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        scheme = "https" if "--certificate" in options else "http"
+        yield MockServer(f"{scheme}://127.0.0.1:{int(process.stdout.readline())}")
     finally:
         process.stdin.close()  # the word to end
         process.wait(10)
@@ -162,33 +165,45 @@ class _Connection(asyncio.Protocol):
             ids = list(range(len(body["prompt"].split())))  # one token a word
             self._send(200, {"count": len(ids), "tokens": ids, "max_model_len": self._server.max_model_len})
             return
-        chunk_of = _CHUNKS.get(path)
-        if chunk_of is None:
+        form, pooled = _TEXTS.get(path), _POOLED.get(path)
+        if form is None and pooled is None:
             self._send(404, {"error": {"message": f"there is no {path}"}})
             return
         served = self._current = Served(path, body, headers, arrived)
         plan = self._server.admit(served)
         if plan.status != 200:
             self._at(arrived + plan.first_token_s, self._refuse, served, plan.status)
+        elif pooled is not None:
+            usage = None if not plan.usage else {"prompt_tokens": _num_input_tokens(body)}
+            answer = {**pooled(body), "usage": usage and {**usage, "total_tokens": usage["prompt_tokens"]}}
+            self._at(arrived + plan.first_token_s, self._answer, served, answer)
+        elif body.get("stream"):
+            self._stream(plan, served, form)
         else:
-            self._stream(plan, served, chunk_of)
+            chunks = plan.chunks(_limit(body))
+            count = sum(count for _, count in chunks)
+            usage = _usage(body, count) if plan.usage else None
+            answer = form.whole(" tok" * count, usage and form.usage(usage))
+            self._at(arrived + chunks[-1][0], self._answer, served, answer)
 
-    def _stream(self, plan: Plan, served: Served, chunk_of: Callable[[str], dict[str, Any]]) -> None:
+    def _stream(self, plan: Plan, served: Served, form: "_Texts") -> None:
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        limit = served.body.get("max_tokens") or served.body.get("max_completion_tokens") or 16
-        chunks = plan.chunks(limit)
+        for event in form.before:
+            self._transport.write(_chunked(_event(event)))
+        chunks = plan.chunks(_limit(served.body))
         fault = plan.error_after if plan.break_after is None else plan.break_after
         if fault is not None:
             chunks = chunks[:fault]
         options = served.body.get("stream_options") or {}
         usage = None
-        if plan.usage and options.get("include_usage"):
-            prompt, completion = _num_prompt_tokens(served.body.get("prompt")), sum(count for _, count in chunks)
-            usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        if plan.usage and (options.get("include_usage") or not form.done):
+            usage = form.usage(_usage(served.body, sum(count for _, count in chunks)))
+        last = form.last(usage)
         steps: list[tuple[float, Callable[[], None]]] = [
-            (offset, partial(self._write, served, _event(chunk_of(" tok" * count)), count)) for offset, count in chunks
+            (offset, partial(self._write, served, _event(form.chunk(" tok" * count)), count))
+            for offset, count in chunks
         ]
         end = chunks[-1][0] if chunks else plan.first_token_s
         if plan.break_after is not None:
@@ -196,7 +211,7 @@ class _Connection(asyncio.Protocol):
         elif plan.error_after is not None:
             steps.append((end, partial(self._fail, served)))
         else:
-            steps.append((end, partial(self._finish, served, usage)))
+            steps.append((end, partial(self._finish, served, last, form.done)))
         self._follow(served.arrived, iter(steps))
 
     def _follow(self, begin: float, steps: Iterator[tuple[float, Callable[[], None]]]) -> None:
@@ -220,10 +235,14 @@ class _Connection(asyncio.Protocol):
         served.tokens.append(tokens)
         self._transport.write(_chunked(event))
 
-    def _finish(self, served: Served, usage: dict[str, int] | None) -> None:
-        events = b"" if usage is None else _chunked(_event({"choices": [], "usage": usage}))
+    def _finish(self, served: Served, events: list[dict[str, Any]], done: bool) -> None:
+        last = b"".join(_chunked(_event(event)) for event in events) + (_chunked(b"data: [DONE]\n\n") if done else b"")
         self._end(served)
-        self._transport.write(events + _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        self._transport.write(last + b"0\r\n\r\n")
+
+    def _answer(self, served: Served, content: dict[str, Any]) -> None:
+        self._end(served)
+        self._send(200, content)
 
     def _fail(self, served: Served) -> None:
         error = {"error": {"message": "the engine stumbled", "type": "InternalServerError", "code": 500}}
@@ -267,8 +286,100 @@ def _chat_chunk(text: str) -> dict[str, Any]:
     return {**head, "model": "mock", "choices": [choice], "usage": None}
 
 
-_CHUNKS = {"/v1/completions": _completion_chunk, "/v1/chat/completions": _chat_chunk}
-"""Path -> what makes the chunk that carries a text."""
+def _whole_completion(text: str, usage: Any) -> dict[str, Any]:
+    return {"object": "text_completion", "choices": [{"index": 0, "text": text}], "usage": usage}
+
+
+def _whole_chat(text: str, usage: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {"object": "chat.completion", "choices": [{"index": 0, "message": message}], "usage": usage}
+
+
+def _response_chunk(text: str) -> dict[str, Any]:
+    return {"type": "response.output_text.delta", "item_id": "msg_0", "output_index": 0, "delta": text}
+
+
+def _whole_response(text: str, usage: Any) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    output = [{"type": "message", "role": "assistant", "content": content}]
+    return {"object": "response", "status": "completed", "error": None, "output": output, "usage": usage}
+
+
+def _usage_chunk(usage: Any) -> list[dict[str, Any]]:
+    return [] if usage is None else [{"choices": [], "usage": usage}]
+
+
+def _response_end(usage: Any) -> list[dict[str, Any]]:
+    return [
+        {"type": "response.output_text.done", "text": "all of it"},
+        {"type": "response.completed", "response": {"status": "completed", "error": None, "usage": usage}},
+    ]
+
+
+def _response_usage(usage: dict[str, int]) -> dict[str, int]:
+    return {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """How an API answers with text."""
+
+    chunk: Callable[[str], dict[str, Any]]
+    """Event that carries a text."""
+    whole: Callable[[str, Any], dict[str, Any]]
+    """An answer that is no stream, with the usage."""
+    last: Callable[[Any], list[dict[str, Any]]] = _usage_chunk
+    """Events after the texts, with the usage."""
+    before: tuple[dict[str, Any], ...] = ()
+    """Events at once."""
+    usage: Callable[[dict[str, int]], dict[str, int]] = dict
+    """The usage in its own words."""
+    done: bool = True
+    """A stream ends with ``[DONE]``."""
+
+
+_CREATED = {"type": "response.created", "response": {"status": "in_progress", "error": None, "usage": None}}
+_TEXTS = {
+    "/v1/completions": _Texts(_completion_chunk, _whole_completion),
+    "/v1/chat/completions": _Texts(_chat_chunk, _whole_chat),
+    "/v1/responses": _Texts(_response_chunk, _whole_response, _response_end, (_CREATED,), _response_usage, done=False),
+}
+
+
+def _vectors(body: dict[str, Any]) -> dict[str, Any]:
+    inputs = body.get("input")
+    count = len(inputs) if isinstance(inputs, list) and isinstance(inputs[0], str) else 1
+    return {"data": [{"index": number, "embedding": [0.25] * 64} for number in range(count)]}
+
+
+def _scores(body: dict[str, Any]) -> dict[str, Any]:
+    return {"results": [{"index": number, "relevance_score": 0.5} for number in range(len(body["documents"]))]}
+
+
+_POOLED = {
+    **dict.fromkeys(("/v1/embeddings", "/embeddings", "/pooling"), _vectors),
+    **dict.fromkeys(("/v1/rerank", "/rerank"), _scores),
+}
+
+
+def _num_input_tokens(body: dict[str, Any]) -> int:
+    """Tokens of texts, or of a query with each document."""
+    if "documents" in body:
+        return sum(_num_prompt_tokens(body["query"]) + _num_prompt_tokens(text) for text in body["documents"])
+    inputs = body.get("input")
+    if isinstance(inputs, list) and isinstance(inputs[0], str):
+        return sum(map(_num_prompt_tokens, inputs))
+    return _num_prompt_tokens(inputs)
+
+
+def _limit(body: dict[str, Any]) -> int:
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    return next((body[name] for name in names if body.get(name)), 16)
+
+
+def _usage(body: dict[str, Any], completion: int) -> dict[str, int]:
+    prompt = _num_prompt_tokens(body.get("prompt"))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _event(content: dict[str, Any]) -> bytes:
@@ -279,9 +390,9 @@ def _chunked(data: bytes) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
-async def _serve(server: _Server, port: int) -> None:
+async def _serve(server: _Server, port: int, tls: ssl.SSLContext | None) -> None:
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: _Connection(server), "127.0.0.1", port, backlog=1024)
+    listening = await loop.create_server(lambda: _Connection(server), "127.0.0.1", port, backlog=1024, ssl=tls)
     print(listening.sockets[0].getsockname()[1], flush=True)
     # Whoever started this keeps our standard input open.
     await loop.run_in_executor(None, sys.stdin.read)
@@ -293,12 +404,17 @@ def _main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--no-tokenize", action="store_true", help="a server without /tokenize")
     parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--certificate", help="PEM file of certificate and key: speak TLS")
     options = parser.parse_args()
     plans = [Plan(**plan) for plan in json.loads(options.plans)]
     server = _Server(plans, tokenize=not options.no_tokenize, max_model_len=options.max_model_len)
+    tls = None
+    if options.certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(options.certificate)
     # select() knows microseconds; epoll, the default, would wake up to a millisecond late.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        runner.run(_serve(server, options.port))
+        runner.run(_serve(server, options.port, tls))
 
 
 if __name__ == "__main__":

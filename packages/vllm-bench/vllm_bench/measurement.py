@@ -6,7 +6,6 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,22 @@ from vllm_bench.endpoints.endpoint import Endpoint
 from vllm_bench.load.run import LoadRun, run_load
 from vllm_bench.load.sender import Sender
 from vllm_bench.measure.figures import load_figures, queue_figures
+from vllm_bench.measure.pooling import pooling_figures
 from vllm_bench.server_facts import ServedModel, ServerFacts
 from vllm_bench.transport.client import HttpClient
-from vllm_bench.workload import dataset
-from vllm_bench.workload.arrivals import offsets
+from vllm_bench.transport.tls import client_context
+from vllm_bench.workload.batches import num_requests
+from vllm_bench.workload.build import build
 from vllm_bench.workload.item import WorkItem
+from vllm_bench.workload.ramp_up import RampUp, change_events
 from vllm_bench.workload.seeds import generator
 from vllm_bench.workload.text import TextSource
+from vllm_bench.workload.warm_ups import warm_ups
 from vllm_bench.workload.words import ServerCountedWords, UncountedWords
 from vllm_cli.command import CommandError
 
-_MADE_BEFOREHAND = 2000
-_CHARACTERS_OF_A_TOKEN = 4
+_MOST_CONNECTIONS_BEFOREHAND = 1024
+_CONNECTIONS_OF_AN_OPEN_LOOP = 32
 
 
 def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
@@ -36,32 +39,37 @@ def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
         CommandError: the server is not there, or the workload cannot be made or sent.
     """
     base_url = (options.base_url or f"http://{options.host}:{options.port}").rstrip("/").removesuffix("/v1")
-    with ServerFacts(base_url, options.api_key) as facts:
+    try:
+        tls = client_context(verify=not options.insecure) if base_url.startswith("https://") else None
+        facts = ServerFacts(base_url, options.api_key, dict(options.header), tls)
+        client = HttpClient(base_url, facts.headers, tls)
+    except (OSError, ValueError) as error:
+        raise CommandError(str(error), exit_code=2) from error
+    with facts:
         model = facts.model(options.served_model_name or options.model)
-        text = _text_source(options.tokenizer, facts, model.name)
-        try:
-            client = HttpClient(base_url, facts.headers)
-        except ValueError as error:
-            raise CommandError(str(error), exit_code=2) from error
+        text = UncountedWords() if options.skip_tokenizer_init else _text_source(options.tokenizer, facts, model.name)
         endpoint = endpoints.load(options.backend)
-        sender = Sender(client, endpoint, options.endpoint or endpoint.path, model.name, body_options)
-        items = _items(options, text)
-        first = _check(next(items), endpoint, model)
-        warm_ups = _warm_ups(first, options.num_warmups, text, options.seed)
-        run = asyncio.run(_run(client, sender, warm_ups, itertools.chain([first], items), options))
-    figures = load_figures(run, options.metric_percentiles)
+        path = options.endpoint or endpoint.path
+        sender = Sender(client, endpoint, path, model.name, body_options, options.request_id_prefix)
+        made, rest = build(options, text, lambda messages: facts.render(model.name, messages))
+        first = _check(made[0], endpoint, model)
+        sender.prepare(made)
+        before = warm_ups(first, options.num_warmups, text, generator(options.seed, "warm-ups"))
+        run = asyncio.run(_run(client, sender, before, itertools.chain(made, rest), options))
+    figures = (load_figures if endpoint.generates else pooling_figures)(run, options.metric_percentiles)
     if options.max_concurrency is not None:
         figures |= queue_figures(run, options.metric_percentiles)
-    return _header(options, model.name, text.name, len(run.records)) | figures
+    return _header(options, model.name, text.name, len(run.records)) | figures | _ramp_up(options, run)
 
 
 async def _run(
-    client: HttpClient, sender: Sender, warm_ups: list[WorkItem], items: Iterator[WorkItem], options: Namespace
+    client: HttpClient, sender: Sender, before: list[WorkItem], items: Iterator[WorkItem], options: Namespace
 ) -> LoadRun:
     limit = options.max_concurrency
     async with client:
-        if warm_ups:
-            await run_load(sender.send, iter(warm_ups), max_concurrency=limit)
+        if before:
+            await run_load(sender.send, iter(before), max_concurrency=limit)
+        await client.open(_connections(options))
         return await run_load(sender.send, items, max_concurrency=limit, seconds=options.duration)
 
 
@@ -78,6 +86,23 @@ def _header(options: Namespace, model: str, tokenizer: str, num_prompts: int) ->
         "burstiness": "inf" if math.isinf(options.burstiness) else options.burstiness,
         "max_concurrency": options.max_concurrency,
         "seed": options.seed,
+        "dataset_name": options.dataset_name if options.prompt_file is None else "prompt-file",
+        "self_timed": options.self_timed,
+    }
+
+
+def _ramp_up(options: Namespace, run: LoadRun) -> dict[str, Any]:
+    """How the rate grew, as far as the run came; nothing where it did not."""
+    ramp = RampUp.of(options)
+    if ramp is None:
+        return {}
+    began = time.time() - (time.perf_counter() - run.began)
+    last = max((record.arrival - run.began for record in run.records), default=0.0)
+    return {
+        "ramp_up_strategy": ramp.strategy,
+        "ramp_up_start_rps": ramp.start,
+        "ramp_up_end_rps": ramp.end,
+        "rps_change_events": change_events(ramp.changes(last), began),
     }
 
 
@@ -93,17 +118,13 @@ def _text_source(tokenizer: Path | None, facts: ServerFacts, model: str) -> Text
         return UncountedWords()
 
 
-def _items(options: Namespace, text: TextSource) -> Iterator[WorkItem]:
-    """The workload with its moments. Most of it is made here and now: later, it would take the client's time."""
-    count = None if options.duration is not None else options.num_prompts
-    name = options.dataset_name if options.prompt_file is None else "prompt-file"
-    prompts = dataset.load(name).items(options, text, generator(options.seed, "prompts"))
-    moments = offsets(options.request_rate, options.burstiness, count, generator(options.seed, "arrivals"))
-    items = (
-        item if moment is None else replace(item, offset=moment) for item, moment in zip(prompts, moments, strict=False)
-    )
-    made = list(itertools.islice(items, _MADE_BEFOREHAND if count is None else count))
-    return itertools.chain(made, items)
+def _connections(options: Namespace) -> int:
+    """Connections to open before the clock starts: as many requests as will be under way, so far as that is known."""
+    requests = num_requests(options) or _MOST_CONNECTIONS_BEFOREHAND
+    expected = options.max_concurrency or _MOST_CONNECTIONS_BEFOREHAND
+    if not math.isinf(options.request_rate):
+        expected = min(expected, _CONNECTIONS_OF_AN_OPEN_LOOP)
+    return min(requests, expected, _MOST_CONNECTIONS_BEFOREHAND)
 
 
 def _check(item: WorkItem, endpoint: Endpoint, model: ServedModel) -> WorkItem:
@@ -112,6 +133,8 @@ def _check(item: WorkItem, endpoint: Endpoint, model: ServedModel) -> WorkItem:
         endpoint.body(item, model.name, {})
     except ValueError as error:
         raise CommandError(str(error), exit_code=2) from error
+    if not endpoint.generates:
+        return item  # of several texts, each may be as long as the model takes
     wanted = (item.prompt_len or 0) + (item.output_len or 0)
     if model.max_model_len is not None and wanted > model.max_model_len:
         raise CommandError(
@@ -120,10 +143,3 @@ def _check(item: WorkItem, endpoint: Endpoint, model: ServedModel) -> WorkItem:
             exit_code=2,
         )
     return item
-
-
-def _warm_ups(like: WorkItem, count: int, text: TextSource, seed: int) -> list[WorkItem]:
-    """Requests of the same size as one of the run; their prompts are others, which the server could have cached."""
-    rng = generator(seed, "warm-ups")
-    size = like.prompt_len or max(1, len(str(like.prompt)) // _CHARACTERS_OF_A_TOKEN)
-    return [WorkItem(text.make(size, rng).text, output_len=like.output_len, extra=like.extra) for _ in range(count)]

@@ -16,6 +16,14 @@ def positive_number(text: str) -> float:
     return number
 
 
+def number_from_0(text: str) -> float:
+    """A finite number, 0 or above."""
+    number = _number(text)
+    if not 0 <= number < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return number
+
+
 def rate(text: str) -> float:
     """A number above 0, or ``inf``."""
     number = _number(text)
@@ -46,6 +54,14 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArgumentTypeError(f"{text!r} is no JSON object")
     return value
+
+
+def key_and_value(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``; the value may hold more of these signs, and may be empty."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 def some_of(names: list[str], text: str) -> list[str]:

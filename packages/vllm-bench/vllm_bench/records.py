@@ -17,12 +17,14 @@ class RequestRecord:
     """``arrival``, or the later moment when a place among ``--max-concurrency`` became free for it."""
     prompt_len: int | None = None
     """Tokens of the prompt by the workload's own count, if it has one."""
+    num_inputs: int = 1
+    """Sequences that the model reads for it."""
     sent: float = 0.0
     """Just before it was written, or a connection was opened for it."""
     text_times: list[float] = field(default_factory=list)
     """Arrival of each chunk that carried text; equal ones where several were read at once."""
     texts: list[str] = field(default_factory=list)
-    """What each of them adds to the answer."""
+    """What each of them adds to the answer; an answer that is no stream has one without a moment."""
     ended: float = 0.0
     """The end of the answer, or the moment of failure."""
     finished: bool = False
@@ -30,6 +32,8 @@ class RequestRecord:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     """Token counts by the server's ``usage``; None when it reports none."""
+    output_len: int | None = None
+    """Most tokens of the answer that were asked for."""
     error: str | None = None
     """Why it failed; None when it is complete."""
 

@@ -1,17 +1,23 @@
 """The options of ``vllm bench serve``, by what they are about."""
 
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vllm_bench import option_types
+from vllm_bench import endpoints, option_types
 from vllm_bench.endpoints import ENDPOINTS
+from vllm_bench.workload import trace_options
 from vllm_bench.workload.dataset import add_dataset_arguments
+from vllm_bench.workload.ramp_up import STRATEGIES, RampUp
 from vllm_cli.command import CommandError
 from vllm_cli.commands.connection import positive_integer
 
 METRICS = ["ttft", "tpot", "itl", "e2el"]
 """Times that ``--percentile-metrics`` knows."""
+
+_POOLING_METRICS = ["e2el"]
+"""Those of answers that are vectors or scores."""
 
 _COMMON = {
     *("--base-url", "--backend", "--model", "--request-rate", "--max-concurrency", "--num-prompts", "--duration"),
@@ -19,7 +25,7 @@ _COMMON = {
 }
 """What the short page of ``--help`` shows."""
 
-_SAMPLING = {
+_SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
     "--temperature": (float, "sampling temperature"),
     "--top-p": (float, "nucleus sampling"),
     "--top-k": (int, "sampling from the k likeliest tokens"),
@@ -27,8 +33,12 @@ _SAMPLING = {
     "--frequency-penalty": (float, "penalty for each time that a token has come"),
     "--presence-penalty": (float, "penalty for a token that has come"),
     "--repetition-penalty": (float, "factor for a token that has come"),
+    "--logprobs": (option_types.count, "log probabilities of so many tokens beside each that is chosen"),
 }
 """Option -> type and meaning; the field of a request's body has the option's name."""
+
+_GENERATING_ONLY = (*_SAMPLING, "--ignore-eos", "--use-beam-search", "--whole-answers", "--output-len")
+"""What has no meaning where no text is generated."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,15 +55,48 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def check(options: Namespace) -> None:
     """Raise ``CommandError`` (exit code 2) for options that do not go together."""
-    if options.duration is not None and options.max_concurrency is None and options.request_rate == float("inf"):
-        raise CommandError("--duration needs --request-rate or --max-concurrency: nothing else holds back", exit_code=2)
+    endpoint = endpoints.load(options.backend)
+    if not endpoint.generates:
+        for option in _GENERATING_ONLY:
+            if getattr(options, _field(option)) not in (None, False):
+                raise CommandError(f"{option}: --backend {options.backend} generates no text", exit_code=2)
+        if options.percentile_metrics not in (None, _POOLING_METRICS):
+            raise CommandError(f"--percentile-metrics: --backend {options.backend} has only e2el", exit_code=2)
+    elif options.random_batch_size > 1 and options.dataset_name != "random-rerank":
+        raise CommandError(f"--random-batch-size: --backend {options.backend} takes one prompt a time", exit_code=2)
+    if options.chat_template_kwargs and not endpoint.takes_template:
+        raise CommandError(f"--chat-template-kwargs: --backend {options.backend} uses no chat template", exit_code=2)
+    if options.tokenizer is not None and options.skip_tokenizer_init:
+        raise CommandError("--skip-tokenizer-init: there is a --tokenizer", exit_code=2)
+    trace_options.check(options)
+    scheduled = RampUp.of(options) is not None or options.request_rate != float("inf") or options.self_timed
+    if options.duration is not None and options.max_concurrency is None and not scheduled:
+        raise CommandError(
+            "--duration needs --request-rate or --max-concurrency, or moments of another kind: nothing else holds back",
+            exit_code=2,
+        )
 
 
 def body_fields(options: Namespace) -> dict[str, object]:
     """The fields of every request's body that the options name."""
-    names = [option.removeprefix("--").replace("-", "_") for option in _SAMPLING]
+    names = [_field(option) for option in _SAMPLING]
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return {**fields, **({"ignore_eos": True} if options.ignore_eos else {}), **options.extra_body}
+    fields |= {name: True for name in ("ignore_eos", "use_beam_search") if getattr(options, name)}
+    if options.whole_answers:
+        fields["stream"] = False
+    if options.chat_template_kwargs:
+        fields["chat_template_kwargs"] = options.chat_template_kwargs
+    return {**fields, **options.extra_body}
+
+
+def shown_metrics(options: Namespace) -> list[str]:
+    """The times that the table shows."""
+    default = METRICS[:3] if endpoints.load(options.backend).generates else _POOLING_METRICS
+    return list(options.percentile_metrics or default)
+
+
+def _field(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def _add_server(group: _ArgumentGroup) -> None:
@@ -71,6 +114,23 @@ def _add_server(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--api-key", metavar="KEY", help="key of the server (default: $VLLM_API_KEY, else $OPENAI_API_KEY)"
     )
+    group.add_argument(
+        "--header",
+        type=option_types.key_and_value,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="headers of every request; they win over our own (default: none)",
+    )
+    group.add_argument(
+        "--insecure", action="store_true", help="trust any certificate of an https server, and any name in it"
+    )
+    group.add_argument(
+        "--request-id-prefix",
+        metavar="TEXT",
+        help="send an X-Request-Id with each request: this, and the request's number (default: none is sent)",
+    )
 
 
 def _add_load(group: _ArgumentGroup) -> None:
@@ -87,6 +147,18 @@ def _add_load(group: _ArgumentGroup) -> None:
         default=1.0,
         metavar="B",
         help="of a finite rate: 1 is Poisson, less has bursts, more is steadier, inf constant (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ramp-up-strategy",
+        choices=STRATEGIES,
+        help="instead of a rate that stays: one that grows over the run, by the same amount (linear) or by the same "
+        "factor (exponential) in equal times, to the end of --num-prompts or --duration (default: none)",
+    )
+    group.add_argument(
+        "--ramp-up-start-rps", type=option_types.number_from_0, metavar="RPS", help="the rate at the begin"
+    )
+    group.add_argument(
+        "--ramp-up-end-rps", type=option_types.positive_number, metavar="RPS", help="the rate at the end"
     )
     group.add_argument(
         "--max-concurrency",
@@ -120,7 +192,15 @@ def _add_workload(group: _ArgumentGroup) -> None:
     )
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="the model's tokenizer.json, or its folder")
     group.add_argument(
-        "--input-len", type=positive_integer, metavar="TOKENS", help="of a prompt (default: the dataset's)"
+        "--skip-tokenizer-init",
+        action="store_true",
+        help="count no tokens beforehand, not with the server's help either: a word for each wanted token",
+    )
+    group.add_argument(
+        "--input-len",
+        type=positive_integer,
+        metavar="TOKENS",
+        help="of a made-up prompt; prefix_repetition: of what follows the prefix (default: the dataset's)",
     )
     group.add_argument(
         "--output-len", type=positive_integer, metavar="TOKENS", help="most of an answer (default: the dataset's)"
@@ -130,10 +210,23 @@ def _add_workload(group: _ArgumentGroup) -> None:
 
 def _add_sampling(group: _ArgumentGroup) -> None:
     group.add_argument("--ignore-eos", action="store_true", help="always generate the whole output length")
+    group.add_argument("--use-beam-search", action="store_true", help="ask for beam search, where the server has it")
+    group.add_argument(
+        "--whole-answers",
+        action="store_true",
+        help="ask for each answer in one piece instead of a stream; it has an end-to-end latency alone",
+    )
     for option, (kind, meaning) in _SAMPLING.items():
         group.add_argument(option, type=kind, metavar="X", help=f"{meaning} (default: the server's)")
     group.add_argument(
         "--extra-body", type=option_types.json_object, default={}, metavar="JSON", help="more fields (default: none)"
+    )
+    group.add_argument(
+        "--chat-template-kwargs",
+        type=option_types.json_object,
+        default={},
+        metavar="JSON",
+        help="what the model's chat template is given (default: nothing)",
     )
 
 
@@ -142,9 +235,9 @@ def _add_result(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--percentile-metrics",
         type=partial(option_types.some_of, METRICS),
-        default=METRICS[:3],
         metavar="M,M",
-        help=f"rows of the table, of {','.join(METRICS)} (default: {','.join(METRICS[:3])}); a saved result has all",
+        help=f"rows of the table, of {','.join(METRICS)} (default: {','.join(METRICS[:3])}, or e2el where no text is "
+        "generated); a saved result has all",
     )
     group.add_argument(
         "--metric-percentiles",

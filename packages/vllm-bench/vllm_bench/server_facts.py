@@ -1,5 +1,7 @@
 """What a server tells of itself before it is measured: its models, the longest context, counts of tokens."""
 
+import ssl
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,15 +22,24 @@ class ServedModel:
 
 
 class ServerFacts:
-    """Asks the server at ``base_url``, which does not end in ``/v1``, until the block ends."""
+    """Asks the server at ``base_url``, which does not end in ``/v1``, until the block ends.
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
+    Args:
+        headers: of every request; they win over the one of the key, whatever their case.
+        tls: how to speak to an https server; None for one that is not.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None, headers: Mapping[str, str], tls: ssl.SSLContext | None = None
+    ) -> None:
         self._base_url = base_url
         self._api_key = api_key
+        self._headers = headers
+        self._tls: ssl.SSLContext | bool = tls or True
 
     def __enter__(self) -> Self:
         # A proxy of the environment is not what is to be measured.
-        self._http = httpx.Client(headers=self.headers, timeout=_SECONDS, trust_env=False)
+        self._http = httpx.Client(headers=self.headers, timeout=_SECONDS, trust_env=False, verify=self._tls)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,9 +47,11 @@ class ServerFacts:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that authorise a request."""
+        """Those of every request: the given ones, and one that authorises it."""
         key = (self._api_key or api_key_from_environment() or "").strip()
-        return {"Authorization": f"Bearer {key}"} if key else {}
+        if not key or "authorization" in (name.lower() for name in self._headers):
+            return dict(self._headers)
+        return {"Authorization": f"Bearer {key}", **self._headers}
 
     def model(self, name: str | None) -> ServedModel:
         """The model of that name, by default the first that the server lists.
@@ -46,7 +59,7 @@ class ServerFacts:
         Raises:
             CommandError: the server is not there, or lists no model: one line instead of a hundred failed requests.
         """
-        with Client(f"{self._base_url}/v1", self._api_key) as client:
+        with Client(f"{self._base_url}/v1", self._api_key, headers=self._headers, tls=self._tls) as client:
             first = client.first_model()
         wanted = name or first
         longest = None
@@ -65,6 +78,17 @@ class ServerFacts:
         if not isinstance(count, int):
             raise LookupError("/tokenize")
         return count
+
+    def render(self, model: str, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The token ids of a conversation in the model's chat template, up to where the answer begins.
+
+        Raises:
+            LookupError: the server has no ``/tokenize``, or the model no chat template.
+        """
+        ids = self._ask("POST", "/tokenize", {"model": model, "messages": list(messages)}).get("tokens")
+        if not isinstance(ids, list) or not ids or not all(isinstance(number, int) for number in ids):
+            raise LookupError("/tokenize of messages")
+        return ids
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The JSON object that it answers; an empty one for whatever else happens."""

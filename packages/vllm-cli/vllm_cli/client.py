@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Generator
+import ssl
+from collections.abc import Generator, Mapping
 from typing import Any, Self
 
 import httpx
@@ -20,19 +21,32 @@ _JSON = {"Content-Type": "application/json"}
 class Client:
     """Talks to the server at ``url`` (which ends in ``/v1``, as OpenAI clients write it).
 
+    Args:
+        headers: more headers of every request; they win over that of the key, whatever their case.
+        tls: how to speak to an https server; by default its certificate is checked.
+
     Every method raises ``CommandError`` with one line for the user: the server cannot be reached, it answered
     with an error, or its answer cannot be understood.
     """
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | bool = True,
+    ) -> None:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise CommandError(f"--url {url!r} must begin with http:// or https://", exit_code=2)
         key = (api_key if api_key is not None else api_key_from_environment() or "").strip()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        own = httpx.Headers({"Authorization": f"Bearer {key}"} if key else {})
         try:
+            own.update(headers)
             self._http = httpx.Client(
-                headers=headers,
+                headers=own,
+                verify=tls,
                 # A model may think for minutes before its first token; Ctrl-C is the user's time limit.
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
                 # A proxy of the environment is never meant for this machine itself.

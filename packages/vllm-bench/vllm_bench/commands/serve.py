@@ -3,7 +3,7 @@
 import math
 from argparse import Namespace
 
-from vllm_bench.serve_options import add_arguments, body_fields, check
+from vllm_bench.serve_options import add_arguments, body_fields, check, shown_metrics
 
 __all__ = ["SUMMARY", "add_arguments", "run"]
 
@@ -19,7 +19,7 @@ def run(options: Namespace) -> int:
     from vllm_bench.result.table import load_lines
 
     result = measure(options, body_fields(options))
-    metrics = list(options.percentile_metrics)
+    metrics = shown_metrics(options)
     if options.max_concurrency is not None and not math.isinf(options.request_rate):
         metrics += ["client_queue_time", "e2el_including_client_queue"]
     print("\n".join(load_lines(result, metrics, options.metric_percentiles)))

@@ -12,23 +12,36 @@ class Completions:
     """See ``Endpoint``."""
 
     path = "/v1/completions"
-    streamed = True
+    generates = True
+    takes_template = False
 
     def body(self, item: WorkItem, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(item.prompt, Messages):
-            raise ValueError("a conversation needs --backend openai-chat")
+            raise ValueError("a conversation needs --backend openai-chat or openai-responses")
+        if not isinstance(item.prompt, str | list):
+            raise ValueError("several texts in one request need --backend openai-embeddings or vllm-rerank")
         own = {} if item.output_len is None else {"max_tokens": item.output_len}
         return {"model": model, "prompt": item.prompt, **generated.STREAMING, **own, **options, **item.extra}
 
     def read(self, content: Any, now: float, record: RequestRecord) -> None:
         record.error = generated.error_of(content)
         if record.error is None:
-            if text := "".join(choice.get("text") or "" for choice in content["choices"]):
+            if text := _text(content):
                 record.add_chunk(now, text)
+            generated.read_usage(content, record)
+
+    def read_whole(self, content: Any, record: RequestRecord) -> None:
+        record.error = generated.error_of(content)
+        if record.error is None:
+            record.texts.append(_text(content))
             generated.read_usage(content, record)
 
     def complaint(self, record: RequestRecord) -> str | None:
         return generated.complaint(record)
+
+
+def _text(content: dict[str, Any]) -> str:
+    return "".join(choice.get("text") or "" for choice in content["choices"])
 
 
 ENDPOINT = Completions()

@@ -1,17 +1,41 @@
-"""What streams of generated text have in common, whatever the API."""
+"""What APIs of generated text have in common."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from vllm_bench.records import RequestRecord
+from vllm_bench.workload.item import Messages, WorkItem
 
 STREAMING = {"stream": True, "stream_options": {"include_usage": True}}
 """Fields that ask for a stream with token counts at its end."""
 
 
+def messages_of(item: WorkItem, api: str) -> list[dict[str, Any]]:
+    """The item's conversation, or its text as the user's.
+
+    Raises:
+        ValueError: it has neither; ``api`` is named in the message.
+    """
+    if isinstance(item.prompt, Messages):
+        return list(item.prompt)
+    if isinstance(item.prompt, str):
+        return [{"role": "user", "content": item.prompt}]
+    if isinstance(item.prompt, list):
+        raise ValueError(f"token ids need --backend openai or openai-embeddings: {api} takes text")
+    raise ValueError(f"several texts in one request need --backend openai-embeddings or vllm-rerank, not {api}")
+
+
+def wanted_logprobs(options: Mapping[str, Any]) -> int | None:
+    """``logprobs`` where it is a number, as ``--logprobs`` gives it: APIs ask for it in different ways."""
+    value = options.get("logprobs")
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def error_of(content: dict[str, Any]) -> str | None:
     """What an error event says; None for any other event."""
-    return f"error in the stream: {json.dumps(content['error'])[:200]}" if "error" in content else None
+    error = content.get("error")
+    return None if error is None else f"error in the answer: {json.dumps(error)[:200]}"
 
 
 def read_usage(content: dict[str, Any], record: RequestRecord) -> None:
@@ -24,6 +48,6 @@ def read_usage(content: dict[str, Any], record: RequestRecord) -> None:
 
 def complaint(record: RequestRecord) -> str | None:
     """An answer of nothing. Tokens that make no text (special ones) are an answer, of unknown time to first token."""
-    if record.text_times or record.completion_tokens:
+    if record.text_times or record.completion_tokens or any(record.texts):
         return None
     return "the answer has no text; with --ignore-eos a model cannot end at once"

@@ -1,10 +1,11 @@
 """One request from its item to its record."""
 
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from vllm_bench.endpoints.endpoint import Endpoint
 from vllm_bench.records import RequestRecord
@@ -14,6 +15,7 @@ from vllm_bench.workload.item import WorkItem
 from vllm_cli.sse import SSEDecoder
 
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_PREPARED_BYTES = 256 * 1024**2
 
 
 class Sender:
@@ -22,16 +24,42 @@ class Sender:
     Args:
         path: where the endpoint is found at the client's server.
         options: fields of the body that all requests share.
+        id_prefix: makes the ``X-Request-Id`` of each request, with the request's number; None sends none.
     """
 
     def __init__(
-        self, client: HttpClient, endpoint: Endpoint, path: str, model: str, options: Mapping[str, Any]
+        self,
+        client: HttpClient,
+        endpoint: Endpoint,
+        path: str,
+        model: str,
+        options: Mapping[str, Any],
+        id_prefix: str | None = None,
     ) -> None:
         self._client = client
         self._endpoint = endpoint
         self._path = path
         self._model = model
         self._options = options
+        self._id_prefix = id_prefix
+        self._numbers = itertools.count()
+        self._prepared: dict[int, _Request] = {}
+
+    def prepare(self, items: Iterable[WorkItem]) -> None:
+        """Make requests beforehand, as far as memory allows: while the clock runs, it would be the client's time.
+
+        The items must live until they are sent.
+
+        Raises:
+            ValueError: the endpoint cannot carry such an item.
+        """
+        size = 0
+        for item in items:
+            request = self._request(item)
+            self._prepared[id(item)] = request
+            size += len(request.content)
+            if size > _PREPARED_BYTES:
+                return
 
     async def send(self, item: WorkItem, record: RequestRecord) -> None:
         """Send ``item`` and fill in ``record``. A failure is recorded, not raised.
@@ -39,18 +67,34 @@ class Sender:
         Raises:
             ValueError: the endpoint cannot carry such an item.
         """
-        body = self._endpoint.body(item, self._model, self._options)
-        request = self._client.request(self._path, json.dumps(body).encode())
-        answer = (_Stream if self._endpoint.streamed else _Whole)(self._endpoint, record)
+        request = self._prepared.pop(id(item), None) or self._request(item)
+        answer = (_Stream if request.streamed else _Whole)(self._endpoint, record)
         record.sent = time.perf_counter()
         try:
-            record.ended = await self._client.send(request, answer)
+            record.ended = await self._client.send(request.content, answer)
             answer.end(record.ended)
         except TransportError as error:
             record.ended = time.perf_counter()
             record.error = record.error or str(error)
         if record.error is None:
             record.error = self._endpoint.complaint(record)
+
+    def _request(self, item: WorkItem) -> "_Request":
+        body = self._endpoint.body(item, self._model, self._options)
+        streamed = bool(body.get("stream"))
+        if not streamed:
+            # Servers refuse options of a stream that is none.
+            body.pop("stream_options", None)
+        number = next(self._numbers)
+        headers = None if self._id_prefix is None else {"X-Request-Id": f"{self._id_prefix}{number}"}
+        return _Request(self._client.request(self._path, json.dumps(body).encode(), headers), streamed)
+
+
+class _Request(NamedTuple):
+    """What is sent, and how it will be answered."""
+
+    content: bytes
+    streamed: bool
 
 
 class _Answer:
@@ -83,11 +127,8 @@ class _Answer:
     def _finish(self, now: float) -> None:
         raise NotImplementedError
 
-    def _read(self, text: str | bytes | bytearray, now: float) -> None:
-        try:
-            self._endpoint.read(json.loads(text), now, self._record)
-        except _NONSENSE as error:
-            self._record.error = f"not what {self._endpoint.path} answers: {type(error).__name__}: {error}"
+    def _nonsense(self, error: Exception) -> str:
+        return f"not what {self._endpoint.path} answers: {type(error).__name__}: {error}"
 
 
 class _Stream(_Answer):
@@ -102,7 +143,10 @@ class _Stream(_Answer):
             if event.data == "[DONE]":
                 self._record.finished = True
             elif self._record.error is None:
-                self._read(event.data, now)
+                try:
+                    self._endpoint.read(json.loads(event.data), now, self._record)
+                except _NONSENSE as error:
+                    self._record.error = self._nonsense(error)
 
     def _finish(self, now: float) -> None:
         if not self._record.finished:
@@ -117,7 +161,10 @@ class _Whole(_Answer):
 
     def _finish(self, now: float) -> None:
         self._record.finished = True
-        self._read(self._body, now)
+        try:
+            self._endpoint.read_whole(json.loads(self._body), self._record)
+        except _NONSENSE as error:
+            self._record.error = self._nonsense(error)
 
 
 def _message(body: str) -> str:

@@ -1,7 +1,6 @@
 """The places of requests under way, and the moments at which they became free."""
 
 import asyncio
-import time
 from collections import deque
 
 ALWAYS = float("-inf")
@@ -12,13 +11,13 @@ class Slots:
     """At most ``limit`` places; None: no limit. Whoever waits first is served first."""
 
     def __init__(self, limit: int | None) -> None:
-        self._unlimited = limit is None
+        self.limited = limit is not None
         self._free: deque[float] = deque([ALWAYS] * (limit or 0))
         self._waiting: deque[asyncio.Future[float]] = deque()
 
     async def take(self) -> float:
         """Wait for a place; returns the moment at which it became free: the reader may come to it later than that."""
-        if self._unlimited:
+        if not self.limited:
             return ALWAYS
         if self._free:
             return self._free.popleft()
@@ -26,12 +25,13 @@ class Slots:
         self._waiting.append(place)
         return await place
 
-    def give_back(self) -> None:
-        """A place is free from now on."""
-        now = time.perf_counter()
+    def give_back(self, freed: float) -> None:
+        """A place is free again, since that moment."""
+        if not self.limited:
+            return
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():
-                place.set_result(now)
+                place.set_result(freed)
                 return
-        self._free.append(now)
+        self._free.append(freed)

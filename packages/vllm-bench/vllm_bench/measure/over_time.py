@@ -18,11 +18,19 @@ def peak_concurrency(records: Sequence[RequestRecord]) -> int:
 
 
 def tokens_in_each_second(records: Sequence[RequestRecord], began: float) -> list[float]:
-    """Output tokens in each second from ``began`` on; the tokens of a request are spread evenly over its chunks."""
-    moments = [moment - began for record in records for moment in record.text_times]
+    """Output tokens in each second from ``began`` on; the tokens of a request are spread evenly over its chunks.
+
+    Those of an answer without any come with its end.
+    """
+    times = [record.text_times or [record.ended] for record in records]
+    moments = [moment - began for of_request in times for moment in of_request]
     if not moments:
         return []
-    weights = [record.output_tokens / len(record.text_times) for record in records for _ in record.text_times]
+    weights = [
+        record.output_tokens / len(of_request)
+        for record, of_request in zip(records, times, strict=True)
+        for _ in of_request
+    ]
     seconds = numpy.maximum(0, numpy.floor(moments)).astype(numpy.int64)
     return [float(tokens) for tokens in numpy.bincount(seconds, weights)]
 

@@ -19,19 +19,28 @@ def total_input_tokens(records: Sequence[RequestRecord]) -> int | None:
 
 
 def usage_check(records: Sequence[RequestRecord]) -> dict[str, Any]:
-    """Who counted the output, and how the server's prompt counts compare with the workload's own.
+    """Who counted the output, and what ``input_token_check`` has."""
+    counted = all(record.completion_tokens is not None for record in records)
+    return {"tokens_counted_by": "usage" if counted else "chunks", **input_token_check(records)}
 
-    A server adds the same few tokens to each prompt (a BOS, a chat template): the most common difference is taken for
-    these, and a request with another one is a mismatch. None where there is nothing to compare.
+
+def input_token_check(records: Sequence[RequestRecord]) -> dict[str, Any]:
+    """How the server's prompt counts compare with the workload's own.
+
+    A server adds the same few tokens to each sequence (a BOS, a chat template): the most common difference is taken
+    for these, and a request with another one is a mismatch. None where there is nothing to compare.
     """
     differences = Counter(
-        record.prompt_tokens - record.prompt_len
+        _plain((record.prompt_tokens - record.prompt_len) / record.num_inputs)
         for record in records
         if record.prompt_tokens is not None and record.prompt_len is not None
     )
     common = differences.most_common(1)
     return {
-        "tokens_counted_by": "usage" if all(record.completion_tokens is not None for record in records) else "chunks",
         "prompt_tokens_added": common[0][0] if common else None,
         "prompt_token_mismatches": differences.total() - common[0][1] if common else None,
     }
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if number.is_integer() else number

@@ -25,8 +25,11 @@ def load_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequen
         f"most at a time            {figures['max_concurrent_requests']}",
         f"duration                  {figures['duration']:.2f} s",
         f"request throughput        {figures['request_throughput']:.2f} /s",
-        f"output token throughput   {figures['output_throughput']:.1f} /s",
     ]
+    if "output_throughput" in figures:
+        lines.append(f"output token throughput   {figures['output_throughput']:.1f} /s")
+    else:
+        lines.append(f"sequence throughput       {figures['input_sequence_throughput']:.2f} /s")
     if figures["total_token_throughput"] is not None:
         lines.append(f"total token throughput    {figures['total_token_throughput']:.1f} /s")
     if figures["completed"]:
@@ -53,7 +56,7 @@ def _notes(figures: dict[str, Any]) -> list[str]:
     if figures.get("tokenizer_id") == UncountedWords.name:
         lines += ["", "note: the server counts no tokens beforehand; made-up prompts have a word for each wanted token"]
         lines += ["      (--tokenizer with the model's folder makes them exact)"]
-    if figures["completed"] and figures["tokens_counted_by"] == "chunks":
+    if figures["completed"] and figures.get("tokens_counted_by") == "chunks":
         lines += ["", "note: the server reports no usage; tokens are counted as chunks of the stream"]
     if figures["prompt_token_mismatches"]:
         count = figures["prompt_token_mismatches"]

@@ -6,6 +6,9 @@ from typing import Protocol, cast
 
 import httptools
 
+_FIRST_FINAL_STATUS = 200
+"""Lower ones announce another answer."""
+
 
 class TransportError(Exception):
     """The server was not reached, or no whole answer came back."""
@@ -70,6 +73,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
+            self.reusable = False  # also where the answer had come to its end before that
             self._fail(TransportError(f"the answer is no HTTP: {error}"))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -84,6 +88,10 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(ClosedByServer(f"the server closed the connection{f' ({error})' if error else ''}"))
 
+    def on_message_begin(self) -> None:
+        """Called by the parser: a first time, and again after an interim answer such as 100 Continue."""
+        self._bounded = self._has_headers = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
         if name.lower() in (b"content-length", b"transfer-encoding"):
@@ -91,18 +99,26 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        self._has_headers = True
         self._status = self._parser.get_status_code()
+        self._has_headers = self._status >= _FIRST_FINAL_STATUS
 
     def on_body(self, data: bytes) -> None:
         """Called by the parser."""
-        self._receiver.on_data(self._status, self._now, data)
+        if self._waiting():
+            self._receiver.on_data(self._status, self._now, data)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._status < _FIRST_FINAL_STATUS:
+            return
         if self._done is not None and not self._done.done():
             self.reusable = self._parser.should_keep_alive()
             self._done.set_result(self._now)
+        else:
+            self.reusable = False  # two answers to one request: whose would the next be?
+
+    def _waiting(self) -> bool:
+        return self._done is not None and not self._done.done()
 
     def _fail(self, error: TransportError) -> None:
         if self._done is not None and not self._done.done():

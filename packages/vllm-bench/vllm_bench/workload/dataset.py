@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
+from vllm_bench.workload import file_options, trace_options
 from vllm_bench.workload.item import WorkItem
 from vllm_bench.workload.text import TextSource
 
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
 
 DATASETS = {
     "random": "vllm_bench.workload.random_prompts",
+    "random-rerank": "vllm_bench.workload.random_rerank",
     "prompt-file": "vllm_bench.workload.prompt_file",
+    "sharegpt": "vllm_bench.workload.sharegpt",
+    "custom": "vllm_bench.workload.custom",
+    "prefix_repetition": "vllm_bench.workload.prefix_repetition",
+    "burstgpt": "vllm_bench.workload.burstgpt",
+    "timed_trace": "vllm_bench.workload.timed_trace",
+    "multi_turn": "vllm_bench.workload.multi_turn",
 }
 """Name of a dataset -> the module that holds its ``DATASET``."""
 
@@ -40,9 +48,11 @@ def load(name: str) -> Dataset:
 
 
 def add_dataset_arguments(parser: ArgumentParser | _ArgumentGroup) -> None:
-    """``--dataset-name`` and the options of every dataset."""
+    """``--dataset-name``, what several datasets share, and the options of every one."""
     parser.add_argument(
         "--dataset-name", choices=sorted(DATASETS), default="random", help="kind of prompts (default: %(default)s)"
     )
+    file_options.add_arguments(parser)
+    trace_options.add_arguments(parser)
     for name in DATASETS:
         load(name).add_arguments(parser)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGrou
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vllm_bench.workload.batches import batch_sizes, batched
 from vllm_bench.workload.item import WorkItem
 from vllm_bench.workload.text import TextSource, joined
 from vllm_cli.commands.connection import positive_integer
@@ -48,20 +49,33 @@ class RandomPrompts:
             metavar="TOKENS",
             help="random: tokens of a prefix that is the same for all prompts (default: %(default)s)",
         )
+        parser.add_argument(
+            "--random-batch-size",
+            type=positive_integer,
+            default=1,
+            metavar="N",
+            help="random, random-rerank: texts in a request of embeddings, or documents in one of reranking; "
+            "--num-prompts counts them all (default: %(default)s)",
+        )
 
     def items(self, options: Namespace, text: TextSource, rng: "numpy.random.Generator") -> Iterator[WorkItem]:
         """See ``Dataset``."""
+        items = self._items(options, text, rng)
+        return items if options.random_batch_size == 1 else batched(items, batch_sizes(options))
+
+    def _items(self, options: Namespace, text: TextSource, rng: "numpy.random.Generator") -> Iterator[WorkItem]:
         input_ratio, output_ratio = options.random_range_ratio
         prefix = text.make(options.random_prefix_len, rng) if options.random_prefix_len else None
         while True:
-            input_len = _around(options.input_len or options.random_input_len, input_ratio, rng)
-            output_len = _around(options.output_len or options.random_output_len, output_ratio, rng)
+            input_len = length_around(options.input_len or options.random_input_len, input_ratio, rng)
+            output_len = length_around(options.output_len or options.random_output_len, output_ratio, rng)
             made = text.make(input_len, rng)
             prompt, count = made if prefix is None else joined(text, [prefix, made])
             yield WorkItem(prompt, count, output_len)
 
 
-def _around(mean: int, ratio: float, rng: "numpy.random.Generator") -> int:
+def length_around(mean: int, ratio: float, rng: "numpy.random.Generator") -> int:
+    """A length within (1 - ratio) and (1 + ratio) times ``mean``, 1 or more."""
     if not ratio:
         return mean
     return int(rng.integers(max(1, math.floor(mean * (1 - ratio))), math.ceil(mean * (1 + ratio)) + 1))
