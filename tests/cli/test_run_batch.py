@@ -55,6 +55,12 @@ def test_a_run_ends_with_one_line_that_counts(command: Command, source: Path, ou
     assert results(output)[0]["response"]["body"]["choices"][0]["text"] == letters(3)
 
 
+def test_the_newer_name_of_the_address_of_the_metrics_wins(command: Command) -> None:
+    nobodys = ["--enable-metrics", "--port", "0", "--url", "192.0.2.1"]
+    assert command(*nobodys) == 2
+    assert command(*nobodys, "--host", "127.0.0.1") == 0
+
+
 def test_settings_may_stand_in_a_file_and_are_printed_as_one(
     command: Command, source: Path, output: Path, tmp_path: Path, capsys
 ) -> None:

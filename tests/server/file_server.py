@@ -1,5 +1,6 @@
 """A server for files on a loopback port: gives one, takes one, and fails as it is told."""
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class FileServer:
 
 
 @contextmanager
-def serving(content: bytes = b"") -> Iterator[FileServer]:
+def serving(content: bytes = b"", tls: ssl.SSLContext | None = None) -> Iterator[FileServer]:
     """A running server."""
     server = FileServer(content=content)
 
@@ -83,7 +84,10 @@ def serving(content: bytes = b"") -> Iterator[FileServer]:
             self.wfile.write(given[: len(given) // 2] if step == "cut" else given)
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{http.server_port}"
+    if tls is not None:
+        http.socket = tls.wrap_socket(http.socket, server_side=True)
+        http.handle_error = lambda request, address: None  # type: ignore[method-assign] # handshakes that clients end
+    server.url = f"http{'' if tls is None else 's'}://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, args=(0.02,))
     thread.start()
     try:

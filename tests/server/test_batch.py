@@ -273,14 +273,14 @@ async def test_long_lines_wait_for_those_that_run(folder: Folder, monkeypatch: p
 
 
 async def test_a_long_input_is_not_held_in_memory(folder: Folder) -> None:
-    """40 MB of lines that are wrong, so that nothing but reading and writing is measured."""
+    """20 MB of lines that are wrong, so that nothing but reading and writing is measured."""
     wrong = json.dumps({"custom_id": "x", "text": "y" * 4000}) + "\n"
-    folder.input.write_text(wrong * 10_000)
+    folder.input.write_text(wrong * 5_000)
     tracemalloc.start()
     with open_input(str(folder.input)) as source, Journal(place(folder), KEY) as journal:
         await source.examine()
         await work_on(FakeLLM(), source, journal, in_flight=8).run()
-    assert (source.num_lines, journal.num_answers, journal.num_failed) == (10_000, 10_000, 10_000)
+    assert (source.num_lines, journal.num_answers, journal.num_failed) == (5_000, 5_000, 5_000)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10 * 2**20

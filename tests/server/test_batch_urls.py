@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import sys
 import time
 import tracemalloc
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.server.batch_folder import Folder, line, start
+from tests.server.certificates import OPENSSL, make_authority, make_certificate
 from tests.server.file_server import FileServer, serving
 from vllm_engine.errors import ConfigError
 from vllm_server import batch_transfer
@@ -189,6 +191,27 @@ async def test_redirects_in_a_circle_end(server: FileServer) -> None:
     assert len(server.seen) == 11
 
 
+@pytest.mark.skipif(OPENSSL is None, reason="there is no openssl program")
+async def test_over_tls_the_server_is_known_and_the_way_stays_encrypted(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = make_authority(tmp_path, "authority")
+    certificate = make_certificate(tmp_path, "server", authority)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate.certificate, certificate.key)
+    with serving(b"secure", tls) as secure:
+        with pytest.raises(BatchFileError, match=r"it cannot be reached \(.*CERTIFICATE_VERIFY_FAILED"):
+            await fetched(secure)
+        assert secure.seen == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        secure.script[:] = [(302, "/elsewhere")]
+        assert await fetched(secure) == b"secure"
+        secure.script[:] = [(302, f"{server.url}/in.jsonl")]
+        with pytest.raises(TransferRefused, match="it redirects to a connection that is not encrypted"):
+            await fetched(secure)
+    assert server.seen == []
+
+
 # ---- secrets ----
 
 
@@ -354,6 +377,20 @@ def test_an_input_that_is_not_there_ends_the_run(
     ending = ended("-i", with_secrets(server), "-o", str(folder.output))
     assert ending == (code, "", "vllm run-batch: " + message.replace("URL", f"{server.url}/in.jsonl"))
     assert list(folder.path.iterdir()) == []
+
+
+def test_ctrl_c_while_the_answers_are_sent_keeps_them(server: FileServer, folder: Folder) -> None:
+    folder.write(line("1", prompt="hi", max_tokens=1))
+    server.script[:] = ["silent"]
+    with start("-i", str(folder.input), "-o", with_secrets(server), folder=folder.path) as process:
+        deadline = time.monotonic() + 20
+        while not server.seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert error.startswith("vllm run-batch: interrupted; 1 answers are in ")
+    assert len(list(folder.path.glob("vllm-run-batch-*/*.partial"))) == 1
 
 
 @pytest.mark.parametrize("step", ["silent", 503])
