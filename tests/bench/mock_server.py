@@ -162,7 +162,8 @@ class _Connection(asyncio.Protocol):
 
     def _post(self, path: str, body: dict[str, Any], headers: dict[str, str], arrived: float) -> None:
         if path == "/tokenize" and self._server.tokenize:
-            ids = list(range(len(body["prompt"].split())))  # one token a word
+            texts = [body["prompt"]] if "prompt" in body else [message["content"] for message in body["messages"]]
+            ids = list(range(sum(len(text.split()) for text in texts)))  # one token a word
             self._send(200, {"count": len(ids), "tokens": ids, "max_model_len": self._server.max_model_len})
             return
         form, pooled = _TEXTS.get(path), _POOLED.get(path)

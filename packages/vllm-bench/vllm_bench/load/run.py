@@ -113,15 +113,17 @@ async def _place(send: Send, due: Due | None, start: float, slots: Slots, schedu
     freed = ALWAYS
     try:
         while due is not None:
-            freed = await _turns(send, due.item, due.arrival, start, run)
+            freed = await _turns(send, due, start, schedule, run)
             due = schedule.take(time.perf_counter()) if slots.limited else None
             start = freed if due is None else max(due.arrival, freed)
     finally:
         slots.give_back(freed)
 
 
-async def _turns(send: Send, item: WorkItem | None, arrival: float, start: float, run: LoadRun) -> float:
+async def _turns(send: Send, due: Due, start: float, schedule: Schedule, run: LoadRun) -> float:
     """An item and those that follow from its answer, one after the other; returns when the place became free."""
+    item: WorkItem | None = due.item
+    arrival = due.arrival
     while item is not None:
         record = RequestRecord(arrival, start, item.prompt_len, item.num_inputs)
         run.records.append(record)
@@ -133,5 +135,7 @@ async def _turns(send: Send, item: WorkItem | None, arrival: float, start: float
         item = item.follow_up("".join(record.texts)) if item.follow_up is not None else None
         if item is not None:
             arrival = start = record.ended + (item.offset or 0.0)
+            if schedule.over(arrival):
+                break
             await sleep_until(start)
     return record.ended

@@ -36,6 +36,10 @@ class Schedule:
         arrival = self._began + (self._next.offset or 0.0)
         return arrival if arrival < self._stop else None
 
+    def over(self, moment: float) -> bool:
+        """Whether nothing is due at ``moment`` any more, not even the next turn of a conversation."""
+        return moment >= self._stop
+
     def take(self, now: float) -> Due | None:
         """The next item, if it is due at ``now``. From ``stop`` on there is nothing more."""
         if now >= self._stop:
