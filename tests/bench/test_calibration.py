@@ -32,13 +32,16 @@ def bench(server: MockServer, folder: Path, *arguments: str) -> tuple[int, dict]
 
 def true_times(log: list[Served]) -> dict[str, list[float]]:
     """Milliseconds of each metric, by the server's own notes."""
+    latencies = [1e3 * (served.ended - served.arrived) for served in log]
+    if not log[0].writes:
+        return {"e2el": latencies}
     tokens = [sum(served.tokens) for served in log]
     spans = [served.writes[-1] - served.writes[0] for served in log]
     return {
         "ttft": [1e3 * (served.writes[0] - served.arrived) for served in log],
         "tpot": [1e3 * span / (count - 1) for span, count in zip(spans, tokens, strict=True)],
         "itl": [1e3 * gap for served in log for gap in numpy.diff(served.writes)],
-        "e2el": [1e3 * (served.ended - served.arrived) for served in log],
+        "e2el": latencies,
     }
 
 
@@ -51,13 +54,21 @@ def wrong_figures(result: dict, log: list[Served]) -> dict[str, tuple[float, flo
         pairs |= {f"{figure}_{name}_ms": value for figure, value in truth.items()}
     seconds = max(served.ended for served in log) - min(served.arrived for served in log)
     pairs["duration"] = seconds
-    pairs["output_throughput"] = sum(sum(served.tokens) for served in log) / seconds
+    if log[0].writes:
+        pairs["output_throughput"] = sum(sum(served.tokens) for served in log) / seconds
+    else:
+        pairs["input_sequence_throughput"] = sum(num_sequences(served.body) for served in log) / seconds
     pairs["request_throughput"] = len(log) / seconds
     return {
         name: (result[name], float(value))
         for name, value in pairs.items()
         if abs(result[name] - value) > max(1.0 if name.endswith("_ms") else 0.0, 0.01 * value)
     }
+
+
+def num_sequences(body: dict) -> int:
+    """Texts that a model would read for it."""
+    return len(body["documents"]) if "documents" in body else len(body["input"])
 
 
 def cpu_seconds_of_others() -> float:
@@ -77,8 +88,11 @@ PLANS = [Plan(0.08, 0.01), Plan(0.03, 0.02, tokens_per_chunk=3), Plan(0.12, 0.00
         ["--max-concurrency", "4"],
         ["--request-rate", "40", "--burstiness", "inf"],
         ["--request-rate", "40", "--backend", "openai-chat"],
+        ["--max-concurrency", "4", "--backend", "openai-responses"],
+        ["--max-concurrency", "4", "--backend", "openai-embeddings", "--random-batch-size", "2"],
+        ["--max-concurrency", "4", "--backend", "vllm-rerank", "--dataset-name", "random-rerank"],
     ],
-    ids=["closed", "constant", "Poisson"],
+    ids=["closed", "constant", "Poisson", "responses", "embeddings", "reranking"],
 )
 def test_reported_figures_are_those_of_the_server(load: list[str], tmp_path: Path):
     percents = ["--metric-percentiles", ",".join(map(str, PERCENTS))]
@@ -87,11 +101,11 @@ def test_reported_figures_are_those_of_the_server(load: list[str], tmp_path: Pat
         begin, others = time.perf_counter(), cpu_seconds_of_others()
         for _ in range(ATTEMPTS):
             before = len(server.log())
-            options = ["--num-prompts", "30", "--num-warmups", "9", "--output-len", "12", *percents, *load]
+            options = ["--num-prompts", "30", "--num-warmups", "9", "--random-output-len", "12", *percents, *load]
             code, result = bench(server, tmp_path, *options)
             log = server.log()[before + 9 :]
             assert code == 0
-            assert result["total_output_tokens"] == 30 * 12
+            assert result.get("total_output_tokens", 30 * 12) == 30 * 12
             wrong = wrong_figures(result, log)
             if "--request-rate" in load:
                 # The run begins when the first request is not yet due; how long before, the server cannot know.
@@ -105,7 +119,7 @@ def test_reported_figures_are_those_of_the_server(load: list[str], tmp_path: Pat
 
 
 def test_a_starved_client_gets_no_verdict(tmp_path: Path):
-    """The client shares one core with five that never rest."""
+    """The client shares one core with five that never rest, and needs more of it than its share."""
     pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
     burn = [sys.executable, "-c", pin + "\nwhile True: pass"]
     saved = ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
@@ -113,7 +127,7 @@ def test_a_starved_client_gets_no_verdict(tmp_path: Path):
     try:
         time.sleep(0.2)
         with running([Plan(0.05, 0.01)]) as server:
-            arguments = ["bench", "serve", "--base-url", server.url, "--num-prompts", "60", "--request-rate", "50"]
+            arguments = ["bench", "serve", "--base-url", server.url, "--num-prompts", "400", "--request-rate", "400"]
             arguments += ["--input-len", "8", "--output-len", "20", *saved]
             script = f"{pin}from vllm_cli.main import main; main({arguments!r})"
             done = subprocess.run(
