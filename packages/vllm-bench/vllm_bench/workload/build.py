@@ -2,14 +2,14 @@
 
 import itertools
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from vllm_bench.workload import dataset
 from vllm_bench.workload.arrivals import offsets, ramped
 from vllm_bench.workload.batches import num_requests
-from vllm_bench.workload.chat_template import sends_text, templated
-from vllm_bench.workload.item import Messages, WorkItem
+from vllm_bench.workload.chat_template import Render, renderer, sends_text, templated
+from vllm_bench.workload.item import WorkItem
 from vllm_bench.workload.ramp_up import RampUp
 from vllm_bench.workload.seeds import generator
 from vllm_bench.workload.text import TextSource
@@ -18,15 +18,13 @@ _MOST_BEFOREHAND = 20_000
 _BEFOREHAND_WITHOUT_END = 2000
 
 
-def build(
-    options: Namespace, text: TextSource, render: Callable[[Messages], list[int]]
-) -> tuple[list[WorkItem], Iterator[WorkItem]]:
+def build(options: Namespace, text: TextSource, render: Render) -> tuple[list[WorkItem], Iterator[WorkItem]]:
     """The items in the order of their moments: those that are made here and now, at least one, and those after them.
 
     What is made later, while the clock runs, takes the client's time.
 
     Args:
-        render: ids of a conversation in the model's chat template; raises ``LookupError`` where nobody can tell.
+        render: the server's way to put a conversation into its model's chat template.
 
     Raises:
         CommandError: (exit code 2) a file of the dataset is not what it should be.
@@ -35,7 +33,7 @@ def build(
     name = options.dataset_name if options.prompt_file is None else "prompt-file"
     items = dataset.load(name).items(options, text, generator(options.seed, "prompts"))
     if sends_text(options.backend):
-        items = templated(items, render)
+        items = templated(items, renderer(options.tokenizer, render))
     # The moments of a trace are its items' own; the others' are None then.
     moments = _moments(options, count)
     items = (

@@ -31,8 +31,8 @@ def add_arguments(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument(
         "--skip-chat-template",
         action="store_true",
-        help="custom, with a backend of texts: send a prompt as it is (default: as a user's message, in the model's "
-        "chat template, which the server's /tokenize applies before the run)",
+        help="custom, with --backend openai or vllm: send a prompt as it is (default: as a user's message, in the chat "
+        "template of --tokenizer's folder, else of the server's /tokenize)",
     )
 
 

@@ -71,7 +71,12 @@ class TokenizerText:
 
     def count(self, text: str) -> int:
         """See ``TextSource``."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self.encode(text))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``, and of no more special tokens than it names itself."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
 
 def _words_of_one_token(tokenizer: "Tokenizer") -> list[str]:
