@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vllm_bench.commands import latency, serve, startup, throughput
+from vllm_bench.commands import compare, latency, serve, startup, throughput
 from vllm_cli.command import Command
 
 _BENCHMARKS = {
@@ -10,6 +10,7 @@ _BENCHMARKS = {
     "latency": latency,
     "throughput": throughput,
     "startup": startup,
+    "compare": compare,
 }
 
 

@@ -11,10 +11,18 @@ from typing import Any
 
 from vllm_bench import endpoints
 from vllm_bench.endpoints.endpoint import Endpoint
-from vllm_bench.load.run import LoadRun, run_load
+from vllm_bench.load.progress import Progress
+from vllm_bench.load.run import LoadRun
 from vllm_bench.load.sender import Sender
+from vllm_bench.load.supervised import supervised_run
 from vllm_bench.measure.figures import load_figures, queue_figures
+from vllm_bench.measure.output_check import output_check
 from vllm_bench.measure.pooling import pooling_figures
+from vllm_bench.measure.run_intervals import run_intervals
+from vllm_bench.result.detailed import always_kept, detailed
+from vllm_bench.result.fingerprint import fingerprint, without_secrets
+from vllm_bench.result.metadata import metadata
+from vllm_bench.result.partial import partial_facts
 from vllm_bench.server_facts import ServedModel, ServerFacts
 from vllm_bench.transport.client import HttpClient
 from vllm_bench.transport.tls import client_context
@@ -46,6 +54,7 @@ def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CommandError(str(error), exit_code=2) from error
     with facts:
+        facts.wait(options.ready_check_timeout_sec)
         model = facts.model(options.served_model_name or options.model)
         text = UncountedWords() if options.skip_tokenizer_init else _text_source(options.tokenizer, facts, model.name)
         endpoint = endpoints.load(options.backend)
@@ -53,13 +62,39 @@ def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
         sender = Sender(client, endpoint, path, model.name, body_options, options.request_id_prefix)
         made, rest = build(options, text, lambda messages: facts.render(model.name, messages))
         first = _check(made[0], endpoint, model)
+        of_user = metadata(options.metadata, _result(options, model.name, endpoint, text, LoadRun()))
         sender.prepare(made)
         before = warm_ups(first, options.num_warmups, text, generator(options.seed, "warm-ups"))
         run = asyncio.run(_run(client, sender, before, itertools.chain(made, rest), options))
-    figures = (load_figures if endpoint.generates else pooling_figures)(run, options.metric_percentiles)
+        if run.hopeless:
+            raise CommandError(run.stopped or "", exit_code=2)
+        version = facts.version()
+    result = _result(options, model.name, endpoint, text, run, version) | of_user
+    return without_secrets(result, facts.secrets)
+
+
+def _result(
+    options: Namespace, model: str, endpoint: Endpoint, text: TextSource, run: LoadRun, version: str | None = None
+) -> dict[str, Any]:
+    """All of it; ``version`` is the server's."""
+    result = _header(options, model, text.name, len(run.records)) | partial_facts(run)
+    result |= _figures(options, run, endpoint, text) | _ramp_up(options, run)
+    result["fingerprint"] = fingerprint(options, version)
+    return result | always_kept(run) | (detailed(run) if options.save_detailed else {})
+
+
+def _figures(options: Namespace, run: LoadRun, endpoint: Endpoint, text: TextSource) -> dict[str, Any]:
+    percents = options.metric_percentiles
+    if endpoint.generates:
+        figures = load_figures(run, percents, dict(options.goodput or []))
+        done = [record for record in run.records if record.error is None]
+        count = text.count if options.tokenizer is not None else None
+        figures |= output_check(done, count, fixed_length=options.ignore_eos)
+    else:
+        figures = pooling_figures(run, percents)
     if options.max_concurrency is not None:
-        figures |= queue_figures(run, options.metric_percentiles)
-    return _header(options, model.name, text.name, len(run.records)) | figures | _ramp_up(options, run)
+        figures |= queue_figures(run, percents)
+    return figures | run_intervals(run, percents, figures)
 
 
 async def _run(
@@ -68,9 +103,21 @@ async def _run(
     limit = options.max_concurrency
     async with client:
         if before:
-            await run_load(sender.send, iter(before), max_concurrency=limit)
+            _check_warm_ups(await supervised_run(sender.send, iter(before), max_concurrency=limit))
         await client.open(_connections(options))
-        return await run_load(sender.send, items, max_concurrency=limit, seconds=options.duration)
+        progress = None if options.disable_tqdm else Progress(num_requests(options), options.duration)
+        return await supervised_run(
+            sender.send, items, max_concurrency=limit, seconds=options.duration, progress=progress
+        )
+
+
+def _check_warm_ups(run: LoadRun) -> None:
+    """End the program where the warm-ups were interrupted, or none of them came to its end."""
+    if run.signal_number is not None:
+        raise SystemExit(128 + run.signal_number)
+    if all(record.error is not None for record in run.records):
+        reason = run.stopped or run.records[0].error
+        raise CommandError(f"no warm-up request was completed: {reason}", exit_code=2 if run.hopeless else 1)
 
 
 def _header(options: Namespace, model: str, tokenizer: str, num_prompts: int) -> dict[str, Any]:

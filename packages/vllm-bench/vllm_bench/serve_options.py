@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vllm_bench import endpoints, option_types
 from vllm_bench.endpoints import ENDPOINTS
+from vllm_bench.result.options import add_result_arguments, check_result_options
 from vllm_bench.workload import trace_options
 from vllm_bench.workload.dataset import add_dataset_arguments
 from vllm_bench.workload.ramp_up import STRATEGIES, RampUp
@@ -17,7 +18,7 @@ METRICS = ["ttft", "tpot", "itl", "e2el"]
 """Times that ``--percentile-metrics`` knows."""
 
 _POOLING_METRICS = ["e2el"]
-"""Those of answers that are vectors or scores."""
+"""Those of answers that come in one piece."""
 
 _COMMON = {
     *("--base-url", "--backend", "--model", "--request-rate", "--max-concurrency", "--num-prompts", "--duration"),
@@ -37,7 +38,7 @@ _SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
 }
 """Option -> type and meaning; the field of a request's body has the option's name."""
 
-_GENERATING_ONLY = (*_SAMPLING, "--ignore-eos", "--use-beam-search", "--whole-answers", "--output-len")
+_GENERATING_ONLY = (*_SAMPLING, "--ignore-eos", "--use-beam-search", "--whole-answers", "--output-len", "--goodput")
 """What has no meaning where no text is generated."""
 
 
@@ -58,7 +59,8 @@ def check(options: Namespace) -> None:
     endpoint = endpoints.load(options.backend)
     if not endpoint.generates:
         for option in _GENERATING_ONLY:
-            if getattr(options, _field(option)) not in (None, False):
+            value = getattr(options, _field(option))
+            if value is not None and value is not False:  # a temperature may be 0
                 raise CommandError(f"{option}: --backend {options.backend} generates no text", exit_code=2)
         if options.percentile_metrics not in (None, _POOLING_METRICS):
             raise CommandError(f"--percentile-metrics: --backend {options.backend} has only e2el", exit_code=2)
@@ -69,6 +71,7 @@ def check(options: Namespace) -> None:
     if options.tokenizer is not None and options.skip_tokenizer_init:
         raise CommandError("--skip-tokenizer-init: there is a --tokenizer", exit_code=2)
     trace_options.check(options)
+    check_result_options(options)
     scheduled = RampUp.of(options) is not None or options.request_rate != float("inf") or options.self_timed
     if options.duration is not None and options.max_concurrency is None and not scheduled:
         raise CommandError(
@@ -91,7 +94,8 @@ def body_fields(options: Namespace) -> dict[str, object]:
 
 def shown_metrics(options: Namespace) -> list[str]:
     """The times that the table shows."""
-    default = METRICS[:3] if endpoints.load(options.backend).generates else _POOLING_METRICS
+    timed_inside = endpoints.load(options.backend).generates and not options.whole_answers
+    default = METRICS[:3] if timed_inside else _POOLING_METRICS
     return list(options.percentile_metrics or default)
 
 
@@ -125,6 +129,13 @@ def _add_server(group: _ArgumentGroup) -> None:
     )
     group.add_argument(
         "--insecure", action="store_true", help="trust any certificate of an https server, and any name in it"
+    )
+    group.add_argument(
+        "--ready-check-timeout-sec",
+        type=option_types.number_from_0,
+        default=0,
+        metavar="SECONDS",
+        help="wait so long for a server that does not answer yet (default: %(default)s)",
     )
     group.add_argument(
         "--request-id-prefix",
@@ -246,8 +257,4 @@ def _add_result(group: _ArgumentGroup) -> None:
         metavar="P,P",
         help="percentiles to report (default: 99)",
     )
-    group.add_argument("--save-result", action="store_true", help="write the figures to a JSON file")
-    group.add_argument(
-        "--result-dir", type=Path, default=Path(), metavar="DIR", help="folder of that file (default: .)"
-    )
-    group.add_argument("--result-filename", metavar="FILE", help="its name (default: made of load, model and date)")
+    add_result_arguments(group)

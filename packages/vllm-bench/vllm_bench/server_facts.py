@@ -1,6 +1,7 @@
 """What a server tells of itself before it is measured: its models, the longest context, counts of tokens."""
 
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,6 +11,7 @@ import httpx
 from vllm_cli.client import Client, api_key_from_environment
 
 _SECONDS = 30.0
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,29 @@ class ServerFacts:
         if not key or "authorization" in (name.lower() for name in self._headers):
             return dict(self._headers)
         return {"Authorization": f"Bearer {key}", **self._headers}
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no result may show: the key, and the values of headers."""
+        return [part for value in self.headers.values() for part in (value, value.removeprefix("Bearer "))]
+
+    def wait(self, seconds: float) -> None:
+        """Wait at most ``seconds`` until the server answers anything; whoever asks next finds out the rest."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if self._http.get(f"{self._base_url}/v1/models").status_code < 500:
+                    return
+            except httpx.HTTPError:
+                pass
+            except httpx.InvalidURL:
+                return
+            time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
+
+    def version(self) -> str | None:
+        """What the server's ``/version`` says; None when it has none."""
+        version = self._ask("GET", "/version").get("version")
+        return version if isinstance(version, str) else None
 
     def model(self, name: str | None) -> ServedModel:
         """The model of that name, by default the first that the server lists.

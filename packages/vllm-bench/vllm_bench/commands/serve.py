@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from pathlib import Path
 
 from vllm_bench.serve_options import add_arguments, body_fields, check, shown_metrics
 
@@ -11,10 +12,16 @@ SUMMARY = "Load a running OpenAI-compatible server and report latencies and thro
 
 
 def run(options: Namespace) -> int:
-    """Measure and report; 0 when every request was completed, else 1."""
+    """Measure and report.
+
+    0: every request was completed; 1: not so; 130 or 143: interrupted by Ctrl-C or SIGTERM. What was measured until
+    then is reported and saved in any case.
+    """
     check(options)
 
     from vllm_bench.measurement import measure
+    from vllm_bench.result.options import saves
+    from vllm_bench.result.partial import exit_code
     from vllm_bench.result.save import default_name, save
     from vllm_bench.result.table import load_lines
 
@@ -23,8 +30,8 @@ def run(options: Namespace) -> int:
     if options.max_concurrency is not None and not math.isinf(options.request_rate):
         metrics += ["client_queue_time", "e2el_including_client_queue"]
     print("\n".join(load_lines(result, metrics, options.metric_percentiles)))
-    if options.save_result:
-        path = options.result_dir / (options.result_filename or default_name(result))
-        save(result, path)
+    if saves(options):
+        path = (options.result_dir or Path()) / (options.result_filename or default_name(result))
+        save(result, path, append=options.append_result)
         print(f"\nsaved to {path}")
-    return 0 if result["completed"] and not result["failed"] else 1
+    return exit_code(result)

@@ -1,20 +1,24 @@
 """All figures of a load run, under the keys of its result."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_bench.load.run import LoadRun
 from vllm_bench.measure.distribution import summary
+from vllm_bench.measure.goodput import num_good
 from vllm_bench.measure.over_time import peak_concurrency, peak_tokens_per_second
 from vllm_bench.measure.token_counts import total_input_tokens, usage_check
 from vllm_bench.measure.verdict import verdict
 
 
-def load_figures(run: LoadRun, percents: Sequence[float]) -> dict[str, Any]:
+def load_figures(run: LoadRun, percents: Sequence[float], limits: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Counts, throughputs and times of a run; failed requests count only as failed.
 
     Throughputs are tokens or requests of the completed ones over the whole duration, in 1/s; times are in ms.
+
+    Args:
+        limits: metric -> ms that a request must keep to count for ``request_goodput``, which else is None.
     """
     done = [record for record in run.records if record.error is None]
     errors = Counter(record.error for record in run.records if record.error is not None)
@@ -29,6 +33,7 @@ def load_figures(run: LoadRun, percents: Sequence[float]) -> dict[str, Any]:
         "total_input_tokens": input_tokens,
         "total_output_tokens": output_tokens,
         "request_throughput": len(done) * per_second,
+        "request_goodput": num_good(done, limits) * per_second if limits else None,
         "output_throughput": output_tokens * per_second,
         "total_token_throughput": None if input_tokens is None else (input_tokens + output_tokens) * per_second,
         "max_output_tokens_per_s": peak_tokens_per_second(done, run.began),

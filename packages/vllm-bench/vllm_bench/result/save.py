@@ -1,6 +1,9 @@
-"""Results as files."""
+"""Results as files: one line of JSON each, so that several may stand in one file."""
 
+import contextlib
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,45 @@ def default_name(result: dict[str, Any]) -> str:
     return f"{label}-{load}-{_plain(str(result['model_id']))}-{result['date']}.json"
 
 
-def save(result: dict[str, Any], path: Path) -> None:
-    """Write ``result`` as JSON.
+def save(result: dict[str, Any], path: Path, *, append: bool = False) -> None:
+    """Write ``result`` as a line of JSON; a reader never sees half of it.
+
+    Args:
+        append: after what the file holds, if there is one.
 
     Raises:
         CommandError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
+        before = path.read_text(encoding="utf-8") if append and path.exists() else ""
+        if before and not before.endswith("\n"):
+            before += "\n"
+        _replace(path, before + json.dumps(result) + "\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"the result cannot be saved: {error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put ``text`` in the place of the file, whole or not at all; what is no regular file is written to as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()  # a link stays one
+    number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_bench.result.partial import partial_lines
 from vllm_bench.workload.words import UncountedWords
 
 TITLES = {
@@ -26,6 +27,8 @@ def load_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequen
         f"duration                  {figures['duration']:.2f} s",
         f"request throughput        {figures['request_throughput']:.2f} /s",
     ]
+    if figures.get("request_goodput") is not None:
+        lines.append(f"request goodput           {figures['request_goodput']:.2f} /s")
     if "output_throughput" in figures:
         lines.append(f"output token throughput   {figures['output_throughput']:.1f} /s")
     else:
@@ -36,31 +39,43 @@ def load_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequen
         lines += ["", *_time_lines(figures, metrics, percents)]
     if figures["error_counts"]:
         lines += ["", "errors:", *(f"  {count} x {message}" for message, count in figures["error_counts"].items())]
-    return lines + _notes(figures)
+    return lines + _notes(figures) + partial_lines(figures)
 
 
 def _time_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequence[float]) -> list[str]:
     """A table with a line for each of the times."""
     columns = ["mean", "median", *(f"p{percent:g}" for percent in percents)]
-    lines = [f"{'milliseconds':<46}" + "".join(f"{column:>10}" for column in columns)]
+    intervals = figures.get("confidence_intervals", {})
+    lines = [f"{'milliseconds':<46}" + "".join(f"{column:>20}" for column in columns)]
     for name in metrics:
         values = [figures[f"{column}_{name}_ms"] for column in columns]
-        shown = (f"{value:>10.2f}" if value is not None else f"{'-':>10}" for value in values)
+        shown = (f"{value:>20.2f}" if value is not None else f"{'-':>20}" for value in values)
         short = f" ({name})" if len(name) < 5 else ""
         lines.append(f"{TITLES[name] + short:<46}" + "".join(shown))
+        ends = [intervals.get(f"{column}_{name}_ms") for column in columns]
+        if any(each and any(end is not None for end in each) for each in ends):
+            lines.append(f"{'    95 % interval':<46}" + "".join(f"{_interval(each):>20}" for each in ends))
     return lines
+
+
+def _interval(ends: Sequence[float | None] | None) -> str:
+    low, high = (f"{end:.2f}" if end is not None else "?" for end in ends or (None, None))
+    return f"{low} .. {high}"
 
 
 def _notes(figures: dict[str, Any]) -> list[str]:
     lines = []
     if figures.get("tokenizer_id") == UncountedWords.name:
-        lines += ["", "note: the server counts no tokens beforehand; made-up prompts have a word for each wanted token"]
+        lines += ["", "note: no tokens were counted beforehand; made-up prompts have a word for each wanted token"]
         lines += ["      (--tokenizer with the model's folder makes them exact)"]
     if figures["completed"] and figures.get("tokens_counted_by") == "chunks":
         lines += ["", "note: the server reports no usage; tokens are counted as chunks of the stream"]
     if figures["prompt_token_mismatches"]:
         count = figures["prompt_token_mismatches"]
         lines += ["", f"note: in {count} requests the server counted other prompt tokens than this client"]
+    if figures.get("output_token_mismatches"):
+        count, example = figures["output_token_mismatches"], figures["output_token_mismatch_example"]
+        lines += ["", f"note: in {count} requests the count of output tokens is doubtful; {example}"]
     if figures["client_cpu_share"] > _BUSY_CLIENT_SHARE:
         share = figures["client_cpu_share"]
         lines += ["", f"note: this client used {share:.0%} of a CPU; it may be slower than the server"]

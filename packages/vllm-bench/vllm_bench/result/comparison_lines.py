@@ -1,0 +1,38 @@
+"""A comparison for its reader: a table, or JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_bench.measure.comparison import Compared
+
+
+def comparison_lines(compared: Sequence[Compared]) -> list[str]:
+    """A row for each figure."""
+    width = max(len("figure"), *(len(each.name) for each in compared))
+    lines = [f"{'figure':<{width}}{'base':>12}{'new':>12}{'new/base':>10}   95 % interval   verdict"]
+    for each in compared:
+        found = each.ratio
+        value = f"{found.value:.4f}" if found is not None else "-"
+        ends = [found.low, found.high] if found is not None else [None, None]
+        low, high = (f"{end:.4f}" if end is not None else "?" for end in ends)
+        limit = f" beyond {100 * each.threshold:g} %" if each.fails and each.threshold is not None else ""
+        row = f"{each.name:<{width}}{each.base:>12.2f}{each.new:>12.2f}{value:>10}{low:>9} .. {high:<7}"
+        lines.append(f"{row} {each.verdict}{limit}")
+    return lines
+
+
+def comparison_json(compared: Sequence[Compared]) -> dict[str, Any]:
+    """The same as an object: figure -> its facts."""
+    return {
+        each.name: {
+            "base": each.base,
+            "new": each.new,
+            "ratio": each.ratio.value if each.ratio is not None else None,
+            "ratio_interval": [each.ratio.low, each.ratio.high] if each.ratio is not None else None,
+            "more_is_better": each.more_is_better,
+            "threshold": each.threshold,
+            "verdict": each.verdict,
+            "fails": each.fails,
+        }
+        for each in compared
+    }
