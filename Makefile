@@ -16,7 +16,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install native serve test soak lint docs format types contracts check demo-model clean
+.PHONY: help install native serve test soak bench lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,9 @@ test: install native ## every quick test
 
 soak: install native ## one minute of load on a real server
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+bench: install native ## figures of our engine: latency, throughput, start-up (ARGS="--model qwen3-0.6b")
+	@$(BIN)/python tools/bench_engine.py $(ARGS)
 
 lint: install ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -11,10 +11,15 @@ import psutil
 import pytest
 
 from tests.cli import mock_openai
+from tests.cli.mock_openai import running_mock
+from tests.server.certificates import OPENSSL, make_authority
 from vllm_bench import server_process
 from vllm_bench.commands import startup as startup_command
+from vllm_bench.measure.start_phases import StartPhases
+from vllm_bench.offline.serve_settings import ServeSettings, read_serve_settings
 from vllm_bench.server_process import ServerProcess, free_port
 from vllm_bench.startup import StartupTiming, measure_start, startup_figures, startup_lines
+from vllm_bench.startup_probe import StartupProbe
 from vllm_cli.command import CommandError
 from vllm_cli.main import main
 
@@ -22,31 +27,35 @@ ROOT = Path(__file__).parents[2]
 MOCK = [sys.executable, mock_openai.__file__]
 
 
-def mock_command(*options: str):
-    return lambda port: [*MOCK, "--port", str(port), *options]
+def measure_mock(*options: str, port: int | None = None, timeout: float = 30) -> StartupTiming:
+    port = port or free_port()
+    return measure_start([*MOCK, "--port", str(port), *options], StartupProbe(port), timeout=timeout)
 
 
 def test_a_start_is_timed_to_health_and_to_the_first_token():
-    timing = measure_start(mock_command("--load-seconds", "0.3"), free_port(), timeout=30)
+    timing = measure_mock("--load-seconds", "0.3")
     assert 0.3 <= timing.healthy_seconds < timing.first_token_seconds < 15
-    assert timing.phases == {"weights": 0.3}
+    assert timing.phases.path["weights"] == 0.3
+    assert sum(timing.phases.path.values()) == pytest.approx(timing.first_token_seconds)
+    # Nobody said what the interpreter and its imports were.
+    assert timing.phases.unnamed == timing.phases.path["before weights"] > 0
 
 
 def test_the_server_is_gone_after_the_measurement():
     port = free_port()
-    measure_start(mock_command(), port, timeout=30)
+    measure_mock(port=port)
     commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in commands if mock_openai.__file__ in command and str(port) in command]
 
 
 def test_a_server_that_ends_early_is_told_with_its_last_words():
     with pytest.raises(CommandError, match=r"code 3(.|\n)*no such model"):
-        measure_start(mock_command("--exit-code", "3"), free_port(), timeout=30)
+        measure_mock("--exit-code", "3")
 
 
 def test_a_server_that_is_never_ready_is_given_up():
     with pytest.raises(CommandError, match="in time"):
-        measure_start(mock_command("--load-seconds", "60"), free_port(), timeout=0.5)
+        measure_mock("--load-seconds", "60", timeout=0.5)
 
 
 def test_a_whole_process_group_is_ended_even_when_it_ignores_sigterm(monkeypatch):
@@ -75,7 +84,7 @@ def test_sigterm_to_the_benchmark_takes_the_server_along(tmp_path):
         from vllm_bench import startup
         measure = startup.measure_start
         command = [sys.executable, "-c", stand_in]
-        startup.measure_start = lambda _, port, timeout: measure(lambda _: command, port, timeout=timeout)
+        startup.measure_start = lambda _, probe, timeout: measure(command, probe, timeout=timeout)
         main(["bench", "startup", "demo"])
     """
     benchmark = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT)
@@ -90,34 +99,40 @@ def test_sigterm_to_the_benchmark_takes_the_server_along(tmp_path):
 
 
 def test_figures_are_median_minimum_and_maximum_of_the_runs():
-    runs = [StartupTiming(2.0, 2.5, {"weights": 1.0}), StartupTiming(1.0, 1.6, {"weights": 0.5, "warm-up": 0.1})]
+    runs = [
+        StartupTiming(2.0, 2.5, StartPhases({"weights": 2.5}, {"tokenizer": 0.1}, 0.0)),
+        StartupTiming(1.0, 1.6, StartPhases({"weights": 1.5, "before weights": 0.1}, {}, 0.1)),
+    ]
     figures = startup_figures(runs)
     assert figures["healthy_seconds"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert figures["first_token_seconds"]["max"] == 2.5
     assert figures["phases"] == {
-        "weights": {"median": 0.75, "min": 0.5, "max": 1.0},
-        "warm-up": {"median": 0.1, "min": 0.1, "max": 0.1},
+        "weights": {"median": 2.0, "min": 1.5, "max": 2.5},
+        "before weights": {"median": 0.1, "min": 0.1, "max": 0.1},
     }
+    assert figures["beside"]["tokenizer"]["median"] == 0.1
+    assert figures["unnamed_seconds"]["max"] == 0.1
     assert len(figures["runs"]) == 2
     lines = startup_lines(figures)
     assert lines[1].split() == ["ready", "(/health)", "1.500", "1.000", "2.000"]
-    assert lines[-1].split() == ["warm-up", "0.100", "0.100", "0.100"]
+    assert lines[-3].split() == ["tokenizer", "0.100", "0.100", "0.100"]
+    assert lines[-1] == "the medians of the phases add up to 2.100 s, 102.4% of the first token's"
 
 
 def test_the_command_launches_vllm_serve_and_saves_its_figures(tmp_path, monkeypatch, capsys):
     seen = []
 
-    def fake(command_for, port, *, timeout):
-        seen.append((command_for(1234), timeout))
-        return StartupTiming(1.0, 2.0, {"weights": 0.5})
+    def fake(command, probe, *, timeout):
+        seen.append((command, timeout))
+        return StartupTiming(1.0, 2.0, StartPhases({"weights": 2.0}, {}, 0.0))
 
     monkeypatch.setattr("vllm_bench.startup.measure_start", fake)
     saved = tmp_path / "startup.json"
     options = ["--num-iters", "2", "--timeout", "9", "--output-json", str(saved)]
     assert main(["bench", "startup", *options, "demo", "--max-model-len", "256"]) == 0
     command, timeout = seen[1]
-    serve = ["serve", "demo", "--host", "127.0.0.1", "--port", "1234", "--max-model-len", "256"]
-    assert command == [sys.executable, "-m", "vllm_cli", *serve]
+    serve = ["serve", "demo", "--max-model-len", "256", "--host", "127.0.0.1", "--port"]
+    assert command[:-1] == [sys.executable, "-m", "vllm_cli", *serve]
     assert (len(seen), timeout) == (2, 9)
     content = json.loads(saved.read_text())
     assert content["serve_options"] == ["--max-model-len", "256"]
@@ -126,10 +141,55 @@ def test_the_command_launches_vllm_serve_and_saves_its_figures(tmp_path, monkeyp
     assert signal.getsignal(signal.SIGTERM) is not startup_command._end
 
 
-@pytest.mark.parametrize("option", ["--port=1", "--host", "--num-iters"])
-def test_an_option_in_the_wrong_place_is_named(capsys, option):
-    assert main(["bench", "startup", "demo", option]) == 2
-    assert option.partition("=")[0] in capsys.readouterr().err
+def test_the_probe_brings_the_servers_own_key(tmp_path, monkeypatch):
+    settings = tmp_path / "serve.yaml"
+    settings.write_text("api-key: [from-file]\nskip-tokenizer-init: true\n")
+    assert read_serve_settings(["demo", "--api-key", "a", "b"]).api_key == "a"
+    assert read_serve_settings(["demo", "--config", str(settings)]) == ServeSettings(False, "from-file", False)
+    assert read_serve_settings(["demo", "--ssl-certfile", "c.pem"]).tls
+    monkeypatch.setenv("VLLM_API_KEY", "of-the-environment")
+    with running_mock() as server:
+        probe = StartupProbe(server.server_port, api_key=None)
+        assert probe.is_healthy()
+        probe.wait_for_token()
+        StartupProbe(server.server_port, api_key="a").wait_for_token()
+        keys = [headers["Authorization"] for headers in server.headers_seen]
+        server.refuse_with = (401, b"no key")
+        with pytest.raises(CommandError, match="401 to its first request: no key"):
+            probe.wait_for_token()
+    assert keys == ["Bearer of-the-environment", "Bearer a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port=1"], "--port: the benchmark chooses"),
+        (["--host", "::1"], "--host: the benchmark chooses"),
+        (["--num-iters", "2"], "--num-iters belongs before MODEL"),
+        (["--ssl-cert-reqs", "2"], "no client certificate"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(capsys, options, said):
+    assert main(["bench", "startup", "demo", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="certificates are made with openssl")
+def test_the_phases_of_the_demo_behind_tls_and_a_key_add_up_to_the_wall_time(tmp_path, monkeypatch):
+    """Those that the log names, and the launches of the two processes, are 95 % of the time to the first token."""
+    monkeypatch.setenv("VLLM_API_KEY", "key")
+    pair = make_authority(tmp_path, "server")
+    saved = tmp_path / "startup.json"
+    command = ["bench", "startup", "--num-iters", "1", "--output-json", str(saved), "demo"]
+    assert main([*command, "--ssl-certfile", str(pair.certificate), "--ssl-keyfile", str(pair.key)]) == 0
+    (run,) = json.loads(saved.read_text())["runs"]
+    path, wall = run["phases"]["path"], run["first_token_seconds"]
+    named = sum(seconds for name, seconds in path.items() if not name.startswith("before "))
+    assert named == pytest.approx(wall, rel=0.05)
+    assert sum(path.values()) == pytest.approx(wall)
+    for name in ("python and imports", "config", "engine process", "worker", "weights", "warm-up", "listening"):
+        assert path[name] >= 0
+    assert run["phases"]["beside"].keys() == {"tokenizer", "web framework"}
 
 
 def test_a_free_port_can_be_taken():

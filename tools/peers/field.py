@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm_bench.server_process import free_port
 from vllm_bench.startup import measure_start
+from vllm_bench.startup_probe import StartupProbe
 from vllm_cli.command import CommandError
 
 from .driver import SCRIPTS, Driver, DriverError
@@ -128,12 +129,12 @@ class Field:
             times, program, settings = programs[party]
             variables = [f"{name}={value}" for name, value in {**settings, "HF_HUB_OFFLINE": "1"}.items()]
 
-            def command(port: int) -> list[str]:
-                address = ["--host", "127.0.0.1", "--port", str(port)]
-                return ["env", *variables, *program, "serve", str(self.model), *address, *options]
-
             def measure(number: int) -> None:
-                times.append(measure_start(command, free_port(), timeout=_START_TIMEOUT).first_token_seconds)
+                port = free_port()
+                address = ["--host", "127.0.0.1", "--port", str(port)]
+                command = ["env", *variables, *program, "serve", str(self.model), *address, *options]
+                timing = measure_start(command, StartupProbe(port), timeout=_START_TIMEOUT)
+                times.append(timing.first_token_seconds)
 
             return measure
 

@@ -6,11 +6,12 @@ import re
 import signal
 import socket
 import subprocess
-import tempfile
+import threading
 import time
 from types import TracebackType
 from typing import Self
 
+from vllm_bench.measure.start_phases import LoggedPhase
 from vllm_cli.command import CommandError
 
 _PHASE = re.compile(r"start-up: (.+?) took ([0-9.]+) s")
@@ -25,12 +26,18 @@ class ServerProcess:
         self._command = command
 
     def __enter__(self) -> Self:
-        self._log = tempfile.TemporaryFile("w+b")
+        self._lines: list[tuple[float, str]] = []
         self.launched = time.perf_counter()
         """``time.perf_counter`` just before the launch."""
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+        self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
+        self._reader.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -40,7 +47,15 @@ class ServerProcess:
         # Whatever of the group outlived its leader.
         self._signal_group(signal.SIGKILL)
         self._process.wait()
-        self._log.close()
+        self._reader.join(_TERM_SECONDS)
+
+    def _read(self) -> None:
+        """Keep the log, each line with the moment when it came."""
+        pipe = self._process.stdout
+        if pipe is not None:
+            with pipe:
+                for line in pipe:
+                    self._lines.append((time.perf_counter(), line.decode(errors="replace")))
 
     def _signal_group(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -48,18 +63,24 @@ class ServerProcess:
 
     def log(self) -> str:
         """Everything that the server has written."""
-        self._log.flush()
-        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
+        return "".join(line for _, line in self._lines)
 
-    def phases(self) -> dict[str, float]:
-        """Seconds of each start-up phase, by the server's own log lines, in their order."""
-        return {name: float(seconds) for name, seconds in _PHASE.findall(self.log())}
+    def phases(self) -> list[LoggedPhase]:
+        """Each start-up phase, by the server's own log lines, in their order."""
+        found = [(moment, _PHASE.search(line)) for moment, line in self._lines]
+        return [
+            LoggedPhase(match[1], float(match[2]), moment - self.launched)
+            for moment, match in found
+            if match is not None
+        ]
 
     def check(self, deadline: float) -> None:
         """Raise ``CommandError``, with the end of the log, when the process has ended or ``deadline`` has passed."""
         code = self._process.poll()
         if code is None and time.perf_counter() < deadline:
             return
+        if code is not None:
+            self._reader.join(_TERM_SECONDS)  # its last words may still be in the pipe
         what = "did not become ready in time" if code is None else f"ended with code {code} before it was ready"
         tail = "\n".join(f"  {line}" for line in self.log().splitlines()[-_LAST_LINES:])
         raise CommandError(f"the server {what}; its last words:\n{tail or '  (none)'}")

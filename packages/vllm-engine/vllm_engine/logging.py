@@ -112,4 +112,4 @@ def startup_phase(logger: logging.Logger, name: str, phases: dict[str, float]) -
     start = time.perf_counter()
     yield
     phases[name] = time.perf_counter() - start
-    logger.info("start-up: %s took %.2f s", name, phases[name])
+    logger.info("start-up: %s took %.3f s", name, phases[name])

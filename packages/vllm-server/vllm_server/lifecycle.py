@@ -8,25 +8,19 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
-from vllm_engine import envs
 from vllm_engine.config import EngineConfig
-from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest
-from vllm_engine.logging import get_logger
+from vllm_engine.errors import ConfigError, InvalidRequest
+from vllm_engine.logging import get_logger, startup_phase
 from vllm_server.announcement import announce
 from vllm_server.config import ServerConfig, load_chat_template, served_names
-from vllm_server.in_flight import InFlight
+from vllm_server.ending import serve_until_the_end
 from vllm_server.stop_signals import StopSignals
 from vllm_server.tls import create_tls, refreshed
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
-    from vllm_server.uvicorn_server import Server
 
 logger = get_logger(__name__)
-
-HEALTH_POLL_SECONDS = 0.5
-ABORT_SECONDS = 2.0
-"""How long aborted requests get to send their last event."""
 
 
 async def serve(engine_config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
@@ -47,8 +41,9 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
 
         load_middleware(server_config.middleware)  # what cannot be imported is told before the model is touched
     with StopSignals() as signals:
-        from vllm_engine.async_llm import AsyncLLM
-        from vllm_server.metrics import EngineMetrics, new_registry
+        with startup_phase(logger, "frontend imports", {}):
+            from vllm_engine.async_llm import AsyncLLM
+            from vllm_server.metrics import EngineMetrics, new_registry
 
         registry = new_registry()
         metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]
@@ -63,82 +58,33 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
         try:
             start = asyncio.create_task(llm.start())
             # In a thread, because importing takes a third of a second, and the engine's process is launched meanwhile.
-            await asyncio.to_thread(importlib.import_module, "vllm_server.web")
+            with startup_phase(logger, "web framework", {}):
+                await asyncio.to_thread(importlib.import_module, "vllm_server.web")
             from vllm_server.web import ServerContext, build_app, create_server
 
             if not await first(start, signals.stop.wait()):
                 return 0
-            check_chat_template(llm, chat_template)
-            context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
-            server = create_server(
-                build_app(context),
-                server_config,
-                engine_config.engine.shutdown_timeout,
-                tls=tls.context if tls is not None else None,
-            )
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.005)
-            if serving.done():
-                raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
+            with startup_phase(logger, "listening", {}):
+                check_chat_template(llm, chat_template)
+                context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
+                server = create_server(
+                    build_app(context),
+                    server_config,
+                    engine_config.engine.shutdown_timeout,
+                    tls=tls.context if tls is not None else None,
+                )
+                serving = asyncio.create_task(server.serve(sockets=[listener]))
+                while not server.started and not serving.done():
+                    await asyncio.sleep(0.005)
+                if serving.done():
+                    raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
             announce(context, listener, time.perf_counter() - launched)
             async with refreshed(tls, server_config):
-                return await _until_the_end(
+                return await serve_until_the_end(
                     serving, server, context.in_flight, llm, signals, engine_config.engine.shutdown_timeout
                 )
         finally:
             await llm.close()
-
-
-async def _until_the_end(
-    serving: "asyncio.Task[None]",
-    server: "Server",
-    in_flight: InFlight,
-    llm: "AsyncLLM",
-    signals: StopSignals,
-    shutdown_timeout: float,
-) -> int:
-    death = asyncio.create_task(_engine_death(llm))
-    stop = asyncio.create_task(signals.stop.wait())
-    at_once = asyncio.create_task(signals.stop_at_once.wait())
-    try:
-        await asyncio.wait((serving, death, stop), return_when=asyncio.FIRST_COMPLETED)
-        if death.done() and envs.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"):
-            logger.error("the engine has died; the server stays and answers 503 (VLLM_KEEP_ALIVE_ON_ENGINE_DEATH)")
-            await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
-        died = death.done()
-        if stop.done():
-            logger.info("stopping: %d running requests have %g s to finish", len(in_flight), shutdown_timeout)
-        elif died:
-            logger.error("the engine has died; the server ends")
-        in_flight.drain()
-        server.should_exit = True
-        deadline = time.monotonic() + (ABORT_SECONDS if died else shutdown_timeout)
-        while len(in_flight) and time.monotonic() < deadline and not at_once.done() and not (death.done() and not died):
-            await asyncio.sleep(0.02)
-        in_flight.abort_all()
-        await asyncio.wait((serving, at_once), timeout=ABORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        server.force_exit = True
-        await asyncio.wait((serving,), timeout=ABORT_SECONDS)
-        if serving.done() and (error := serving.exception()) is not None:
-            logger.error("the HTTP server failed", exc_info=error)
-            return 1
-        return 1 if died else 0
-    finally:
-        for task in (serving, death, stop, at_once):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _engine_death(llm: "AsyncLLM") -> None:
-    """Returns when the engine is dead."""
-    while True:
-        try:
-            llm.check_health()
-        except EngineDead:
-            return
-        await asyncio.sleep(HEALTH_POLL_SECONDS)
 
 
 async def first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> bool:

@@ -4,11 +4,13 @@ import argparse
 import asyncio
 
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.logging import configure_logging
+from vllm_engine.logging import configure_logging, get_logger, startup_phase
 from vllm_server.command_line import Program, Settings, add_program_arguments, run_program
 from vllm_server.config import CONFIGS, DEFAULT_HOST, OldServerOptions, ServerConfig, create_server_config
 from vllm_server.event_loop import loop_factory
 from vllm_server.sockets import bind
+
+logger = get_logger(__name__)
 
 PROGRAM = Program("vllm serve", CONFIGS, own=ServerConfig, old=OldServerOptions)
 
@@ -42,7 +44,9 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
 
 
 def _serve_settings(settings: Settings) -> int:
-    server_config = create_server_config(settings.server)
-    if server_config.log_config_file is not None:
-        configure_logging(config_file=server_config.log_config_file)
-    return serve(EngineArgs(**settings.engine).create_config(), server_config)
+    with startup_phase(logger, "config", {}):
+        server_config = create_server_config(settings.server)
+        if server_config.log_config_file is not None:
+            configure_logging(config_file=server_config.log_config_file)
+        engine_config = EngineArgs(**settings.engine).create_config()
+    return serve(engine_config, server_config)

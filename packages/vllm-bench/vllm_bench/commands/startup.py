@@ -1,6 +1,5 @@
 """``vllm bench startup``: how fast ``vllm serve`` starts on this machine."""
 
-import json
 import signal
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
@@ -38,26 +37,29 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Measure and report; returns 0."""
-    from vllm_bench.server_process import free_port
-    from vllm_bench.startup import measure_start, startup_figures, startup_lines
-
     for option in options.serve_options:
         name = option.partition("=")[0]
-        if name in ("--port", "--host"):
-            raise CommandError(f"{name}: the benchmark chooses the address itself", exit_code=2)
         if name in ("--num-iters", "--timeout", "--output-json"):
             raise CommandError(f"{name} belongs before MODEL; what follows it is for `vllm serve`", exit_code=2)
 
-    def command(port: int) -> list[str]:
-        address = ["--host", "127.0.0.1", "--port", str(port)]
-        return [sys.executable, "-m", "vllm_cli", "serve", options.model, *address, *options.serve_options]
+    from vllm_bench.offline.serve_settings import read_serve_settings
+    from vllm_bench.server_process import free_port
+    from vllm_bench.startup import measure_start, startup_figures, startup_lines
+    from vllm_bench.startup_probe import StartupProbe
+
+    given = [options.model, *options.serve_options]
+    settings = read_serve_settings(given)
 
     # The server runs in a session of its own: were this process simply ended, it would stay behind.
     previous = signal.signal(signal.SIGTERM, _end)
     try:
         timings = []
         for number in range(options.num_iters):
-            timing = measure_start(command, free_port(), timeout=options.timeout)
+            port = free_port()
+            probe = StartupProbe(port, tls=settings.tls, api_key=settings.api_key, has_tokenizer=settings.has_tokenizer)
+            address = ["--host", "127.0.0.1", "--port", str(port)]
+            command = [sys.executable, "-m", "vllm_cli", "serve", *given, *address]
+            timing = measure_start(command, probe, timeout=options.timeout)
             ready, first_token = timing.healthy_seconds, timing.first_token_seconds
             print(f"start {number + 1}: ready {ready:.2f} s, first token {first_token:.2f} s", flush=True)
             timings.append(timing)
@@ -67,11 +69,10 @@ def run(options: Namespace) -> int:
     figures = startup_figures(timings)
     print("\n" + "\n".join(startup_lines(figures)))
     if options.output_json is not None:
+        from vllm_bench.result.save import save
+
         content = {"model_id": options.model, "serve_options": options.serve_options, **figures}
-        try:
-            options.output_json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise CommandError(f"the result cannot be saved: {error}") from error
+        save(content, options.output_json)
     return 0
 
 

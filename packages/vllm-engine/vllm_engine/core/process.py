@@ -17,11 +17,12 @@ import msgspec
 import zmq
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.core.stacks import offer_stacks
 from vllm_engine.errors import ConfigError
-from vllm_engine.logging import configure_logging, get_logger
+from vllm_engine.logging import configure_logging, get_logger, startup_phase
 from vllm_engine.messages import EngineFailed, FromCore, ToCore
 
-logger = get_logger(__name__)
+logger = get_logger("vllm_engine.core.process")  # not __name__, which is "__main__" in a program
 
 LENGTH = struct.Struct("<I")
 """Length in bytes of the launch message, ahead of it on the pipe."""
@@ -90,8 +91,9 @@ def serve(launch: Launch) -> int:
     try:
         configure_logging(config=launch.log_config)
         # Torch comes in only here, so that a broken launch fails before its import.
-        from vllm_engine.core.engine_core import EngineCore
-        from vllm_engine.core.loop import run_core
+        with startup_phase(logger, "engine imports", {}):
+            from vllm_engine.core.engine_core import EngineCore
+            from vllm_engine.core.loop import run_core
 
         core = EngineCore(launch.config, Path(launch.model_path))
         send(core.ready)
@@ -118,6 +120,7 @@ def main() -> int:
     pipe = sys.stdin.fileno()
     launch = read_launch(pipe)
     _die_with_parent(pipe, launch.socket_path)
+    offer_stacks(os.path.dirname(launch.socket_path))
     return serve(launch)
 
 
