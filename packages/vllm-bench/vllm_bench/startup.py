@@ -65,7 +65,7 @@ def startup_lines(figures: dict[str, Any]) -> list[str]:
     }
     width = 2 + max(len(title) for table in tables.values() for title in table)
     width = max(width, *(len(title) for title in tables))
-    lines = []
+    lines: list[str] = []
     for title, table in tables.items():
         if table:
             lines += [] if not lines else [""]

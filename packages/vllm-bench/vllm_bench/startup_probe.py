@@ -50,7 +50,7 @@ class StartupProbe:
         Raises:
             CommandError: the server refuses, or its answer has none.
         """
-        body = {"max_tokens": _TOKENS, "stream": True, "ignore_eos": True}
+        body: dict[str, Any] = {"max_tokens": _TOKENS, "stream": True, "ignore_eos": True}
         body |= {"prompt": "Hello" if self._has_tokenizer else [1]}
         connection = self._connect(_ANSWER_SECONDS)
         try:
