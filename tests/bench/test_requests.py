@@ -61,7 +61,7 @@ def test_options_of_sampling_are_fields_of_the_body(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["openai", "openai-chat", "openai-responses"])
-def test_whole_answers_have_a_latency_and_nothing_else_that_takes_time(tmp_path, backend: str):
+def test_whole_answers_have_a_latency_and_nothing_else_that_takes_time(tmp_path, capsys, backend: str):
     with running([Plan(0.02, 0.01)]) as server:
         code, result = bench(server, tmp_path, "--backend", backend, "--whole-answers")
         log = server.log()
@@ -71,6 +71,9 @@ def test_whole_answers_have_a_latency_and_nothing_else_that_takes_time(tmp_path,
     assert result["mean_e2el_ms"] >= 20 + 5 * 10
     assert (result["total_output_tokens"], result["tokens_counted_by"]) == (3 * 6, "usage")
     assert result["max_output_tokens_per_s"] == 3 * 6
+    out = capsys.readouterr().out
+    assert "(e2el)" in out
+    assert "(ttft)" not in out
 
 
 def test_without_a_tokenizer_nobody_is_asked_to_count(tmp_path):
