@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.errors import EngineDead, InvalidRequest, Overloaded, RequestFailed
+from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, Overloaded, RequestFailed
 from vllm_engine.frontend.prompts import parse_prompt
 from vllm_engine.messages import EngineReady
 from vllm_engine.outputs import CompletionOutput, Logprob, RequestOutput
@@ -81,6 +81,7 @@ class FakeLLM:
         self.aborted: dict[str | None, float] = {}
         self.running: set[str | None] = set()
         self.dead = False
+        self.stalled = False
         self.rendered = 0
         self.closed = False
 
@@ -93,6 +94,11 @@ class FakeLLM:
     def check_health(self) -> None:
         if self.dead:
             raise EngineDead("the engine core at 0x7f00deadbeef has died")
+
+    def check_progress(self) -> None:
+        self.check_health()
+        if self.stalled:
+            raise EngineStalled("the engine has made no progress for 3.5 s")
 
     def get_tokenizer(self) -> FakeTokenizer | None:
         return self.tokenizer

@@ -21,16 +21,22 @@ async def test_each_served_name_is_a_model(client: httpx.AsyncClient) -> None:
     assert body["data"][0]["root"] == "fake/model"
 
 
-async def test_health_follows_the_engine(client: httpx.AsyncClient, llm: FakeLLM) -> None:
-    for route in ("/health", "/readyz", "/livez"):
-        assert (await client.get(route)).status_code == 200
+async def test_health_follows_the_engine(
+    client: httpx.AsyncClient, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def codes() -> list[str | None]:
+        answers = [await client.get(route) for route in ("/health", "/readyz", "/livez")]
+        assert [answer.status_code for answer in answers] == [503 if answer.text else 200 for answer in answers]
+        assert not any("0x" in answer.text for answer in answers)
+        return [answer.json()["error"]["code"] if answer.text else None for answer in answers]
+
+    assert await codes() == [None, None, None]
+    llm.stalled = True
+    assert await codes() == ["engine_stalled", "engine_stalled", None]
     llm.dead = True
-    for route in ("/health", "/readyz"):
-        response = await client.get(route)
-        assert response.status_code == 503
-        assert response.json()["error"]["code"] == "engine_dead"
-        assert "0x" not in response.text
-    assert (await client.get("/livez")).status_code == 200
+    assert await codes() == ["engine_dead", "engine_dead", "engine_dead"]
+    monkeypatch.setenv("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "1")
+    assert await codes() == ["engine_dead", "engine_dead", None]
 
 
 async def test_the_version_is_that_of_the_wheel(client: httpx.AsyncClient) -> None:

@@ -103,9 +103,15 @@ def test_with_a_timeout_streams_finish_and_nothing_new_is_taken(processes: list[
     processes.append(process := Process("--shutdown-timeout", "10", delay=0.05))
     stream = start_stream(process.url, 30)
     process.signal(signal.SIGTERM)
-    time.sleep(0.3)
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{process.url}/health")
+    time.sleep(0.2)
+    assert httpx.get(f"{process.url}/livez").status_code == 200
+    refused = [httpx.get(f"{process.url}/readyz"), httpx.get(f"{process.url}/health")]
+    refused.append(httpx.post(f"{process.url}/v1/completions", json={"prompt": "hi"}))
+    for answer in refused:
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "shutting_down"
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["connection"] == "close"
     assert process.end() == 0
     *chunks, done = stream.events()
     assert done == "[DONE]"

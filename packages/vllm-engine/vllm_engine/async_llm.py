@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.errors import EngineDead, InvalidRequest, RequestFailed
+from vllm_engine.core.clients.pulse import LOOK_SECONDS, Pulse
+from vllm_engine.core.stacks import own_stacks
+from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, RequestFailed
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
 from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
@@ -80,6 +82,8 @@ class AsyncLLM:
         self._outputs: OutputProcessor | None = None
         self._output_task: asyncio.Task[None] | None = None
         self._step_watch: asyncio.Task[None] | None = None
+        self._pulse: Pulse | None = None
+        self._pulse_watch: asyncio.Task[None] | None = None
         self._last_step = 0.0
         self._slice_updates: int = envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE")
         self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
@@ -117,6 +121,9 @@ class AsyncLLM:
             raise error
         self._inputs, self._outputs = self._model.processors(self.config, self._ready)
         self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
+        self._pulse = Pulse(client.ping, client.cpu_seconds)
+        client.on_message = self._pulse.heard
+        self._pulse_watch = asyncio.create_task(self._watch_pulse(client, self._pulse), name="pulse-watch")
         if self._step_seconds is not None:
             self._step_watch = asyncio.create_task(self._watch_steps(self._step_seconds), name="step-watch")
 
@@ -133,8 +140,9 @@ class AsyncLLM:
             if self._outputs is not None:
                 self._deliver(self._outputs.abort_all()[1])
         self._renderers.close()
-        if self._step_watch is not None:
-            self._step_watch.cancel()
+        for watch in (self._step_watch, self._pulse_watch):
+            if watch is not None:
+                watch.cancel()
         if self._output_task is not None:
             self._output_task.cancel()
             await asyncio.gather(self._output_task, return_exceptions=True)
@@ -209,6 +217,15 @@ class AsyncLLM:
             raise EngineDead("the engine is not started")
         if not self._client.is_alive or self._output_task.done():
             raise EngineDead("the engine core is gone")
+
+    def check_progress(self) -> None:
+        """``check_health``, and that the core makes progress. Raises ``EngineStalled`` if it does not for now.
+
+        A core that is stopped is found out within four seconds; one that computes, however long, is well.
+        """
+        self.check_health()
+        if self._pulse is not None and self._pulse.stalled:
+            raise EngineStalled(f"the engine has made no progress for {self._pulse.silent_seconds:.1f} s")
 
     # ---- requests ----
 
@@ -385,6 +402,22 @@ class AsyncLLM:
                 self._die(EngineDead(f"no step of the engine has ended for {limit:g} s"))
                 return
             was_late = is_late
+
+    async def _watch_pulse(self, client: "CoreClient", pulse: Pulse) -> None:
+        """Follow the core's progress, and tell in the log where everything stands when it stalls."""
+        was_stalled = False
+        while client.is_alive:
+            await asyncio.sleep(LOOK_SECONDS)
+            if was_stalled and not pulse.stalled:
+                was_stalled = False
+                logger.warning("the engine makes progress again")
+            pulse.look()
+            if pulse.stalled and not was_stalled:
+                was_stalled = True
+                logger.error("the engine has made no progress for %.1f s", pulse.silent_seconds)
+                logger.error("stacks of the frontend process:\n%s", own_stacks())
+                if stacks := await client.stacks():
+                    logger.error("stacks of the engine process:\n%s", stacks)
 
     def _deliver(self, result: ProcessedUpdates) -> None:
         for output in result.outputs:

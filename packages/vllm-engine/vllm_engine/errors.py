@@ -52,6 +52,10 @@ class EngineDead(VllmError):
     """The engine core has stopped and serves nobody any more (HTTP 503)."""
 
 
+class EngineStalled(VllmError):
+    """The engine core is there and makes no progress for now (HTTP 503)."""
+
+
 def shown(value: object) -> str:
     """A short, safe picture of a bad value: no object addresses in messages that reach a client."""
     if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the longest ones

@@ -191,9 +191,17 @@ class RpcCall(msgspec.Struct, array_like=True, tag="call"):
     args: list[Any] = []
 
 
+class Ping(msgspec.Struct, array_like=True, tag="ping"):
+    """Asks the core for a ``Pong``."""
+
+
+class Pong(msgspec.Struct, array_like=True, tag="pong"):
+    """The core's loop goes round: it answers a ``Ping`` between two steps."""
+
+
 class Shutdown(msgspec.Struct, array_like=True, tag="shutdown"):
     """End the engine core now."""
 
 
-ToCore = AddRequests | AbortRequests | RpcCall | Shutdown
-FromCore = EngineOutputs | EngineReady | EngineFailed | RpcResult
+ToCore = AddRequests | AbortRequests | RpcCall | Ping | Shutdown
+FromCore = EngineOutputs | EngineReady | EngineFailed | RpcResult | Pong

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_engine.errors import EngineDead, InvalidRequest, NotFound, Overloaded, RequestFailed, VllmError
+from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, NotFound, Overloaded, RequestFailed, VllmError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ _FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
     (Overloaded, _HttpFace(429, "overloaded_error", "overloaded")),
     (ShuttingDown, _HttpFace(503, "service_unavailable_error", "shutting_down")),
     (EngineDead, _HttpFace(503, "service_unavailable_error", "engine_dead")),
+    (EngineStalled, _HttpFace(503, "service_unavailable_error", "engine_stalled")),
     (RequestFailed, _HttpFace(500, "server_error", "request_failed")),
 )
 _INTERNAL = _HttpFace(500, "server_error", "internal_error")
@@ -92,8 +93,10 @@ def error_response(error: Exception) -> Response:
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(max(1, round(error.retry_after)))
-    if isinstance(error, (ShuttingDown, EngineDead)):
+    if isinstance(error, (ShuttingDown, EngineDead, EngineStalled)):
         headers["retry-after"] = "1"
+    if isinstance(error, ShuttingDown):
+        headers["connection"] = "close"  # the next request of this client belongs to another server
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, PayloadTooLarge):

@@ -47,8 +47,11 @@ class InFlight:
 
         Raises:
             ClientDisconnect: the client went away.
-            ShuttingDown: the server stopped and the work did not answer by itself.
+            ShuttingDown: the server stopped and the work did not answer by itself, or was to begin after that.
         """
+        if self.aborting:
+            work.close()
+            raise ShuttingDown(_SHUTTING_DOWN)
         task = asyncio.ensure_future(work)
         watcher = asyncio.ensure_future(_disconnected(receive))
         self._tasks.add(task)

@@ -109,6 +109,7 @@ class AsyncDouble:
     def __init__(self, core: ScriptedCore) -> None:
         self.core = core
         self.is_alive = True
+        self.on_message: Callable[[], None] = lambda: None
         self.closed = 0
         self._awake = asyncio.Event()
         self._go = asyncio.Event()
@@ -140,6 +141,16 @@ class AsyncDouble:
 
     async def call(self, method: str, *args: Any) -> Any:
         return method, args
+
+    def ping(self) -> None:
+        if self._go.is_set():
+            self.on_message()
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    async def stacks(self) -> str:
+        return "the stacks of the double"
 
     def pause(self) -> None:
         self._go.clear()

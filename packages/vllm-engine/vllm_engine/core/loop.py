@@ -5,7 +5,7 @@ from typing import Protocol
 
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.logging import get_logger
-from vllm_engine.messages import AbortRequests, AddRequests, FromCore, RpcCall, RpcResult, Shutdown, ToCore
+from vllm_engine.messages import AbortRequests, AddRequests, FromCore, Ping, Pong, RpcCall, RpcResult, Shutdown, ToCore
 
 logger = get_logger(__name__)
 
@@ -40,6 +40,8 @@ def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None])
         core.abort(message.request_ids)
         if not core.has_unfinished():
             send(core.step())  # no step follows that would tell that nothing runs any more
+    elif isinstance(message, Ping):
+        send(Pong())
     elif isinstance(message, RpcCall):
         try:
             send(RpcResult(message.call_id, core.call(message.method, message.args)))

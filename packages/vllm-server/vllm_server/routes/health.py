@@ -4,31 +4,39 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from vllm_engine import envs
+from vllm_engine.errors import EngineDead
 from vllm_server import __version__
 from vllm_server.context import context_of
 
 router = APIRouter()
 
 
-@router.get("/health")
-async def health(raw: Request) -> Response:
-    """200 while the engine works, 503 once it is dead."""
-    context_of(raw).llm.check_health()
-    return Response()
-
-
 @router.get("/livez")
 async def alive(raw: Request) -> Response:
-    """200 as long as the process answers at all."""
+    """200 unless only a restart can help: 503 once the engine is dead.
+
+    With ``VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`` the server is meant to outlive its engine: then 200 as long as it answers.
+    """
+    try:
+        context_of(raw).llm.check_health()
+    except EngineDead:
+        if not envs.get("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"):
+            raise
     return Response()
 
 
+@router.get("/health")
 @router.get("/readyz")
 async def ready(raw: Request) -> Response:
-    """200 while new requests are taken, 503 when the engine is dead or the server is about to stop."""
+    """200 while new requests are taken and computed.
+
+    503 when the engine is dead, when it makes no progress, and when the server is about to stop. An engine that has
+    more to do than it can makes progress.
+    """
     context = context_of(raw)
     context.in_flight.check_open()
-    context.llm.check_health()
+    context.llm.check_progress()
     return Response()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vllm_engine.messages import (
     EngineReady,
     EngineRequest,
     FromCore,
+    Ping,
+    Pong,
     RpcCall,
     RpcResult,
     ToCore,
@@ -33,6 +36,8 @@ class AsyncClient(ABC):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call_id = 0
         self._death: EngineDead | None = None
+        self.on_message: Callable[[], None] | None = None
+        """Called with each message of the core, in the event loop."""
 
     @property
     def is_alive(self) -> bool:
@@ -48,6 +53,11 @@ class AsyncClient(ABC):
         """Drop requests; unknown ids, and any after a death, are ignored."""
         if self._death is None:
             self._send(AbortRequests(request_ids))
+
+    def ping(self) -> None:
+        """Ask the core for a sign of life: its answer is a message like others. Ignored after a death."""
+        if self._death is None:
+            self._send(Ping())
 
     async def next_outputs(self) -> EngineOutputs:
         """Wait for the outputs of the next step. Raises ``EngineDead`` when there will be none."""
@@ -90,6 +100,14 @@ class AsyncClient(ABC):
             self._clean_up()
 
     @abstractmethod
+    def cpu_seconds(self) -> float | None:
+        """Processor time that the core has used so far; None where the system does not tell."""
+
+    @abstractmethod
+    async def stacks(self) -> str:
+        """Where the threads of the core's process are, or why that is not known; empty when it is this process."""
+
+    @abstractmethod
     async def start(self) -> EngineReady:
         """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
 
@@ -118,6 +136,8 @@ class AsyncClient(ABC):
 
     def _receive(self, message: FromCore) -> None:
         """Sort a message from the core. Runs in the event loop."""
+        if self.on_message is not None:
+            self.on_message()
         if isinstance(message, EngineOutputs):
             self._outputs.put_nowait(message)
         elif isinstance(message, RpcResult):
@@ -130,7 +150,7 @@ class AsyncClient(ABC):
         elif isinstance(message, EngineReady):
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(message)
-        else:
+        elif not isinstance(message, Pong):
             self._on_failed(message)
 
     def _on_failed(self, failure: EngineFailed) -> None:

@@ -15,7 +15,9 @@ import msgspec
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.base import AsyncClient
+from vllm_engine.core.clients.cpu_time import process_cpu_seconds
 from vllm_engine.core.process import LENGTH, Launch
+from vllm_engine.core.stacks import stacks_of
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.logging import get_logger, logging_in_force
 from vllm_engine.messages import (
@@ -67,6 +69,19 @@ class ProcessClient(AsyncClient):
     def pid(self) -> int:
         """Process id of the engine core."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the core can take requests."""
+        return super().is_alive and self._process.poll() is None
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time of all threads of the process; None where the system does not tell."""
+        return process_cpu_seconds(self.pid)
+
+    async def stacks(self) -> str:
+        """Where the threads of the process are, or why that is not known."""
+        return await stacks_of(self.pid, self._folder)
 
     async def start(self) -> EngineReady:
         """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from pathlib import Path
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.base import AsyncClient
+from vllm_engine.core.clients.cpu_time import clock_seconds
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import (
@@ -32,6 +34,15 @@ class ThreadClient(AsyncClient):
         self._inbox: queue.SimpleQueue[ToCore] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._cpu_clock: int | None = None
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time of the thread; None where the system does not tell."""
+        return clock_seconds(self._cpu_clock)
+
+    async def stacks(self) -> str:
+        """Nothing: it is a thread of this process."""
+        return ""
 
     async def start(self) -> EngineReady:
         """Load the model. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
@@ -42,6 +53,7 @@ class ThreadClient(AsyncClient):
         return await ready
 
     def _run(self) -> None:
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         from vllm_engine.core.engine_core import EngineCore
         from vllm_engine.core.loop import run_core
 
