@@ -36,7 +36,8 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         ConfigError: for a setting that cannot be honoured; a port in use is found before the model is touched.
         EngineDead: when the engine core ends before it is ready.
     """
-    from vllm_server import lifecycle
+    with startup_phase(logger, "server imports", {}):
+        from vllm_server import lifecycle
 
     listener = bind(server_config.host or DEFAULT_HOST, server_config.port)
     with listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
