@@ -80,6 +80,35 @@ def test_the_same_and_better_end_with_0(tmp_path, capsys, factor):
     assert {each["verdict"] for each in found["figures"].values()} == {"same" if factor == 1 else "better"}
 
 
+def test_without_a_threshold_only_what_is_beyond_doubt_is_told(tmp_path, capsys):
+    code, found = figures(tmp_path, capsys, [result(1, 1)], [result(1, 2)])
+    assert code == 0
+    assert {each["verdict"] for each in found["figures"].values()} == {"unclear"}
+    code, found = figures(tmp_path, capsys, [result(1, 1)], [result(1.5, 2)])
+    assert code == 0
+    assert {each["verdict"] for each in found["figures"].values()} == {"worse"}
+
+
+def test_a_wait_that_only_tells_how_many_requests_there_were_is_left_out(tmp_path, capsys):
+    waiting = {"mean_client_queue_time_ms": 5.0}
+    for rate, shown in (("inf", False), (20.0, True)):
+        waiting["request_rate"] = rate
+        _, found = figures(tmp_path, capsys, [result(1, 1, **waiting)], [result(1, 2, **waiting)])
+        assert ("mean_client_queue_time_ms" in found["figures"]) == shown
+
+
+def test_iterations_of_a_batch_are_compared_by_their_own_spread(tmp_path, capsys):
+    """The results of ``bench latency``."""
+    rng = numpy.random.default_rng(1)
+    sides = []
+    for mean in (1.0, 1.1):
+        latencies = rng.normal(mean, 0.02, 30).tolist()
+        sides.append([{"model_id": "m", "avg_latency": float(numpy.mean(latencies)), "latencies": latencies}])
+    code, found = figures(tmp_path, capsys, *sides, "--fail-if-worse-than", "5%")
+    low, high = found["figures"]["avg_latency"]["ratio_interval"]
+    assert (code, low < 1.1 < high, high - low < 0.05) == (1, True, True)
+
+
 def test_chance_is_not_taken_for_a_worsening(tmp_path, capsys):
     wide = {"confidence_intervals": {"mean_ttft_ms": [60, 160]}, "mean_ttft_ms": 100.0}
     other = {**wide, "mean_ttft_ms": 110.0}

@@ -175,4 +175,6 @@ def test_a_server_that_never_comes_is_one_line(tmp_path, capsys):
     options = ["--ready-check-timeout-sec", "0.6"]
     assert main(arguments(f"http://127.0.0.1:{free_port()}", tmp_path, *options)) == 1
     assert 0.6 <= time.monotonic() - began < 5
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--base-url" in error

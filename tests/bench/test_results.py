@@ -148,10 +148,17 @@ def test_no_secret_is_saved_or_shown(tmp_path, monkeypatch, capsys):
 
 def test_intervals_stand_beside_their_figures(tmp_path, capsys):
     with running([Plan(0.01, 0.002), Plan(0.02, 0.002), Plan(0.03, 0.001)]) as server:
-        bench(server, tmp_path, "--num-prompts", "40", "--max-concurrency", "4")
+        bench(server, tmp_path, "--num-prompts", "40", "--max-concurrency", "4", "--goodput", "ttft:25")
     (result,) = saved(tmp_path)
     intervals = result["confidence_intervals"]
-    for name in ("mean_ttft_ms", "median_tpot_ms", "mean_itl_ms", "mean_e2el_ms", "request_throughput"):
+    for name in (
+        "mean_ttft_ms",
+        "median_tpot_ms",
+        "mean_itl_ms",
+        "mean_e2el_ms",
+        "request_throughput",
+        "request_goodput",
+    ):
         low, high = intervals[name]
         assert low <= result[name] <= high
     assert intervals["p99_ttft_ms"][1] is None

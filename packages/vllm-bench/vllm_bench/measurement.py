@@ -84,9 +84,9 @@ def _result(
 
 
 def _figures(options: Namespace, run: LoadRun, endpoint: Endpoint, text: TextSource) -> dict[str, Any]:
-    percents = options.metric_percentiles
+    percents, limits = options.metric_percentiles, dict(options.goodput or [])
     if endpoint.generates:
-        figures = load_figures(run, percents, dict(options.goodput or []))
+        figures = load_figures(run, percents, limits)
         done = [record for record in run.records if record.error is None]
         count = text.count if options.tokenizer is not None else None
         figures |= output_check(done, count, fixed_length=options.ignore_eos)
@@ -94,7 +94,7 @@ def _figures(options: Namespace, run: LoadRun, endpoint: Endpoint, text: TextSou
         figures = pooling_figures(run, percents)
     if options.max_concurrency is not None:
         figures |= queue_figures(run, percents)
-    return figures | run_intervals(run, percents, figures)
+    return figures | run_intervals(run, percents, figures, limits)
 
 
 async def _run(

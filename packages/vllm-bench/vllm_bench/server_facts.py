@@ -84,7 +84,8 @@ class ServerFacts:
         Raises:
             CommandError: the server is not there, or lists no model: one line instead of a hundred failed requests.
         """
-        with Client(f"{self._base_url}/v1", self._api_key, headers=self._headers, tls=self._tls) as client:
+        url = f"{self._base_url}/v1"
+        with Client(url, self._api_key, headers=self._headers, tls=self._tls, option="--base-url") as client:
             first = client.first_model()
         wanted = name or first
         longest = None

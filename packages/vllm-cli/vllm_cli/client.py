@@ -36,13 +36,15 @@ class Client:
         *,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | bool = True,
+        option: str = "--url",
     ) -> None:
         self.url = url.rstrip("/")
+        self._option = option
         if not self.url.startswith(("http://", "https://")):
-            raise CommandError(f"--url {url!r} must begin with http:// or https://", exit_code=2)
+            raise CommandError(f"{option} {url!r} must begin with http:// or https://", exit_code=2)
         key = (api_key if api_key is not None else api_key_from_environment() or "").strip()
-        own = httpx.Headers({"Authorization": f"Bearer {key}"} if key else {})
         try:
+            own = httpx.Headers({"Authorization": f"Bearer {key}"} if key else {})
             own.update(headers)
             self._http = httpx.Client(
                 headers=own,
@@ -141,7 +143,7 @@ class Client:
         reason = str(error) or type(error).__name__
         return CommandError(
             f"no answer from {self.url} ({reason}). Start a server with `vllm serve MODEL`, "
-            "or name a running one with --url"
+            f"or name a running one with {self._option}"
         )
 
     def _refused(self, response: httpx.Response) -> CommandError:

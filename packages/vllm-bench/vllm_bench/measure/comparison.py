@@ -56,9 +56,9 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """``worse`` and ``better`` where the interval leaves no doubt, else ``same``.
+        """``worse`` and ``better`` where the interval leaves no doubt of a difference.
 
-        ``unclear`` where there is no interval, or it cannot exclude a worsening beyond the threshold.
+        Else ``same`` where it excludes a worsening beyond the threshold, and ``unclear`` where it does not.
         """
         if self.ratio is None:
             return "unclear"
@@ -67,10 +67,10 @@ class Compared:
         if fewer or more:
             return "better" if more == self.more_is_better else "worse"
         bound = low if self.more_is_better else high
-        if bound is None:
+        if bound is None or self.threshold is None:
             return "unclear"
         worst = 1 - bound if self.more_is_better else bound - 1
-        return "same" if self.threshold is None or worst <= self.threshold else "unclear"
+        return "same" if worst <= self.threshold else "unclear"
 
     @property
     def fails(self) -> bool:
@@ -182,12 +182,15 @@ def _flags(result: Mapping[str, Any]) -> dict[str, Any] | None:
 def _common_figures(results: Results) -> list[str]:
     """In the order of the first result; ``request_goodput`` only for the same promises."""
     promises = {str(((result.get("fingerprint") or {}).get("flags") or {}).get("goodput")) for result in results}
+    # Where all requests want to be sent at once, their waiting tells nothing but how many they were.
+    waits = any(result.get("request_rate") != "inf" or result.get("self_timed") for result in results)
     return [
         name
         for name in results[0]
         if _better(name) is not None
         and all(_is_number(result.get(name)) for result in results)
         and (name != "request_goodput" or len(promises) == 1)
+        and (waits or "client_queue" not in name)
     ]
 
 

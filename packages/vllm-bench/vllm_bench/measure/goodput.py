@@ -26,10 +26,11 @@ def num_good(done: Sequence[RequestRecord], limits: Mapping[str, float]) -> int:
 
     An answer of one token has no time per token to break; one of which no text came has not kept a limit of ``ttft``.
     """
-    return sum(_kept(record, limits) for record in done)
+    return sum(keeps(record, limits) for record in done)
 
 
-def _kept(record: RequestRecord, limits: Mapping[str, float]) -> bool:
+def keeps(record: RequestRecord, limits: Mapping[str, float]) -> bool:
+    """``record`` has kept all ``limits``."""
     return all(_milliseconds(record, name) <= limit for name, limit in limits.items())
 
 

@@ -87,7 +87,8 @@ def _error_of_total(residuals: _Floats) -> float:
 def _of_mean(values: _Floats, batches: numpy.typing.NDArray[numpy.int64]) -> Interval:
     mean = values.mean()
     reach = _T * _error_of_total(_sums(batches, values - mean)) / len(values)
-    return float(mean - reach), float(mean + reach)
+    lowest = 0.0 if values.min() >= 0 else -numpy.inf
+    return max(lowest, float(mean - reach)), float(mean + reach)
 
 
 def _of_quantile(values: _Floats, batches: numpy.typing.NDArray[numpy.int64], share: float) -> Interval:

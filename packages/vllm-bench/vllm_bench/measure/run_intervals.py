@@ -1,11 +1,12 @@
 """Which figures of a run have an interval, and what it is made of."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from vllm_bench.load.run import LoadRun
+from vllm_bench.measure.goodput import keeps
 from vllm_bench.measure.intervals import BATCHES, LEVEL, Interval, rate_interval, time_intervals
 from vllm_bench.records import RequestRecord
 
@@ -20,11 +21,14 @@ _TIMES: dict[str, Callable[[RequestRecord], Sequence[float]]] = {
 """Name -> the values of a request, in seconds."""
 
 
-def run_intervals(run: LoadRun, percents: Sequence[float], figures: Collection[str]) -> dict[str, Any]:
+def run_intervals(
+    run: LoadRun, percents: Sequence[float], figures: Collection[str], limits: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """``confidence_level``, and ``confidence_intervals``: figure -> its ends, None where no bound can be told.
 
     Args:
         figures: keys of the result; only these get intervals.
+        limits: those of the goodput; without any it has no interval.
     """
     done = [record for record in run.records if record.error is None]
     found: dict[str, Interval] = {}
@@ -32,11 +36,11 @@ def run_intervals(run: LoadRun, percents: Sequence[float], figures: Collection[s
         if f"mean_{name}_ms" in figures:
             found |= time_intervals(name, [values(record) for record in done], percents)
     if len(done) >= BATCHES and run.seconds > 0:
-        found |= {name: each for name, each in _throughputs(run, done).items() if name in figures}
+        found |= {name: each for name, each in _throughputs(run, done, limits or {}).items() if name in figures}
     return {"confidence_level": LEVEL, "confidence_intervals": found}
 
 
-def _throughputs(run: LoadRun, done: Sequence[RequestRecord]) -> dict[str, Interval]:
+def _throughputs(run: LoadRun, done: Sequence[RequestRecord], limits: Mapping[str, float]) -> dict[str, Interval]:
     """What a request brings is spread evenly over its chunks; where there is none, it comes with its end."""
     times = [record.text_times or [record.ended] for record in done]
     moments = numpy.concatenate([numpy.asarray(each) for each in times])
@@ -47,6 +51,8 @@ def _throughputs(run: LoadRun, done: Sequence[RequestRecord]) -> dict[str, Inter
         "input_sequence_throughput": [record.num_inputs for record in done],
         "output_throughput": output_tokens,
     }
+    if limits:
+        amounts["request_goodput"] = [float(keeps(record, limits)) for record in done]
     if None not in input_tokens:
         amounts["total_token_throughput"] = [
             (tokens or 0) + output for tokens, output in zip(input_tokens, output_tokens, strict=True)

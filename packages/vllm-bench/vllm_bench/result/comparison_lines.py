@@ -12,13 +12,18 @@ def comparison_lines(compared: Sequence[Compared]) -> list[str]:
     lines = [f"{'figure':<{width}}{'base':>12}{'new':>12}{'new/base':>10}   95 % interval   verdict"]
     for each in compared:
         found = each.ratio
-        value = f"{found.value:.4f}" if found is not None else "-"
+        value = _short(found.value) if found is not None else "-"
         ends = [found.low, found.high] if found is not None else [None, None]
-        low, high = (f"{end:.4f}" if end is not None else "?" for end in ends)
+        low, high = (_short(end) if end is not None else "?" for end in ends)
         limit = f" beyond {100 * each.threshold:g} %" if each.fails and each.threshold is not None else ""
-        row = f"{each.name:<{width}}{each.base:>12.2f}{each.new:>12.2f}{value:>10}{low:>9} .. {high:<7}"
+        row = f"{each.name:<{width}}{each.base:>12.2f}{each.new:>12.2f}{value:>10}{low:>8} .. {high:<7} "
         lines.append(f"{row} {each.verdict}{limit}")
     return lines
+
+
+def _short(ratio: float) -> str:
+    """Four digits, and three after the point at most."""
+    return f"{ratio:.3f}" if ratio < 100 else f"{ratio:.4g}"
 
 
 def comparison_json(compared: Sequence[Compared]) -> dict[str, Any]:

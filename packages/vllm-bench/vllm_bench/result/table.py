@@ -75,7 +75,11 @@ def _notes(figures: dict[str, Any]) -> list[str]:
         lines += ["", f"note: in {count} requests the server counted other prompt tokens than this client"]
     if figures.get("output_token_mismatches"):
         count, example = figures["output_token_mismatches"], figures["output_token_mismatch_example"]
-        lines += ["", f"note: in {count} requests the count of output tokens is doubtful; {example}"]
+        lines += [
+            "",
+            f"note: in {count} requests the server's count of output tokens is not what is expected: {example}",
+        ]
+        lines += ["      (a model may choose other tokens than a tokenizer would cut its text into)"]
     if figures["client_cpu_share"] > _BUSY_CLIENT_SHARE:
         share = figures["client_cpu_share"]
         lines += ["", f"note: this client used {share:.0%} of a CPU; it may be slower than the server"]
