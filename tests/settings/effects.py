@@ -128,6 +128,9 @@ EFFECTS: dict[str, list[str]] = {
     "tokenizer_revision": [
         "engine/loading/test_load_settings.py::test_a_tokenizer_of_the_models_repository_has_its_revision_or_its_own"
     ],
+    "trust_request_chat_template": [
+        "server/test_request_templates.py::test_where_it_is_allowed_it_is_used",
+    ],
     "uvicorn_log_level": ["server/test_front_end_options.py::test_the_log_holds_what_its_level_says"],
     "worker_cls": ["engine/core/test_engine_settings.py::test_a_worker_of_ones_own_computes_the_steps"],
     "worker_extension_cls": [

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class ChatAnswer:
-    """Builds the answer to one request. ``role`` is who speaks in it; ``config`` tells what answers hold."""
+    """Builds the answer to one request.
+
+    ``role`` is who speaks in it; ``config`` tells what answers hold; ``echo`` stands before the text of each choice.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,9 @@ class ChatAnswer:
         role: str,
         tokenizer: "Tokenizer | None",
         config: ServerConfig,
+        echo: str = "",
     ) -> None:
+        self._echo = echo
         self._request = request
         self._id = response_id
         self._model = model
@@ -55,7 +60,7 @@ class ChatAnswer:
         choices = [
             ChatChoice(
                 item.index,
-                AnswerMessage(self._role, item.text),
+                AnswerMessage(self._role, self._echo + item.text),
                 self._logprobs(item),
                 item.finish_reason,
                 item.stop_reason,
@@ -84,7 +89,7 @@ class ChatAnswer:
                 block = []
                 for item in output.outputs:
                     if item.index not in begun:
-                        choice = ChatChunkChoice(item.index, Delta(self._role, ""), None, None)
+                        choice = ChatChunkChoice(item.index, Delta(self._role, self._echo), None, None)
                         chunk = ChatChunk(self._id, self._created, self._model, [choice], usage)
                         if self._request.return_token_ids and not begun:
                             chunk.prompt_token_ids = output.prompt_token_ids

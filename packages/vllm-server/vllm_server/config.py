@@ -82,6 +82,9 @@ class ServerConfig:
         "auto",
         help="how message content reaches the template: as text, as a list of parts (openai), or as it reads it (auto)",
     )
+    trust_request_chat_template: bool = option(
+        False, help="render chat templates that come with requests, each within limits and in a process of its own"
+    )
     response_role: str = option("assistant", help="role named in the answers of the chat API")
     enable_auto_tool_choice: bool = option(False, help="let the model decide which tool to call", unsupported=_NO_TOOLS)
     tool_call_parser: str | None = option(

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from vllm_engine.errors import NotFound
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
+from vllm_server.template_process import TemplateProcess
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -27,6 +28,8 @@ class ServerContext:
     chat_template: str | None
     registry: "CollectorRegistry"
     in_flight: InFlight = field(default_factory=InFlight)
+    templates: TemplateProcess = field(default_factory=TemplateProcess)
+    """For chat templates that come with requests."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -1,12 +1,12 @@
 """A chat request as ``render_chat`` wants it: plain dicts, tools, and switches that fit together."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from vllm_engine.errors import InvalidRequest, Unsupported
-from vllm_server.protocol.chat import ChatRequest, Message
+from vllm_server.protocol.chat import Message, ReasoningEffort, Tool
 
 MAX_MESSAGES = 10_000
 
@@ -19,6 +19,7 @@ _RESERVED = frozenset(
         "continue_final_message",
         "conversation",
         "messages",
+        "must_read",
         "return_dict",
         "return_tensors",
         "tokenize",
@@ -30,21 +31,37 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The arguments of ``render_chat``."""
+    """The arguments of ``render_chat``. ``chat_template`` is the request's own, which only some servers take."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     add_generation_prompt: bool
     continue_final_message: bool
     template_kwargs: dict[str, Any]
+    must_read: tuple[str, ...] = ()
+    chat_template: str | None = None
 
 
-def conversation_of(request: ChatRequest) -> Conversation:
-    """The conversation of a request.
+class HasConversation(Protocol):
+    """The fields of a request that make its conversation."""
+
+    messages: list[Message]
+    tools: list[Tool] | None
+    tool_choice: str | dict[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
+    documents: list[dict[str, Any]] | None
+    reasoning_effort: ReasoningEffort | None
+
+
+def conversation_of(request: HasConversation, *, trust_template: bool = False) -> Conversation:
+    """The conversation of a request. ``trust_template``: the request may bring a template of its own.
 
     Raises:
         InvalidRequest: for contradictions, with the path of the field (``messages[2].content``).
-        Unsupported: for forced tool calls.
+        Unsupported: for forced tool calls, and for a template where none is taken.
     """
     if not request.messages:
         raise InvalidRequest("messages must not be empty", field="messages")
@@ -60,12 +77,23 @@ def conversation_of(request: ChatRequest) -> Conversation:
         raise InvalidRequest(
             "continue_final_message needs a last message of the assistant", field="continue_final_message"
         )
+    if request.chat_template is not None and not trust_template:
+        raise Unsupported(
+            "chat_template is not supported: this server takes no templates from requests (its operator can allow them "
+            "with --trust-request-chat-template)",
+            field="chat_template",
+        )
+    variables = _template_kwargs(request.chat_template_kwargs)
+    given = {"documents": request.documents, "reasoning_effort": request.reasoning_effort}
+    own = {name: value for name, value in given.items() if value}
     return Conversation(
         [_checked(message, f"messages[{index}]") for index, message in enumerate(request.messages)],
         _tools(request),
         generates,
         continues,
-        _template_kwargs(request.chat_template_kwargs),
+        {**variables, **own},
+        tuple(own),
+        request.chat_template,
     )
 
 
@@ -92,7 +120,7 @@ def _given(message: Message) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None and name != "annotations"}
 
 
-def _tools(request: ChatRequest) -> list[dict[str, Any]] | None:
+def _tools(request: HasConversation) -> list[dict[str, Any]] | None:
     choice = request.tool_choice
     if choice is None or choice == "none" or choice == "auto":
         if choice == "auto" and not request.tools:

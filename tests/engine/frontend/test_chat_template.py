@@ -277,3 +277,59 @@ def test_the_tokenizer_applies_its_template_as_users_of_transformers_expect(tmp_
     ids = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True)
     assert ids == tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") in ids
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=3) %}{% for a in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
+        "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+        "{{ ('a' * 1000000) | join('b' * 1000000) }}",
+        "{{ ('a' * 1000000).join('b' * 1000000) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' | format(1000000000, 1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=1000000000) }}",
+        "{{ 'a' | center(1000000000) }}",
+        "{{ 'a'.ljust(1000000000) }}",
+        "{{ 'a' | indent(1000000000, true) }}",
+        "{{ [] | slice(1000000000) | list }}",
+        "{{ [1] | batch(1000000000, 1) | list }}",
+    ],
+)
+def test_a_few_characters_cannot_make_many(template: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(InvalidRequest, match="too l"):
+        render(template)
+    assert time.monotonic() - started < 2
+
+
+def test_bounds_are_out_of_the_way_of_ordinary_templates() -> None:
+    template = (
+        "{{ '%05d' % 3 }} {{ '{:>5}'.format(2) }} {{ 'at 10:12345 %s' % 1 }} {{ [1, 2] | join(', ') }} "
+        "{{ 'a' ~ 1 ~ none }} {{ 'x' | indent(2, true) }} {{ 'abc' | replace('b', 'dd') }} "
+        "{{ [1, 2, 3] | batch(2) | list }} "
+        "{% for x in [1, 2, 3] if x > 1 %}{{ loop.index }}{{ loop.length }}{{ loop.last }} {% else %}none{% endfor %}"
+        "{% for x in nothing %}some{% else %}none{% endfor %} "
+        "{% for x in [[1], []] recursive %}({{ loop(x) if x is iterable else x }}){% endfor %}"
+    )
+    expected = "00003     2 at 10:12345 1 1, 2 a1None   x addc [[1, 2], [3]] 12False 22True none ((1))()"
+    assert render(template) == expected
+
+
+def test_a_limit_of_time_holds_for_loops_and_calls() -> None:
+    from vllm_engine.frontend.template_budget import time_limit
+    from vllm_engine.frontend.template_engine import SlowTemplate
+
+    for template in (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ):
+        started = time.monotonic()
+        with pytest.raises(SlowTemplate), time_limit(0.1):
+            render(template)
+        assert time.monotonic() - started < 1
+        assert render("fine") == "fine"

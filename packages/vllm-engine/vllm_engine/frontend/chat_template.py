@@ -1,12 +1,12 @@
 """Chat messages to the text that the model was trained on: messages are checked here, ``templates`` renders them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from vllm_engine.errors import InvalidRequest, Unsupported, shown
 from vllm_engine.frontend.content_format import ContentFormat, check_content_format, shape_content
-from vllm_engine.frontend.template_engine import render_template
+from vllm_engine.frontend.template_engine import names_read, render_template
 
 TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kind of a content part -> the key that holds its text."""
@@ -20,6 +20,7 @@ RESERVED_VARIABLES = frozenset(
         "continue_final_message",
         "chat_template",
         "chat_template_content_format",
+        "must_read",
     }
 )
 """Names that ``render_chat`` takes itself: ``check_template_kwargs`` refuses them."""
@@ -40,6 +41,7 @@ def render_chat(
     continue_final_message: bool = False,
     chat_template: str | None = None,
     chat_template_content_format: ContentFormat = "auto",
+    must_read: Collection[str] = (),
     **kwargs: Any,
 ) -> str:
     """Text of a conversation. It holds its own special tokens: encode it with ``add_special_tokens=False``.
@@ -52,11 +54,12 @@ def render_chat(
         continue_final_message: end within the last message, so that the model goes on with it.
         chat_template: name of one of the tokenizer's templates, or a template itself.
         chat_template_content_format: how content reaches the template, see ``ContentFormat``.
+        must_read: those of ``kwargs`` that make no sense with a template that does not look at them.
         kwargs: further variables of the template.
 
     Raises:
         InvalidRequest: for messages or variables that are not well-formed, or that the template refuses.
-        Unsupported: for content other than text.
+        Unsupported: for content other than text, and for a variable that the template does not read.
         ConfigError: when the model's template is broken.
     """
     if add_generation_prompt and continue_final_message:
@@ -67,6 +70,9 @@ def render_chat(
         )
     conversation = prepare_messages(messages)
     template, from_request = _select_template(tokenizer.chat_templates, chat_template, has_tools=bool(tools))
+    for name in must_read:
+        if name not in names_read(template, from_request=from_request):
+            raise Unsupported(f"{name} has no effect: the chat template does not read it", field=name)
     content_format = check_content_format(chat_template_content_format)
     shape_content(conversation, content_format, template, tokenizer.special_tokens_map)
     variables = {

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from vllm_engine.errors import ConfigError, InvalidRequest
-from vllm_engine.frontend.template_engine import render_template
+from vllm_engine.frontend.template_engine import SlowTemplate, render_template
 
 ContentFormat = Literal["auto", "string", "openai"]
 """``string``: one text. ``openai``: a list of ``{"type": "text", "text": ...}``. ``auto``: what the template reads, and
@@ -78,6 +78,8 @@ def _reads(template: str, special_tokens: tuple[tuple[str, str], ...], role: str
     }
     try:
         text = render_template(template, variables, from_request=True)
+    except SlowTemplate:
+        raise  # with more time, another answer: this one is not to be remembered
     except (InvalidRequest, ConfigError):
         return False
     first, second = text.find(_FIRST), text.find(_SECOND)

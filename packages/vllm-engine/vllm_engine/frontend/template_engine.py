@@ -1,24 +1,38 @@
 """Jinja for chat templates: sandboxed, bounded, and no error of it gets out raw. Templates come from strangers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
-from jinja2.exceptions import SecurityError
+import jinja2.visitor
 
 from vllm_engine.errors import ConfigError, InvalidRequest
+from vllm_engine.frontend.template_budget import (
+    FILTER_CHECKS,
+    RENDER_SECONDS,
+    CountedRounds,
+    RenderTimeout,
+    check_length,
+    check_method,
+    check_operands,
+    spend,
+    time_limit,
+)
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 1 << 26
-MAX_REPEATED_CHARS = 1 << 20
-"""Longest text that a template may make by multiplication."""
+
+
+class SlowTemplate(InvalidRequest):
+    """The chat template did not end within its time."""
 
 
 class TemplateRefusal(jinja2.TemplateError):
@@ -37,18 +51,54 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox, with a bound on what multiplication can blow up."""
+    """The sandbox, in which every round of a loop and every call costs, and growing texts have a bound.
 
-    intercepted_binops = frozenset({"*", "**"})
+    The parsed template is rewritten: a loop walks through ``counted`` items, and ``~`` becomes ``joined``.
+    """
+
+    intercepted_binops = frozenset({"*", "**", "+", "%"})
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """Numbers multiply freely; texts and lists only up to a size, and powers up to about a thousand bits."""
-        if operator == "**" and not (abs(left) <= 1 << 16 and abs(right) <= 64):
-            raise SecurityError("a power is too large")
-        for sequence, count in ((left, right), (right, left)):
-            if hasattr(sequence, "__len__") and isinstance(count, int) and len(sequence) * count > MAX_REPEATED_CHARS:
-                raise SecurityError("a repeated text or list is too large")
+        """Bounded arithmetic."""
+        check_operands(operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: jinja2.runtime.Context, called: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Every call of the template: of macros, methods, functions, and of ``loop`` in recursive ones."""
+        spend()
+        owner = getattr(getattr(called, "__wrapped__", called), "__self__", None)  # the sandbox wraps str.format
+        if isinstance(owner, str):
+            check_method(owner, called.__name__, args or tuple(kwargs.values()))
+        elif isinstance(called, jinja2.runtime.LoopContext) and args:
+            args = (CountedRounds(args[0]), *args[1:])
+        return super().call(context, called, *args, **kwargs)
+
+    def counted(self, items: Any) -> CountedRounds:
+        """What a loop walks through."""
+        return CountedRounds(items)
+
+    def joined(self, *parts: Any) -> str:
+        """The operands of ``~`` as one text."""
+        texts = [str(part) for part in parts]
+        check_length(sum(map(len, texts)))
+        return "".join(texts)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        template = super()._parse(source, name, filename)
+        for loop in template.find_all(jinja2.nodes.For):
+            loop.iter = _call_of("counted", [loop.iter], loop.lineno)
+        return _Joins().visit(template)  # type: ignore[no-any-return]
+
+
+class _Joins(jinja2.visitor.NodeTransformer):
+    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
+        self.generic_visit(node)
+        return _call_of("joined", node.nodes, node.lineno)
+
+
+def _call_of(method: str, args: Sequence[jinja2.nodes.Node], lineno: int) -> jinja2.nodes.Call:
+    """A call of a method of the environment, as a part of a template."""
+    return jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute(method), list(args), [], None, None, lineno=lineno)
 
 
 def _raise_exception(message: object) -> NoReturn:
@@ -70,11 +120,26 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _checked(work: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """A filter that asks ``check`` first."""
+    own = 1 if hasattr(work, "jinja_pass_arg") else 0  # jinja hands some filters its own state first
+
+    @wraps(work)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args[own:], *kwargs.values())
+        return work(*args, **kwargs)
+
+    return checked
+
+
 def _environment() -> ChatEnvironment:
     environment = ChatEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
+    for name, check in FILTER_CHECKS.items():
+        environment.filters[name] = _checked(environment.filters[name], check)
     environment.filters["tojson"] = _tojson
+    del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -83,6 +148,27 @@ def _environment() -> ChatEnvironment:
 @lru_cache(maxsize=64)
 def _compile(template: str) -> jinja2.Template:
     return _environment().from_string(template)
+
+
+@lru_cache(maxsize=64)
+def _names_read(template: str) -> frozenset[str]:
+    return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(template)))
+
+
+def names_read(template: str, *, from_request: bool) -> frozenset[str]:
+    """Names of the variables that a template looks at. Raises as ``render_template`` for one that is broken."""
+    _compiled(template, from_request=from_request)
+    return _names_read(template)
+
+
+def _compiled(template: str, *, from_request: bool) -> jinja2.Template:
+    fault = InvalidRequest if from_request else ConfigError
+    if len(template) > MAX_TEMPLATE_CHARS:
+        raise fault(f"the chat template has more than {MAX_TEMPLATE_CHARS} characters", field="chat_template")
+    try:
+        return _compile(template)
+    except Exception as error:
+        raise fault(f"the chat template is broken: {error}", field="chat_template") from error
 
 
 def render_template(template: str, variables: Mapping[str, Any], *, from_request: bool) -> str:
@@ -95,19 +181,17 @@ def render_template(template: str, variables: Mapping[str, Any], *, from_request
 
     Raises:
         InvalidRequest: when the template refuses the messages or cannot be rendered with them.
+        SlowTemplate: when it has not ended after ``RENDER_SECONDS``, or after the time of a ``time_limit`` around this.
         ConfigError: when the model's own template does not compile.
     """
-    fault = InvalidRequest if from_request else ConfigError
-    if len(template) > MAX_TEMPLATE_CHARS:
-        raise fault(f"the chat template has more than {MAX_TEMPLATE_CHARS} characters", field="chat_template")
+    compiled = _compiled(template, from_request=from_request)
     try:
-        compiled = _compile(template)
-    except Exception as error:
-        raise fault(f"the chat template is broken: {error}", field="chat_template") from error
-    try:
-        return _bounded_text(compiled, variables)
+        with time_limit(RENDER_SECONDS):
+            return _bounded_text(compiled, variables)
     except TemplateRefusal as error:
         raise InvalidRequest(str(error), field="messages") from error
+    except RenderTimeout as error:
+        raise SlowTemplate("the chat template takes too long with these messages", field="messages") from error
     except Exception as error:
         raise InvalidRequest(
             f"the chat template cannot be rendered with these messages: {_reason(error)}",

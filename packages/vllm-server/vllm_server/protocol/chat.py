@@ -57,8 +57,11 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function"] = "function"
 
 
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class ChatRequest(SamplingFields, kw_only=True):
-    """A conversation to continue."""
+    """A conversation to continue. ``documents`` and ``reasoning_effort`` are for chat templates that read them."""
 
     messages: list[Message]
     logprobs: bool | None = None
@@ -68,7 +71,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     tool_choice: str | dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    echo: bool | None = None
 
 
 class TopLogprob(msgspec.Struct):

@@ -41,10 +41,6 @@ REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {
 
 REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
     **_COMMON,
-    "echo": (False,),
-    "documents": ([],),
-    "chat_template": (),
-    "reasoning_effort": (),
     "include_reasoning": (True,),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
@@ -63,7 +59,6 @@ REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
 
 _REASONS = {
     "suffix": "no model of this server fills in the middle",
-    "chat_template": "a request cannot bring its own template; the server has the option --chat-template",
     "functions": "use tools",
     "function_call": "use tool_choice",
     "truncation_side": "truncate_prompt_tokens keeps the end of the prompt (left)",

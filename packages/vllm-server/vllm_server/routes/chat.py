@@ -5,8 +5,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_engine.errors import InvalidRequest, Unsupported
-from vllm_engine.frontend.chat_template import render_chat
+from vllm_engine.errors import InvalidRequest
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.params import SamplingParams
 from vllm_server.chat_answer import ChatAnswer
@@ -20,12 +19,10 @@ from vllm_server.openapi import body_docs
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
 from vllm_server.protocol.sampling import check_stream_options, sampling_params
+from vllm_server.rendering import render
 from vllm_server.request_id import take_label
 
 router = APIRouter()
-
-LONG_CONVERSATION = 64
-"""Messages, beyond which rendering leaves the event loop."""
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_docs(ChatRequest, ChatCompletion))
@@ -41,15 +38,17 @@ async def create_chat_completion(raw: Request) -> Response:
     names = _field_names(request)
     with named_as_in_request(names):
         params = _sampling_params(request, context)
-    conversation = conversation_of(request)
+    conversation = conversation_of(request, trust_template=context.config.trust_request_chat_template)
     # A chat template writes the special tokens itself.
     prompt: Prompt = {
-        "prompt": await _render(conversation, context),
+        "prompt": await render(conversation, context),
         "add_special_tokens": bool(request.add_special_tokens),
     }
     response_id = new_id("chatcmpl")
     role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
-    answer = ChatAnswer(request, response_id, model, role, context.llm.tokenizer, context.config)
+    answer = ChatAnswer(
+        request, response_id, model, role, context.llm.tokenizer, context.config, _echo(request, conversation, role)
+    )
     generation = Generation(
         context.llm, [prompt], params, response_id, request.priority or 0, request.cache_salt, names
     )
@@ -87,26 +86,10 @@ def _sampling_params(request: ChatRequest, context: ServerContext) -> SamplingPa
     )
 
 
-async def _render(conversation: Conversation, context: ServerContext) -> str:
-    tokenizer = context.llm.tokenizer
-    if tokenizer is None:
-        raise Unsupported("this server has no tokenizer: it takes token ids only", field="messages")
-
-    def render() -> str:
-        return render_chat(
-            tokenizer,
-            conversation.messages,
-            tools=conversation.tools,
-            add_generation_prompt=conversation.add_generation_prompt,
-            continue_final_message=conversation.continue_final_message,
-            chat_template=context.chat_template,
-            chat_template_content_format=context.config.chat_template_content_format,
-            **conversation.template_kwargs,
-        )
-
-    try:
-        if len(conversation.messages) > LONG_CONVERSATION:
-            return await context.llm.in_renderer(render)
-        return render()
-    except RecursionError:
-        raise InvalidRequest("The conversation is nested too deeply.", field="messages") from None
+def _echo(request: ChatRequest, conversation: Conversation, role: str) -> str:
+    """What ``echo`` puts before the answer: the last message, if the answer goes on with that speaker's words."""
+    last = conversation.messages[-1]
+    if not request.echo or last["role"] != role:
+        return ""
+    content = last["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
