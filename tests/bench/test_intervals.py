@@ -10,9 +10,9 @@ import pytest
 from vllm_bench.measure.intervals import rate_interval, time_intervals
 from vllm_bench.measure.student import t_quantile
 
-RUNS = 400
+RUNS = 300
 MARGIN = 0.03
-"""Some 2.7 standard errors of a share of 95 % in so many runs."""
+"""Some 2.4 standard errors of a share of 95 % in so many runs."""
 Z90 = NormalDist().inv_cdf(0.9)
 
 Draw = Callable[[numpy.random.Generator, int], numpy.ndarray]

@@ -6,7 +6,7 @@ import pytest
 from vllm_bench.measure.intervals import time_intervals
 from vllm_bench.measure.ratio import Observed, ratio
 
-RUNS = 400
+RUNS = 300
 
 
 def observed(values: numpy.ndarray) -> Observed:

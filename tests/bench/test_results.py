@@ -4,6 +4,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ from vllm_cli.main import main
 
 DETAILED = {"input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors"}
 KEPT = {"latencies", "queue_times"}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[MockServer]:
+    """A server that answers at once."""
+    with running([Plan()]) as server:
+        yield server
 
 
 def bench(server: MockServer, folder: Path, *arguments: str) -> int:
@@ -43,20 +51,18 @@ def test_each_request_has_its_place_in_the_detailed_arrays(tmp_path):
     assert result["mean_e2el_ms"] == pytest.approx(mean / 4)
 
 
-def test_without_detail_latencies_and_queue_times_are_kept(tmp_path):
-    with running([Plan()]) as server:
-        assert bench(server, tmp_path, "--num-prompts", "2") == 0
+def test_without_detail_latencies_and_queue_times_are_kept(plain, tmp_path):
+    assert bench(plain, tmp_path, "--num-prompts", "2") == 0
     (result,) = saved(tmp_path)
     assert not DETAILED & set(result)
     assert set(result) >= KEPT
 
 
-def test_results_are_appended_line_by_line_and_else_replaced(tmp_path):
-    with running([Plan()]) as server:
-        for number in range(3):
-            bench(server, tmp_path, "--num-prompts", "1", "--append-result", "--metadata", f"number={number}")
-        assert [result["number"] for result in saved(tmp_path)] == ["0", "1", "2"]
-        bench(server, tmp_path, "--num-prompts", "1")
+def test_results_are_appended_line_by_line_and_else_replaced(plain, tmp_path):
+    for number in range(3):
+        bench(plain, tmp_path, "--num-prompts", "1", "--append-result", "--metadata", f"number={number}")
+    assert [result["number"] for result in saved(tmp_path)] == ["0", "1", "2"]
+    bench(plain, tmp_path, "--num-prompts", "1")
     assert len(saved(tmp_path)) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
     umask = os.umask(0)
@@ -64,15 +70,14 @@ def test_results_are_appended_line_by_line_and_else_replaced(tmp_path):
     assert stat.S_IMODE((tmp_path / "r.json").stat().st_mode) == 0o666 & ~umask
 
 
-def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, capsys):
-    with running([Plan()]) as server:
-        bench(server, tmp_path, "--num-prompts", "1", "--metadata", "which=first")
+def test_a_result_that_cannot_be_written_leaves_the_one_before(plain, tmp_path, monkeypatch, capsys):
+    bench(plain, tmp_path, "--num-prompts", "1", "--metadata", "which=first")
 
-        def fail(*_: object) -> None:
-            raise OSError("the disk is full")
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
 
-        monkeypatch.setattr(os, "replace", fail)
-        assert bench(server, tmp_path, "--num-prompts", "1") == 1
+    monkeypatch.setattr(os, "replace", fail)
+    assert bench(plain, tmp_path, "--num-prompts", "1") == 1
     assert "the disk is full" in capsys.readouterr().err
     assert saved(tmp_path)[0]["which"] == "first"
     assert len(list(tmp_path.iterdir())) == 1
@@ -86,10 +91,10 @@ def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeyp
         (["--goodput", "ttft:1", "ttft:2"], "two limits"),
     ],
 )
-def test_what_cannot_be_in_a_result_is_refused_before_anything_is_sent(tmp_path, capsys, options, said):
-    with running([Plan()]) as server:
-        assert bench(server, tmp_path, "--num-prompts", "1", *options) == 2
-        assert server.log() == []
+def test_what_cannot_be_in_a_result_is_refused_before_anything_is_sent(plain, tmp_path, capsys, options, said):
+    before = len(plain.log())
+    assert bench(plain, tmp_path, "--num-prompts", "1", *options) == 2
+    assert len(plain.log()) == before
     assert said in capsys.readouterr().err
 
 
@@ -115,9 +120,8 @@ def test_goodput_is_that_of_the_requests_within_all_limits(tmp_path, capsys):
     assert "request goodput" in capsys.readouterr().out
 
 
-def test_a_result_tells_machine_versions_flags_and_seed(tmp_path):
-    with running([Plan()]) as server:
-        bench(server, tmp_path, "--num-prompts", "2", "--seed", "7", "--extra-body", '{"stop": ["x"]}')
+def test_a_result_tells_machine_versions_flags_and_seed(plain, tmp_path):
+    bench(plain, tmp_path, "--num-prompts", "2", "--seed", "7", "--extra-body", '{"stop": ["x"]}')
     (result,) = saved(tmp_path)
     found = result["fingerprint"]
     assert found["seed"] == result["seed"] == 7
