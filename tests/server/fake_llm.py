@@ -46,7 +46,20 @@ class FakeTokenizer:
         return [*([BOS] if add_special_tokens else []), *map(ord, text)]
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        return "".join(chr(item) for item in token_ids if not (skip_special_tokens and item == BOS))
+        if not all(0 <= item < self.vocab_size for item in token_ids):
+            raise InvalidRequest("token ids are integers from 0 to 1114111", field="tokens")
+        return "".join(self.token_text(item) for item in token_ids if not (skip_special_tokens and item == BOS))
+
+    vocab_size = 0x110000
+    all_special_ids = frozenset({BOS})
+    bos_token, eos_token, pad_token = "<s>", None, None
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.chat_templates.get("default")
+
+    def convert_ids_to_tokens(self, token_ids: list[int]) -> list[str]:
+        return [self.token_text(item) for item in token_ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.token_text(token_id).encode()
@@ -64,6 +77,7 @@ class Call:
     request_id: str | None
     priority: int
     cache_salt: str | None
+    tenant: str = ""
 
 
 class FakeLLM:
@@ -82,6 +96,7 @@ class FakeLLM:
         self.running: set[str | None] = set()
         self.dead = False
         self.stalled = False
+        self.admission = None
         self.rendered = 0
         self.closed = False
 
@@ -125,8 +140,9 @@ class FakeLLM:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        self.calls.append(Call(prompt, params, request_id, priority, cache_salt))
+        self.calls.append(Call(prompt, params, request_id, priority, cache_salt, tenant))
         token_ids = self._token_ids(prompt)
         script = "".join(map(chr, token_ids))
         fault_at, fault = _fault(script)

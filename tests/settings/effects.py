@@ -44,6 +44,7 @@ EFFECTS: dict[str, list[str]] = {
     "enable_prompt_tokens_details": ["server/test_answer_options.py::test_cached_tokens_are_told_when_that_is_enabled"],
     "enable_server_load_tracking": ["server/test_answer_options.py::test_the_load_is_the_number_of_requests_that_run"],
     "enable_ssl_refresh": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
+    "enable_tokenizer_info_endpoint": ["server/test_tokens.py::test_the_tokenizer_is_described_where_that_is_enabled"],
     "enforce_eager": ["engine/test_decode_graphs.py::test_what_is_eager_is_not_replayed"],
     "fail_on_environ_validation": [
         "engine/test_envs.py::test_what_does_not_do_what_it_says_is_a_warning_or_an_error_as_asked"

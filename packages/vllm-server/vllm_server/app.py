@@ -22,19 +22,20 @@ from vllm_server.errors import (
 from vllm_server.openapi import add_schemas
 from vllm_server.request_id import RequestIdMiddleware
 from vllm_server.root_path import RootPathMiddleware
-from vllm_server.routes import chat, completions, dev, health, load, metrics, models
+from vllm_server.routes import chat, completions, dev, health, invocations, load, metrics, models, tokens
 from vllm_server.user_middleware import load_middleware
 
 logger = get_logger(__name__)
 
-_ROUTES = (models, completions, chat, health, metrics)
+_ROUTES = (models, completions, chat, tokens, invocations, health, metrics)
 
 
 def json_urls() -> tuple[str, ...]:
     """Where JSON is posted and JSON comes back: the routes that a line of a batch may name."""
     routes = [route for module in _ROUTES for route in module.router.routes if isinstance(route, APIRoute)]
     posted = [route for route in routes if "POST" in (route.methods or ()) and not route.param_convertors]
-    return tuple(sorted(route.path for route in posted if "requestBody" in (route.openapi_extra or {})))
+    urls = [route.path for route in posted if "requestBody" in (route.openapi_extra or {})]
+    return tuple(sorted(url for url in urls if url.startswith("/v1/")))
 
 
 def build_app(context: ServerContext) -> ASGIApp:
@@ -53,6 +54,8 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.state.context = context
     for routes in _ROUTES:
         app.include_router(routes.router)
+    if config.enable_tokenizer_info_endpoint:
+        app.include_router(tokens.info_router)
     if config.enable_server_load_tracking:
         app.include_router(load.router)
     if envs.get("VLLM_SERVER_DEV_MODE"):

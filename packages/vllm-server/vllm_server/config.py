@@ -101,6 +101,9 @@ class ServerConfig:
         False, help="tell in usage how many tokens of a prompt came out of the prefix cache"
     )
     enable_server_load_tracking: bool = option(False, help="tell at GET /load how many requests run")
+    enable_tokenizer_info_endpoint: bool = option(
+        False, help="tell at GET /tokenizer_info the tokenizer's special tokens and chat template"
+    )
     disable_fastapi_docs: bool = option(False, help="serve no /docs, /redoc and /openapi.json")
     disable_frontend_multiprocessing: bool = option(
         False, help="run the engine core in a thread of the server's process (for debugging)"

@@ -9,9 +9,28 @@ from vllm_server.errors import ErrorBody
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.models import ModelList
+from vllm_server.protocol.tokens import (
+    DetokenizedText,
+    DetokenizeRequest,
+    TokenizeChatRequest,
+    TokenizeTextRequest,
+    Tokens,
+)
 
 _PREFIX = "#/components/schemas/"
-_TYPES = (CompletionRequest, Completion, ChatRequest, ChatCompletion, ModelList, ErrorBody)
+_TYPES = (
+    CompletionRequest,
+    Completion,
+    ChatRequest,
+    ChatCompletion,
+    ModelList,
+    TokenizeTextRequest,
+    TokenizeChatRequest,
+    Tokens,
+    DetokenizeRequest,
+    DetokenizedText,
+    ErrorBody,
+)
 
 
 def body_docs(request: type[msgspec.Struct], response: type[msgspec.Struct]) -> dict[str, Any]:

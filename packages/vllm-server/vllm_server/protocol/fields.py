@@ -57,6 +57,9 @@ REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
 }
 """The same for ``/v1/chat/completions``."""
 
+NOT_FOR_TEXT: dict[str, tuple[Any, ...]] = {"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)}
+"""The same for ``/tokenize`` of a conversation."""
+
 _REASONS = {
     "suffix": "no model of this server fills in the middle",
     "functions": "use tools",

@@ -1,5 +1,7 @@
 """``POST /v1/chat/completions``."""
 
+from typing import Any
+
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -28,9 +30,13 @@ router = APIRouter()
 @router.post("/v1/chat/completions", openapi_extra=body_docs(ChatRequest, ChatCompletion))
 async def create_chat_completion(raw: Request) -> Response:
     """Answer the last message of a conversation."""
+    context_of(raw).in_flight.check_open()
+    return await answer(raw, parse_object(await read_json_body(raw)))
+
+
+async def answer(raw: Request, fields: dict[str, Any]) -> Response:
+    """The response to a request with these fields."""
     context = context_of(raw)
-    context.in_flight.check_open()
-    fields = parse_object(await read_json_body(raw))
     request = convert(without_refused(fields, REFUSED_CHAT), ChatRequest)
     take_label(raw, request.request_id)
     model = context.model_name(request.model)
@@ -46,16 +52,16 @@ async def create_chat_completion(raw: Request) -> Response:
     }
     response_id = new_id("chatcmpl")
     role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
-    answer = ChatAnswer(
+    writer = ChatAnswer(
         request, response_id, model, role, context.llm.tokenizer, context.config, _echo(request, conversation, role)
     )
     generation = Generation(
         context.llm, [prompt], params, response_id, request.priority or 0, request.cache_salt, names
     )
     if request.stream:
-        return EventStream(answer.blocks(generation), context.in_flight)
+        return EventStream(writer.blocks(generation), context.in_flight)
     outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(msgspec.json.encode(answer.whole(outputs[0])), media_type="application/json")
+    return Response(msgspec.json.encode(writer.whole(outputs[0])), media_type="application/json")
 
 
 def _check(request: ChatRequest) -> None:

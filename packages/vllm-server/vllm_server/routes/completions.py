@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter
@@ -35,9 +36,13 @@ DEFAULT_MAX_TOKENS = 16
 @router.post("/v1/completions", openapi_extra=body_docs(CompletionRequest, Completion))
 async def create_completion(raw: Request) -> Response:
     """Continue one or more prompts."""
+    context_of(raw).in_flight.check_open()
+    return await answer(raw, parse_object(await read_json_body(raw)))
+
+
+async def answer(raw: Request, fields: dict[str, Any]) -> Response:
+    """The response to a request with these fields."""
     context = context_of(raw)
-    context.in_flight.check_open()
-    fields = parse_object(await read_json_body(raw))
     request = convert(without_refused(fields, REFUSED_COMPLETION), CompletionRequest)
     take_label(raw, request.request_id)
     model = context.model_name(request.model)
@@ -46,7 +51,7 @@ async def create_completion(raw: Request) -> Response:
     embeds = await _embeds(request, context, params.n)
     prompts: list[str | list[int]] = [[] for _ in embeds] or _prompts(request, params.n)
     response_id = new_id("cmpl")
-    answer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer, context.config)
+    writer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer, context.config)
     generation = Generation(
         context.llm,
         [{"prompt_embeds": item} for item in embeds] or [_engine_prompt(request, prompt) for prompt in prompts],
@@ -57,9 +62,9 @@ async def create_completion(raw: Request) -> Response:
         {"prompt_logprobs": "logprobs"} if request.prompt_logprobs is None else {},
     )
     if request.stream:
-        return EventStream(answer.blocks(generation), context.in_flight)
+        return EventStream(writer.blocks(generation), context.in_flight)
     outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(msgspec.json.encode(answer.whole(outputs)), media_type="application/json")
+    return Response(msgspec.json.encode(writer.whole(outputs)), media_type="application/json")
 
 
 def _check(request: CompletionRequest) -> None:

@@ -28,6 +28,8 @@ async def alive(raw: Request) -> Response:
 
 @router.get("/health")
 @router.get("/readyz")
+@router.get("/ping")
+@router.post("/ping")
 async def ready(raw: Request) -> Response:
     """200 while new requests are taken and computed.
 
