@@ -66,6 +66,7 @@ GOOD: dict[str, list[Any]] = {
         for name in (
             "include_stop_str_in_output",
             "ignore_eos",
+            "max_tokens_must_fit",
             "skip_special_tokens",
             "spaces_between_special_tokens",
             "detokenize",
@@ -130,6 +131,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "include_stop_str_in_output": [None, 1, "true"],
     "ignore_eos": [None, 1, "true"],
+    "max_tokens_must_fit": [None, 1, "true"],
     "skip_special_tokens": [None, 1, "true"],
     "spaces_between_special_tokens": [None, 1, "true"],
     "detokenize": [None, 1, "true"],

@@ -148,6 +148,9 @@ class FakeLLM:
         fault_at, fault = _fault(script)
         if fault_at == 0 and fault is not None:
             raise fault
+        room = MAX_MODEL_LEN - len(token_ids)
+        if params.max_tokens_must_fit and (params.max_tokens or 0) > room:
+            raise InvalidRequest(f"max_tokens is {params.max_tokens}, but there is room for {room}", field="max_tokens")
         limit = min(params.max_tokens or MAX_MODEL_LEN, MAX_MODEL_LEN - len(token_ids))
         text_of_prompt = parse_prompt(prompt).text
         writers = [_Writer(index, params, limit) for index in range(params.n)]

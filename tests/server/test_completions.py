@@ -7,6 +7,7 @@ import pytest
 
 from tests.server.conftest import Post
 from tests.server.fake_llm import BOS, FakeLLM, letters, sse_events
+from vllm_engine.config import EngineArgs
 from vllm_engine.params import OutputKind
 
 
@@ -91,6 +92,7 @@ async def test_sampling_fields_reach_the_engine_as_they_are(complete: Post, llm:
         "spaces_between_special_tokens": False,
         "truncate_prompt_tokens": 4,
     }
+    llm.config = EngineArgs("fake", scheduling_policy="priority").create_config()
     response = await complete(
         prompt="hi", stream=stream, logit_bias={"97": 1.5}, priority=3, cache_salt="salt", **fields
     )

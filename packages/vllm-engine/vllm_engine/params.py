@@ -58,6 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ignore_eos: go on past the end-of-sequence token.
         min_tokens: no end-of-sequence or stop token before so many tokens.
         max_tokens: at most so many new tokens; None: up to the model's length.
+        max_tokens_must_fit: refuse the request when there is no room for ``max_tokens`` after the prompt; otherwise it
+            ends where the model's length does.
         logprobs: number of most likely tokens to return at each new position, beside the chosen one;
             0 returns only the chosen one, -1 the whole vocabulary.
         prompt_logprobs: the same for the positions of the prompt.
@@ -91,6 +93,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     min_tokens: int = 0
     max_tokens: int | None = 16
+    max_tokens_must_fit: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
@@ -138,6 +141,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "skip_special_tokens",
             "spaces_between_special_tokens",
             "detokenize",
+            "max_tokens_must_fit",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(f"{name} must be true or false", field=name)

@@ -1,4 +1,4 @@
-"""The ``prompt`` field: one text, one list of token ids, or a list of either."""
+"""The ``prompt`` field: one text, one list of token ids, or a list in which both may stand."""
 
 from typing import Any
 
@@ -19,19 +19,7 @@ def parse_prompts(value: str | list[Any], n: int) -> list[str | list[int]]:
     if _is_int(value[0]):
         return [_token_ids(value, "prompt")]
     check_count(len(value), n, "prompt")
-    if isinstance(value[0], str):
-        for index, item in enumerate(value):
-            if not isinstance(item, str):
-                raise _mixed(index)
-        return value
-    if isinstance(value[0], list):
-        prompts: list[str | list[int]] = []
-        for index, item in enumerate(value):
-            if not isinstance(item, list):
-                raise _mixed(index)
-            prompts.append(_token_ids(item, f"prompt[{index}]"))
-        return prompts
-    raise _mixed(0)
+    return [_one_of_many(item, index) for index, item in enumerate(value)]
 
 
 def check_count(prompts: int, n: int, field: str) -> None:
@@ -40,6 +28,16 @@ def check_count(prompts: int, n: int, field: str) -> None:
         raise InvalidRequest(
             f"{field} takes at most {MAX_PROMPTS} prompts, and {MAX_CHOICES} times n in all", field=field
         )
+
+
+def _one_of_many(item: Any, index: int) -> str | list[int]:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, list):
+        return _token_ids(item, f"prompt[{index}]")
+    raise InvalidRequest(
+        f"prompt[{index}]: prompt is a text, a list of token ids, or a list of texts and such lists", field="prompt"
+    )
 
 
 def _token_ids(value: list[Any], place: str) -> list[int]:
@@ -52,10 +50,3 @@ def _token_ids(value: list[Any], place: str) -> list[int]:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _mixed(index: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"prompt[{index}]: prompt is a text, a list of texts, a list of token ids, or a list of such lists",
-        field="prompt",
-    )

@@ -297,3 +297,15 @@ def test_parameters_survive_the_way_to_the_core() -> None:
     given = {"temperature": 0.5, "logit_bias": {3: 1.5}, "allowed_token_ids": [1, 2], "min_tokens": 3, "top_k": 7}
     core = prepare(**given).requests[0].params
     assert {name: getattr(core, name) for name in given} == given
+
+
+def test_a_limit_that_must_fit_is_refused_with_the_numbers_where_there_is_no_room() -> None:
+    engine = processor()
+    room = engine.max_model_len - 1
+    fitting = engine.process("r", [1], SamplingParams(max_tokens=room, max_tokens_must_fit=True))
+    assert fitting.requests[0].max_tokens == room
+    assert fitting.requests[0].params.max_tokens_must_fit is False
+    with pytest.raises(InvalidRequest, match=f"{room + 1}.* 1 tokens .*{room} of {room + 1}") as error:
+        engine.process("r", [1], SamplingParams(max_tokens=room + 1, max_tokens_must_fit=True))
+    assert error.value.field == "max_tokens"
+    assert engine.process("r", [1], SamplingParams(max_tokens=room + 1)).requests[0].max_tokens == room

@@ -242,7 +242,15 @@ class InputProcessor:
                 f"for {room} of {self.max_model_len}",
                 field="min_tokens",
             )
-        return room if params.max_tokens is None else min(params.max_tokens, room)
+        if params.max_tokens is None:
+            return room
+        if params.max_tokens_must_fit and params.max_tokens > room:
+            raise InvalidRequest(
+                f"max_tokens is {params.max_tokens}, but after a prompt of {prompt_length} tokens there is room "
+                f"for {room} of {self.max_model_len}",
+                field="max_tokens",
+            )
+        return min(params.max_tokens, room)
 
     def _logprobs(self, name: str, value: int | None) -> int | None:
         """The number to compute: -1 becomes the size of the vocabulary."""
@@ -301,6 +309,7 @@ class InputProcessor:
             logprobs=self._logprobs("logprobs", params.logprobs),
             prompt_logprobs=self._logprobs("prompt_logprobs", params.prompt_logprobs),
             truncate_prompt_tokens=None,
+            max_tokens_must_fit=False,
         )
 
     def _fan_out(self, template: EngineRequest, params: SamplingParams) -> list[EngineRequest]:

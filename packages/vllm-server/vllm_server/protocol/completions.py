@@ -18,6 +18,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     prompt_embeds: str | list[str] | None = None
     echo: bool | None = None
     logprobs: Int32 | None = None
+    best_of: Int32 | None = None
 
 
 class CompletionLogprobs(msgspec.Struct):

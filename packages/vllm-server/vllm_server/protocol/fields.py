@@ -35,7 +35,6 @@ _COMMON: dict[str, tuple[Any, ...]] = {
 REFUSED_COMPLETION: dict[str, tuple[Any, ...]] = {
     **_COMMON,
     "suffix": ("",),
-    "best_of": (1,),
 }
 """Of ``/v1/completions``: field -> values that mean the same as leaving it out (``null`` always does)."""
 

@@ -87,6 +87,14 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
 
 
+def check_priority(request: SamplingFields, policy: str) -> None:
+    """Raises ``Unsupported`` for a priority where requests do not go by it."""
+    if request.priority and policy != "priority":
+        raise Unsupported(
+            f"priority has no effect: this server's --scheduling-policy is {policy}, not priority", field="priority"
+        )
+
+
 def check_stream_options(request: SamplingFields) -> None:
     """Raises ``InvalidRequest`` for stream options without a stream, or ones that cannot be honoured."""
     options = request.stream_options
@@ -105,12 +113,14 @@ def sampling_params(
     defaults: Mapping[str, Any],
     *,
     max_tokens: Int32 | None,
+    max_tokens_asked: bool = False,
     logprobs: int | None,
     prompt_logprobs: Int32 | None,
 ) -> SamplingParams:
     """The request's own values over the model's ``defaults`` over the engine's.
 
     ``max_tokens`` and the two kinds of logprobs are spelled differently in the two APIs: the caller reads them.
+    ``max_tokens_asked``: the number is the request's own, and not to be cut where the prompt leaves less room.
 
     Raises:
         InvalidRequest: when a value is out of range.
@@ -125,6 +135,7 @@ def sampling_params(
     values["max_tokens"] = max_tokens
     values["logprobs"] = logprobs
     values["prompt_logprobs"] = prompt_logprobs
+    values["max_tokens_must_fit"] = max_tokens_asked
     values["extra_args"] = request.vllm_xargs
     values["output_kind"] = OutputKind.DELTA if request.stream else OutputKind.FINAL_ONLY
     return SamplingParams(**values)

@@ -20,7 +20,7 @@ from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
-from vllm_server.protocol.sampling import check_stream_options, sampling_params
+from vllm_server.protocol.sampling import check_priority, check_stream_options, sampling_params
 from vllm_server.rendering import render
 from vllm_server.request_id import take_label
 
@@ -40,7 +40,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     request = convert(without_refused(fields, REFUSED_CHAT), ChatRequest)
     take_label(raw, request.request_id)
     model = context.model_name(request.model)
-    _check(request)
+    _check(request, context.llm.config.scheduler.scheduling_policy)
     names = _field_names(request)
     with named_as_in_request(names):
         params = _sampling_params(request, context)
@@ -64,8 +64,9 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     return Response(msgspec.json.encode(writer.whole(outputs[0])), media_type="application/json")
 
 
-def _check(request: ChatRequest) -> None:
+def _check(request: ChatRequest, policy: str) -> None:
     check_stream_options(request)
+    check_priority(request, policy)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true", field="top_logprobs")
     if request.stream and request.prompt_logprobs is not None:
@@ -87,6 +88,7 @@ def _sampling_params(request: ChatRequest, context: ServerContext) -> SamplingPa
         request,
         defaults,
         max_tokens=asked if asked is not None else defaults.get("max_tokens"),
+        max_tokens_asked=asked is not None,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         prompt_logprobs=request.prompt_logprobs,
     )

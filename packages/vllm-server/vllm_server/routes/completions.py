@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_engine.errors import InvalidRequest
+from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_engine.frontend.prompt_embeds import check_enabled
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.messages import PromptEmbeds
@@ -24,7 +24,7 @@ from vllm_server.openapi import body_docs
 from vllm_server.prompts import check_count, parse_prompts
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
-from vllm_server.protocol.sampling import check_stream_options, sampling_params
+from vllm_server.protocol.sampling import check_priority, check_stream_options, sampling_params
 from vllm_server.request_id import take_label
 from vllm_server.tensor_files import decode_embeds
 
@@ -46,7 +46,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     request = convert(without_refused(fields, REFUSED_COMPLETION), CompletionRequest)
     take_label(raw, request.request_id)
     model = context.model_name(request.model)
-    _check(request)
+    _check(request, context.llm.config.scheduler.scheduling_policy)
     params = _sampling_params(request, context)
     embeds = await _embeds(request, context, params.n)
     prompts: list[str | list[int]] = [[] for _ in embeds] or _prompts(request, params.n)
@@ -67,8 +67,11 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     return Response(msgspec.json.encode(writer.whole(outputs)), media_type="application/json")
 
 
-def _check(request: CompletionRequest) -> None:
+def _check(request: CompletionRequest, policy: str) -> None:
     check_stream_options(request)
+    check_priority(request, policy)
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise Unsupported("best_of must be as n: all that is generated is returned", field="best_of")
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs needs stream to be false", field="prompt_logprobs")
     if request.max_tokens == 0 and not request.echo:
@@ -91,6 +94,7 @@ def _sampling_params(request: CompletionRequest, context: ServerContext) -> Samp
             request,
             defaults,
             max_tokens=max_tokens or 1,
+            max_tokens_asked=request.max_tokens is not None,
             logprobs=request.logprobs,
             prompt_logprobs=prompt_logprobs,
         )
