@@ -129,6 +129,16 @@ class FakeLLM:
         self.check_health()
         self.control_calls.append((method, *args))
 
+    async def sleep(self, level: int = 1) -> None:
+        await self.call("sleep", level)
+
+    async def wake_up(self) -> None:
+        await self.call("wake_up")
+
+    async def is_sleeping(self) -> bool:
+        await self.call("is_sleeping")
+        return bool(self.control_calls and ("sleep", 1) in self.control_calls)
+
     async def abort(self, request_id: str) -> None:
         self.aborted[request_id] = time.monotonic()
 

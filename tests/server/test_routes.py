@@ -105,3 +105,36 @@ async def test_routes_for_development_are_there_only_when_asked_for(monkeypatch:
         assert llm.control_calls == [("reset_prefix_cache",)]
         llm.dead = True
         assert (await client.post("/reset_prefix_cache", headers=key)).status_code == 503
+
+
+async def test_sleep_and_wake_up_reach_the_engine_in_development_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = FakeLLM()
+    async with make_client(build_app(make_context(llm))) as client:
+        assert (await client.post("/sleep")).status_code == 404
+        assert (await client.get("/is_sleeping")).status_code == 404
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    async with make_client(build_app(make_context(llm, api_key=["secret"]))) as client:
+        assert (await client.post("/sleep")).status_code == 401
+        client.headers["x-api-key"] = "secret"
+        for query, param in (
+            ("level=2", "level"),
+            ("level=x", "level"),
+            ("level=", "level"),
+            ("mode=abort", "mode"),
+        ):
+            response = await client.post(f"/sleep?{query}")
+            assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert (await client.post("/wake_up?tags=all")).json()["error"]["param"] == "tags"
+        assert llm.control_calls == []
+        for route in (
+            "/sleep",
+            "/sleep?level=0&mode=keep",
+            "/wake_up?tags=weights",
+            "/wake_up?tags=kv_cache",
+            "/wake_up",
+        ):
+            assert (await client.post(route)).status_code == 200
+        assert llm.control_calls == [("sleep", 1), ("sleep", 0), ("wake_up",), ("wake_up",)]
+        assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
+        llm.dead = True
+        assert (await client.get("/is_sleeping")).status_code == 503

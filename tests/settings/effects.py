@@ -43,6 +43,9 @@ EFFECTS: dict[str, list[str]] = {
     ],
     "enable_prompt_tokens_details": ["server/test_answer_options.py::test_cached_tokens_are_told_when_that_is_enabled"],
     "enable_server_load_tracking": ["server/test_answer_options.py::test_the_load_is_the_number_of_requests_that_run"],
+    "enable_sleep_mode": [
+        "engine/core/test_sleep.py::test_memory_goes_back_and_requests_go_on_with_the_same_tokens",
+    ],
     "enable_ssl_refresh": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
     "enable_tokenizer_info_endpoint": ["server/test_tokens.py::test_the_tokenizer_is_described_where_that_is_enabled"],
     "enforce_eager": ["engine/test_decode_graphs.py::test_what_is_eager_is_not_replayed"],
@@ -81,6 +84,12 @@ EFFECTS: dict[str, list[str]] = {
     "max_long_partial_prefills": [
         "engine/core/test_partial_prefills.py::"
         "test_a_short_prompt_passes_the_long_ones_where_fewer_long_ones_may_be_part_way"
+    ],
+    "max_num_queued_reqs": [
+        "engine/test_async_llm.py::test_a_bounded_engine_takes_so_many_requests_and_refuses_the_others_at_once"
+    ],
+    "max_num_queued_tokens": [
+        "engine/test_async_llm.py::test_a_bounded_engine_takes_no_prompts_behind_too_many_tokens"
     ],
     "max_num_partial_prefills": [
         "engine/core/test_partial_prefills.py::test_any_load_under_any_limits_ends_within_them_with_the_solo_outputs"

@@ -85,6 +85,7 @@ class AsyncLLM:
         self._pulse: Pulse | None = None
         self._pulse_watch: asyncio.Task[None] | None = None
         self._last_step = 0.0
+        self._asleep = False
         self._slice_updates: int = envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE")
         self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
         self._queues: dict[str, OutputQueue] = {}
@@ -289,6 +290,33 @@ class AsyncLLM:
         self.check_health()
         return await self._running_client.call(method, *args)
 
+    async def sleep(self, level: int = 1) -> None:
+        """Hold all requests until ``wake_up``, those that come included.
+
+        Level 1 gives the memory of the KV cache back to the system; weights stay. What runs loses nothing: it is
+        computed again from its tokens. Level 0 only holds.
+
+        Raises:
+            InvalidRequest: without ``enable_sleep_mode``, and for another level.
+            EngineDead: when the engine is closed or gone.
+        """
+        if not self.config.model.enable_sleep_mode:
+            raise InvalidRequest("this engine cannot sleep: it runs without enable_sleep_mode", field="level")
+        if level not in (0, 1):
+            raise InvalidRequest("level must be 0 or 1: weights are in main memory already", field="level")
+        self._asleep = True
+        await self.call("sleep", level)
+
+    async def wake_up(self) -> None:
+        """Go on with what was held. Raises ``EngineDead`` when the engine is closed or gone."""
+        await self.call("wake_up")
+        self._asleep = False
+
+    async def is_sleeping(self) -> bool:
+        """Whether requests are held. Raises ``EngineDead`` when the engine is closed or gone."""
+        sleeps: bool = await self.call("is_sleeping")
+        return sleeps
+
     async def collective_rpc(
         self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> list[Any]:
@@ -393,7 +421,7 @@ class AsyncLLM:
         while True:
             await asyncio.sleep(min(limit / 4, STEP_POLL_SECONDS))
             now = time.monotonic()
-            if not outputs.num_requests:
+            if self._asleep or not outputs.num_requests:
                 self._last_step = now
             is_late = now - self._last_step > limit
             # Seen twice, as after a pause of this process a step may have come that nobody has handled yet.

@@ -72,7 +72,11 @@ class EngineCore:
         self._logs_iterations = config.observability.enable_logging_iteration_details
         self._untold: list[RequestUpdate] = []  # of requests that ended outside of a step
         self._failures_in_a_row = 0
+        self._sleep_level: int | None = None
         self._calls: dict[str, Callable[..., Any]] = {
+            "sleep": self.sleep,
+            "wake_up": self.wake_up,
+            "is_sleeping": lambda: self.is_sleeping,
             "reset_prefix_cache": self.scheduler.kv.forget_prefixes,
             "check_invariants": self.scheduler.kv.check_invariants,
             "collective_rpc": self.executor.collective_rpc,
@@ -116,7 +120,35 @@ class EngineCore:
 
     def has_unfinished(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._untold) or self.scheduler.has_unfinished()
+        return bool(self._untold) or self._computes
+
+    @property
+    def _computes(self) -> bool:
+        return self._sleep_level is None and self.scheduler.has_unfinished()
+
+    @property
+    def is_sleeping(self) -> bool:
+        """Whether requests are held until ``wake_up``."""
+        return self._sleep_level is not None
+
+    def sleep(self, level: int) -> None:
+        """Hold all requests, those that come included.
+
+        With level 1 the memory of the KV cache goes back to the system, too: what runs is computed again from its
+        tokens after ``wake_up``, and goes on with the same ones. Weights stay. Raises ``ValueError`` for other levels.
+        """
+        if level not in (0, 1):
+            raise ValueError(f"there is no sleep of level {level!r} on this device")
+        if level == 1:
+            self.executor.reset()
+            self.scheduler.start_over()
+            self.executor.release_kv_cache()
+        self._sleep_level = max(level, self._sleep_level or 0)
+        logger.info("asleep at level %d: %d requests wait", level, len(self.scheduler))
+
+    def wake_up(self) -> None:
+        """Go on with what was held."""
+        self._sleep_level = None
 
     def step(self) -> EngineOutputs:
         """Compute one batch.
@@ -127,7 +159,7 @@ class EngineCore:
             EngineDead: after several failed steps in a row.
         """
         updates, self._untold = self._untold, []
-        if self.scheduler.has_unfinished():
+        if self._computes:
             started = time.monotonic() if self._logs_iterations else 0.0
             batch = self.scheduler.schedule()
             prefills = self.scheduler.count_prefills(batch) if self._logs_iterations else (0, 0)

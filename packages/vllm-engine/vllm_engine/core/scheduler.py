@@ -89,6 +89,9 @@ class Scheduler:
         """Whether any request waits or runs."""
         return bool(self._requests)
 
+    def __len__(self) -> int:
+        return len(self._requests)
+
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
 
@@ -318,10 +321,14 @@ class Scheduler:
             for request_id in batch.num_scheduled_tokens
             if (request := self._requests.get(request_id)) is not None
         ]
+        self.start_over()
+        return updates
+
+    def start_over(self) -> None:
+        """Compute every request again from its tokens, as nothing in the cache holds any more."""
         while self._running:
             self._send_back(self._running.pop())
         self.kv.forget_prefixes()
-        return updates
 
     # -- what it tells ------------------------------------------------------------------------------------------
 

@@ -69,6 +69,10 @@ class UniExecutor:
         """Compute one batch. Raises whatever the model raises; call ``reset`` then."""
         return self.worker.execute(batch)
 
+    def release_kv_cache(self) -> None:
+        """Give the memory of the cache back; it holds nothing then, and takes memory again as it is written."""
+        self.worker.release_kv_cache()
+
     def reset(self) -> None:
         """Forget all requests, after a failed step."""
         self.worker.reset()

@@ -18,7 +18,7 @@ from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.sampling.processors import LogitsProcessor
 from vllm_engine.sampling.sampler import LogprobsMode, Sampler, SamplingState
 from vllm_kernels.cache_format import CacheFormat
-from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
+from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, clear_kv_cache
 
 PROMPT_LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
@@ -164,6 +164,11 @@ class ModelRunner:
             result.prompt_logprobs[request_id] = entries
             if start + count >= num_prompt_tokens - 1:
                 del self.batch.wants_prompt_logprobs[request_id]
+
+    def release_kv_cache(self) -> None:
+        """Forget all that is cached. The tensors stay where they are, as captured graphs know their addresses."""
+        for cache in {id(cache): cache for cache in self._kv_caches}.values():
+            clear_kv_cache(cache)
 
     def reset(self) -> None:
         """Forget all requests, after a failed step."""

@@ -108,6 +108,10 @@ class Worker:
         with choose_faces(self._faces):
             return self.runner.execute(batch)
 
+    def release_kv_cache(self) -> None:
+        """Give the memory of the cache back; it holds nothing then, and takes memory again as it is written."""
+        self.runner.release_kv_cache()
+
     def reset(self) -> None:
         """Forget all requests, after a failed step."""
         self.runner.reset()

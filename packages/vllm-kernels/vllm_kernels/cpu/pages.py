@@ -1,7 +1,10 @@
 """Memory for what is written once and read in every step."""
 
+import ctypes
 import mmap
+import sys
 import threading
+from collections.abc import Callable
 
 import torch
 
@@ -9,6 +12,19 @@ HUGE_PAGE = 1 << 21
 CHUNK = 1 << 26
 """Bytes that are asked of the system at a time, for all that is not larger."""
 ALIGNMENT = 4096
+MADV_DONTNEED = 4
+"""Of Linux: private pages are dropped, and read as zeros from then on."""
+
+
+def _find_madvise() -> Callable[[int, int, int], int] | None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None) if sys.platform == "linux" else None
+    if function is not None:
+        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        function.restype = ctypes.c_int
+    return function
+
+
+_madvise = _find_madvise()
 
 
 def zeros(nbytes: int) -> torch.Tensor:
@@ -23,6 +39,13 @@ def zeros(nbytes: int) -> torch.Tensor:
     if nbytes >= CHUNK:
         return _mapping(nbytes)[:nbytes]
     return _chunks.take(nbytes)
+
+
+def clear(tensor: torch.Tensor) -> None:
+    """Make a tensor of ``zeros``, or a view of all of it, zero again; its memory goes back to the system."""
+    length = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT  # up to where the next tensor of the chunk begins
+    if _madvise is None or _madvise(tensor.data_ptr(), length, MADV_DONTNEED) != 0:
+        tensor.zero_()
 
 
 class _Chunks:

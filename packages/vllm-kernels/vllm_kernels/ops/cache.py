@@ -135,6 +135,20 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return pages.zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
+def clear_kv_cache(cache: KVCache) -> None:
+    """Make a cache of ``allocate_kv_cache`` all zeros again, in place.
+
+    On a CPU, its memory goes back to the system, and is taken again as blocks are written.
+    """
+    for tensor in (cache.key, cache.value, cache.key_scale, cache.value_scale):
+        if tensor is None:
+            continue
+        if tensor.device.type == "cpu":
+            pages.clear(tensor)
+        else:
+            tensor.zero_()
+
+
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
     """Store keys and values of new tokens in their slots, in place, in the format of the cache.
 

@@ -3,8 +3,9 @@
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from vllm_engine.errors import InvalidRequest
 from vllm_server.context import context_of
 from vllm_server.server_facts import server_facts
 
@@ -18,6 +19,38 @@ async def server_info(raw: Request) -> Response:
     return Response(
         msgspec.json.encode(server_facts(context.llm.config, context.config)), media_type="application/json"
     )
+
+
+@router.post("/sleep")
+async def sleep(raw: Request) -> Response:
+    """Hold all requests until ``/wake_up``; ``?level=1`` (the default) gives the KV cache's memory back, 0 does not.
+
+    Needs ``--enable-sleep-mode``. Streams pause, and go on as if nothing had been.
+    """
+    level = raw.query_params.get("level", "1")
+    if raw.query_params.get("mode", "keep") != "keep":
+        raise InvalidRequest("mode can be keep only: requests are kept until wake_up", field="mode")
+    if level not in ("0", "1"):
+        raise InvalidRequest("level must be 0 or 1: weights are in main memory already", field="level")
+    await context_of(raw).llm.sleep(int(level))
+    return Response()
+
+
+@router.post("/wake_up")
+async def wake_up(raw: Request) -> Response:
+    """Go on. ``?tags=`` may name ``kv_cache`` and ``weights``, of which only the first ever sleeps."""
+    tags = raw.query_params.getlist("tags")
+    if not set(tags) <= {"kv_cache", "weights"}:
+        raise InvalidRequest("tags can be kv_cache and weights", field="tags")
+    if not tags or "kv_cache" in tags:
+        await context_of(raw).llm.wake_up()
+    return Response()
+
+
+@router.get("/is_sleeping")
+async def is_sleeping(raw: Request) -> Response:
+    """``is_sleeping``: whether requests are held."""
+    return JSONResponse({"is_sleeping": await context_of(raw).llm.is_sleeping()})
 
 
 @router.post("/reset_prefix_cache")

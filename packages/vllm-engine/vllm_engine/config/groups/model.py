@@ -128,7 +128,8 @@ class ModelConfig:
     )
     override_generation_config: dict[str, Any] = option({}, help="default sampling values that win over the model's")
     enable_sleep_mode: bool = option(
-        False, help="allow the engine to release its memory on request", unsupported="this version cannot sleep"
+        False,
+        help="let the engine sleep when told to: requests wait, and the KV cache's memory goes back to the system",
     )
     model_impl: Literal["auto", "vllm", "transformers", "terratorch"] = option(
         "auto",
