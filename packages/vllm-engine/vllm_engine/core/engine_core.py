@@ -134,8 +134,8 @@ class EngineCore:
     def sleep(self, level: int) -> None:
         """Hold all requests, those that come included.
 
-        With level 1 the memory of the KV cache goes back to the system, too: what runs is computed again from its
-        tokens after ``wake_up``, and goes on with the same ones. Weights stay. Raises ``ValueError`` for other levels.
+        With level 1 the memory of the KV cache goes back to the system, too: what runs keeps its tokens, and is computed
+        again from them after ``wake_up``, as after a preemption. Weights stay. Raises ``ValueError`` for other levels.
         """
         if level not in (0, 1):
             raise ValueError(f"there is no sleep of level {level!r} on this device")

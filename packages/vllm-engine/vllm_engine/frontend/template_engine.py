@@ -60,6 +60,9 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """Bounded arithmetic."""
+        if operator == "+" and type(left) is str and type(right) is str:  # what templates do most of the time
+            check_length(len(left) + len(right))
+            return left + right
         check_operands(operator, left, right)
         return super().call_binop(context, operator, left, right)
 

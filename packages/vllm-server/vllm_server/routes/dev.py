@@ -25,7 +25,7 @@ async def server_info(raw: Request) -> Response:
 async def sleep(raw: Request) -> Response:
     """Hold all requests until ``/wake_up``; ``?level=1`` (the default) gives the KV cache's memory back, 0 does not.
 
-    Needs ``--enable-sleep-mode``. Streams pause, and go on as if nothing had been.
+    Needs ``--enable-sleep-mode``. Streams pause, and go on where they were.
     """
     level = raw.query_params.get("level", "1")
     if raw.query_params.get("mode", "keep") != "keep":
