@@ -16,6 +16,7 @@ from vllm_server.app import build_app
 from vllm_server.protocol.chat import ChatRequest
 from vllm_server.protocol.completions import CompletionRequest
 from vllm_server.protocol.fields import HINTS, REFUSED_CHAT, REFUSED_COMPLETION
+from vllm_server.protocol.tokens import TokenizeChatRequest
 
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|site-packages|\.py\b|/usr/|/home/|/tmp/|<class|object at")
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,5 +102,21 @@ async def test_any_json_object_to_chat_is_answered_or_refused(fuzzed: httpx.Asyn
 @settings(FUZZ, max_examples=60)
 @given(content=st.one_of(st.binary(max_size=60), values.map(lambda value: json.dumps(value).encode())))
 async def test_any_bytes_are_answered_or_refused(fuzzed: httpx.AsyncClient, content: bytes) -> None:
-    for route in ("/v1/completions", "/v1/chat/completions"):
+    for route in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/invocations"):
         await check(fuzzed, route, content)
+
+
+@FUZZ
+@given(
+    body=st.one_of(
+        requests("prompt", texts, ["model", "add_special_tokens", "return_token_strs"]),
+        requests("messages", st.one_of(messages, values), names(TokenizeChatRequest, {})),
+        requests("tokens", st.one_of(st.lists(st.integers(-1, 2**31), max_size=4), values), ["model"]),
+    )
+)
+async def test_any_json_object_to_the_tokenizer_is_answered_or_refused(
+    fuzzed: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    body.pop("max_tokens")
+    for route in ("/tokenize", "/detokenize"):
+        await check(fuzzed, route, json.dumps(body).encode())

@@ -103,6 +103,11 @@ async def test_routes_for_development_are_there_only_when_asked_for(monkeypatch:
         assert (await client.get("/reset_prefix_cache", headers=key)).status_code == 405
         assert (await client.post("/reset_prefix_cache", headers=key)).status_code == 200
         assert llm.control_calls == [("reset_prefix_cache",)]
+        assert (await client.post("/reset_prefix_cache?reset_running_requests=true", headers=key)).status_code == 200
+        assert llm.control_calls[1:] == [("reset_prefix_cache", True)]
+        for query in ("reset_running_requests=2", "reset_external=true"):
+            response = await client.post(f"/reset_prefix_cache?{query}", headers=key)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, query.split("=")[0])
         llm.dead = True
         assert (await client.post("/reset_prefix_cache", headers=key)).status_code == 503
 

@@ -85,6 +85,25 @@ def test_memory_goes_back_and_requests_go_on_with_the_same_tokens(
     core.close()
 
 
+@pytest.mark.parametrize("with_running", [False, True])
+def test_prefixes_are_forgotten_with_and_without_those_of_running_requests(
+    model_path: Path, with_running: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CHECK_INVARIANTS", "1")
+    core = make_core(model_path)
+    core.add(requests())
+    alone = run(core, {})
+    core.add(requests()[:1])
+    found = run(core, {}, steps=6)
+    assert core.scheduler.kv.pool.num_used
+    core.call("reset_prefix_cache", [True] if with_running else [])
+    assert (core.scheduler.kv.pool.num_used == 0) == with_running
+    assert not core.scheduler.kv.pool._cached
+    run(core, found)
+    assert found["r0"] == alone["r0"]
+    core.close()
+
+
 def test_a_level_that_is_not_there_is_refused(model_path: Path) -> None:
     core = make_core(model_path)
     with pytest.raises(ValueError, match="level 2"):

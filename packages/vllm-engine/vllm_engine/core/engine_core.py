@@ -77,7 +77,7 @@ class EngineCore:
             "sleep": self.sleep,
             "wake_up": self.wake_up,
             "is_sleeping": lambda: self.is_sleeping,
-            "reset_prefix_cache": self.scheduler.kv.forget_prefixes,
+            "reset_prefix_cache": self.reset_prefix_cache,
             "check_invariants": self.scheduler.kv.check_invariants,
             "collective_rpc": self.executor.collective_rpc,
         }
@@ -126,6 +126,14 @@ class EngineCore:
     def _computes(self) -> bool:
         return self._sleep_level is None and self.scheduler.has_unfinished()
 
+    def reset_prefix_cache(self, with_running: bool = False) -> None:
+        """Forget all cached prefixes; ``with_running``, also what requests hold, which are computed again."""
+        if with_running:
+            self.executor.reset()
+            self.scheduler.start_over()
+        else:
+            self.scheduler.kv.forget_prefixes()
+
     @property
     def is_sleeping(self) -> bool:
         """Whether requests are held until ``wake_up``."""
@@ -134,7 +142,7 @@ class EngineCore:
     def sleep(self, level: int) -> None:
         """Hold all requests, those that come included.
 
-        With level 1 the memory of the KV cache goes back to the system, too: what runs keeps its tokens, and is computed
+        With level 1 the memory of the KV cache goes back to the system, too: what runs keeps its tokens and is computed
         again from them after ``wake_up``, as after a preemption. Weights stay. Raises ``ValueError`` for other levels.
         """
         if level not in (0, 1):

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from vllm_engine.errors import InvalidRequest
+from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_server.context import context_of
 from vllm_server.server_facts import server_facts
 
@@ -55,6 +55,22 @@ async def is_sleeping(raw: Request) -> Response:
 
 @router.post("/reset_prefix_cache")
 async def reset_prefix_cache(raw: Request) -> Response:
-    """Forget the cached prefixes, so that the next prompts are computed whole. Running requests keep their blocks."""
-    await context_of(raw).llm.call("reset_prefix_cache")
+    """Forget the cached prefixes, so that the next prompts are computed whole.
+
+    Running requests keep their blocks, unless ``?reset_running_requests=true`` has them computed again, too.
+    """
+    if _flag(raw, "reset_external"):
+        raise Unsupported(
+            "reset_external is not supported: there is no cache outside of the engine", field="reset_external"
+        )
+    with_running = _flag(raw, "reset_running_requests")
+    await context_of(raw).llm.call("reset_prefix_cache", *([True] if with_running else []))
     return Response()
+
+
+def _flag(raw: Request, name: str) -> bool:
+    """A parameter of the URL that is true or false. Raises ``InvalidRequest`` for any other word."""
+    word = raw.query_params.get(name, "false").lower()
+    if word not in ("true", "false", "1", "0"):
+        raise InvalidRequest(f"{name} must be true or false", field=name)
+    return word in ("true", "1")
