@@ -13,7 +13,7 @@ import pytest
 
 from tests.engine.frontend.scripted_core import AsyncDouble, ScriptedCore, echo, ids, model_folder, says
 from vllm_engine import AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
-from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest, RequestFailed
+from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 from vllm_engine.frontend.engine_frontend import ModelFrontend
 from vllm_engine.messages import SchedulerStats
 from vllm_engine.metrics.stats import RequestStats
@@ -61,7 +61,8 @@ async def start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator
         client.fault = fault
         monkeypatch.setattr(AsyncLLM, "_create_client", lambda *_: client)
         loggers = options.pop("stat_loggers", ())
-        llm = AsyncLLM(EngineArgs(str(folder), **options), stat_loggers=loggers)
+        bounded = options.pop("bounded", False)
+        llm = AsyncLLM(EngineArgs(str(folder), **options), stat_loggers=loggers, bounded=bounded)
         engines.append(llm)
         await llm.start()
         return llm, client
@@ -448,3 +449,41 @@ async def test_when_the_engine_process_is_killed_everyone_who_waits_is_told() ->
             await asyncio.wait_for(collect(stream), 5)
         with pytest.raises(EngineDead):
             llm.check_health()
+
+
+async def test_a_bounded_engine_takes_so_many_requests_and_refuses_the_others_at_once(
+    start: Callable[..., Any],
+) -> None:
+    llm, client = await start(
+        ScriptedCore(says("the cat")), bounded=True, max_num_queued_reqs=5, max_num_queued_tokens=0
+    )
+    client.pause()
+    waiting = [asyncio.ensure_future(collect(llm.generate("a", delta(), f"id{i}"))) for i in range(3)]
+    waiting.append(asyncio.ensure_future(collect(llm.generate("a", delta(n=2), "two"))))
+    await until(lambda: len(client.core.added) == 5)
+    with pytest.raises(Overloaded) as refused:
+        await collect(llm.generate("a", delta(), "late"))
+    assert refused.value.retry_after >= 1
+    assert llm.num_requests == 4 and len(client.core.added) == 5
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    waiting.append(asyncio.ensure_future(collect(llm.generate("a", delta(), "late"))))
+    client.resume()
+    assert len(await asyncio.gather(*waiting[1:])) == 4
+    assert llm.admission.num_requests == llm.admission.num_queued_tokens == 0
+    assert llm.admission.num_rejected == {"max_num_queued_reqs": 1, "max_num_queued_tokens": 0}
+
+
+async def test_a_bounded_engine_takes_no_prompts_behind_too_many_tokens(start: Callable[..., Any]) -> None:
+    llm, client = await start(
+        ScriptedCore(says("the cat")), bounded=True, max_num_queued_reqs=0, max_num_queued_tokens=10
+    )
+    client.pause()
+    first = asyncio.ensure_future(collect(llm.generate({"prompt_token_ids": [1] * 20}, delta())))
+    await until(lambda: client.core.added)
+    with pytest.raises(Overloaded, match="max_num_queued_tokens"):
+        await collect(llm.generate("a", delta()))
+    client.resume()
+    await first
+    assert await collect(llm.generate("a", delta()))
+    assert llm.admission.num_requests == llm.admission.num_queued_tokens == 0

@@ -24,7 +24,7 @@ class StandIn(FakeLLM):
     """The scripted engine behind the constructor of ``AsyncLLM``."""
 
     def __init__(
-        self, config: EngineConfig, *, multiprocess: bool, stat_loggers: list[Any], max_log_len: int | None
+        self, config: EngineConfig, *, multiprocess: bool, stat_loggers: list[Any], max_log_len: int | None, **_: Any
     ) -> None:
         super().__init__(delay=SCRIPT.get("delay", 0.0), first_delay=SCRIPT.get("first_delay", 0.0))
         self.config = config

@@ -12,6 +12,7 @@ from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.core.clients.pulse import LOOK_SECONDS, Pulse
 from vllm_engine.core.stacks import own_stacks
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, RequestFailed
+from vllm_engine.frontend.admission import Admission
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
 from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
@@ -57,6 +58,7 @@ class AsyncLLM:
         multiprocess: bool = True,
         stat_loggers: Sequence[StatLogger] = (),
         max_log_len: int | None = None,
+        bounded: bool = False,
     ) -> None:
         """Check the settings; nothing is loaded yet.
 
@@ -65,8 +67,11 @@ class AsyncLLM:
             multiprocess: run the core in a process of its own, else in a thread.
             stat_loggers: are told of every step and every finished request.
             max_log_len: most characters, and most token ids, of a prompt in the log of requests; None is no limit.
+            bounded: refuse requests that would wait behind more than ``max_num_queued_reqs`` and
+                ``max_num_queued_tokens`` say, which is for servers; else any number may wait.
         """
         self.config: EngineConfig = resolve_config(args)
+        self._bounded = bounded
         self._multiprocess = multiprocess
         self._stat_loggers = list(stat_loggers)
         if not self.config.engine.disable_log_stats:
@@ -80,6 +85,8 @@ class AsyncLLM:
         self._client: CoreClient | None = None
         self._inputs: InputProcessor | None = None
         self._outputs: OutputProcessor | None = None
+        self.admission: Admission | None = None
+        """What runs and waits, where that has bounds."""
         self._output_task: asyncio.Task[None] | None = None
         self._step_watch: asyncio.Task[None] | None = None
         self._pulse: Pulse | None = None
@@ -122,6 +129,8 @@ class AsyncLLM:
             raise error
         self._inputs, self._outputs = self._model.processors(self.config, self._ready)
         self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
+        if self._bounded:
+            self.admission = Admission(self.config.scheduler, self._ready.max_num_seqs)
         self._pulse = Pulse(client.ping, client.cpu_seconds)
         client.on_message = self._pulse.heard
         self._pulse_watch = asyncio.create_task(self._watch_pulse(client, self._pulse), name="pulse-watch")
@@ -238,6 +247,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate, and yield outputs as ``params.output_kind`` says. The last one is ``finished``.
 
@@ -249,9 +259,11 @@ class AsyncLLM:
             request_id: label of the outputs, unique among the requests that run; made up when None.
             priority: lower runs first, where the scheduler goes by priority.
             cache_salt: share the prefix cache only with requests of the same salt.
+            tenant: who asks, by a name that is no secret: the shares of tenants are fair where the policy is.
 
         Raises:
             InvalidRequest: with the name of the field at fault.
+            Overloaded: when too much waits already, in an engine that is ``bounded``.
             RequestFailed: when the engine could not finish this request.
             EngineDead: when the engine is closed or gone.
         """
@@ -260,9 +272,15 @@ class AsyncLLM:
         if not isinstance(label, str) or label in self._queues:
             raise InvalidRequest("request_id must be a text that no running request has", field="request_id")
         params = self._loaded.default_params() if params is None else check_params(params)
+        count = params.n
+        if self.admission is not None:
+            self.admission.take(count)
         queue = self._queues[label] = OutputQueue(params.output_kind)
+        prepared = None
         try:
-            self._submit(await self._prepare(label, prompt, params, priority, cache_salt))
+            processed = await self._prepare(label, prompt, params, priority, cache_salt, tenant)
+            self._submit(processed)
+            prepared = processed
             while True:
                 output = await queue.get()
                 _raise_failure(output)
@@ -270,6 +288,8 @@ class AsyncLLM:
                 if output.finished:
                     return
         finally:
+            if self.admission is not None:
+                self.admission.leave(count, () if prepared is None else prepared.requests)
             del self._queues[label]
             self._aborted_early.discard(label)
             self._abort([label])
@@ -344,12 +364,12 @@ class AsyncLLM:
         return self._inputs, self._outputs
 
     async def _prepare(
-        self, label: str, prompt: Prompt, params: SamplingParams, priority: int, cache_salt: str | None
+        self, label: str, prompt: Prompt, params: SamplingParams, priority: int, cache_salt: str | None, tenant: str
     ) -> PreparedRequest:
         inputs, _ = self._processors
 
         def process() -> PreparedRequest:
-            return inputs.process(label, prompt, params, priority=priority, cache_salt=cache_salt)
+            return inputs.process(label, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant)
 
         if inputs.tokenizes_long(prompt, more_than=LONG_TEXT_CHARS):
             return await self._renderers.run(process)
@@ -359,6 +379,8 @@ class AsyncLLM:
         _, outputs = self._processors
         if self._death is not None:
             raise self._death
+        if self.admission is not None:
+            self.admission.enqueue(prepared.requests)
         outputs.add(prepared)
         if self._request_log is not None:
             self._request_log.write(prepared)
@@ -391,6 +413,8 @@ class AsyncLLM:
     async def _handle_step(self, step: EngineOutputs) -> None:
         _, outputs = self._processors
         self._last_step = time.monotonic()
+        if self.admission is not None:
+            self.admission.on_updates(step.updates)
         total = ProcessedUpdates()
         for start in range(0, len(step.updates), self._slice_updates):
             part = outputs.process(step.updates[start : start + self._slice_updates], step.timestamp)

@@ -43,7 +43,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     ``max_tokens`` is at least 1 and such that prompt and output fit the model.
     Lower ``priority`` runs first (policy ``priority`` only). ``arrival_time`` is ``time.monotonic()`` in seconds.
     ``prompt_embeds``, in the model's own data type, is the prompt in place of ``prompt_token_ids``, which then holds a
-    placeholder for each row.
+    placeholder for each row. ``tenant`` names who asks, for fair shares: a digest, never a key itself.
     """
 
     request_id: str
@@ -58,6 +58,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     cache_salt: str | None = None
     arrival_time: float = 0.0
     prompt_embeds: PromptEmbeds | None = None
+    tenant: str = ""
 
     @property
     def known_prompt(self) -> list[int]:
@@ -130,6 +131,8 @@ class EngineReady(msgspec.Struct, array_like=True, tag="ready"):
     block_size: int
     phases: dict[str, float]
     prompt_embeds: EmbedsSpec | None = None
+    max_num_seqs: int = 0
+    """Most requests that run at once."""
 
 
 class EngineFailed(msgspec.Struct, array_like=True, tag="failed"):

@@ -19,10 +19,12 @@ from vllm_server.errors import (
     handle_unexpected_error,
     handle_vllm_error,
 )
+from vllm_server.key_limits import KeyLimits
 from vllm_server.openapi import add_schemas
 from vllm_server.request_id import RequestIdMiddleware
 from vllm_server.root_path import RootPathMiddleware
 from vllm_server.routes import chat, completions, dev, health, invocations, load, metrics, models, tokens
+from vllm_server.tenant import TenantMiddleware
 from vllm_server.user_middleware import load_middleware
 
 logger = get_logger(__name__)
@@ -68,6 +70,8 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.add_exception_handler(Exception, handle_unexpected_error)
     for middleware in load_middleware(config.middleware):
         app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
-    guarded = AuthMiddleware(app, config.api_key, config.root_path) if config.api_key else app
+    limits = KeyLimits(config.max_concurrency_per_key, config.max_tokens_per_minute_per_key)
+    known = TenantMiddleware(app, limits)
+    guarded = AuthMiddleware(known, config.api_key, config.root_path) if config.api_key else known
     whole = with_cors(RequestIdMiddleware(guarded), config)
     return RootPathMiddleware(whole, config.root_path) if config.root_path else whole

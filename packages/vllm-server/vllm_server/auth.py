@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vllm_server.api_keys import ApiKeys
+from vllm_server.api_keys import ApiKeys, tenant_name
 from vllm_server.errors import Unauthorized, error_response
 
 PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping"})
@@ -34,7 +34,11 @@ class AuthMiddleware:
     def _may_pass(self, scope: Scope) -> bool:
         if scope["type"] == "http" and scope["path"] in self._public:
             return True
-        return any(self._keys.has(candidate) for candidate in _candidates(scope["headers"]))
+        key = next((candidate for candidate in _candidates(scope["headers"]) if self._keys.has(candidate)), None)
+        if key is None:
+            return False
+        scope.setdefault("state", {})["tenant"] = tenant_name(key)
+        return True
 
 
 def _candidates(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:

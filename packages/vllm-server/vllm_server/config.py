@@ -9,7 +9,7 @@ from msgspec import Meta
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.engine_args import build, check_options
 from vllm_engine.config.groups.reasons import NO_LORA
-from vllm_engine.config.groups.types import Positive
+from vllm_engine.config.groups.types import NonNegative, Positive
 from vllm_engine.config.old_options import OldOptions, old, translate
 from vllm_engine.config.option import option
 from vllm_engine.config.support import refuse_unsupported, tell_no_effect
@@ -46,6 +46,14 @@ class ServerConfig:
         extend=True,
         secret=True,
         common=True,
+    )
+    max_concurrency_per_key: NonNegative = option(
+        0, help="most requests of one API key that run or wait at once; more are answered with 429; 0: no limit"
+    )
+    max_tokens_per_minute_per_key: NonNegative = option(
+        0,
+        help="tokens of prompts and answers that one API key may use in a minute; then requests are answered with 429; "
+        "0: no limit",
     )
     api_server_count: Positive = option(
         1, help="server processes that share the port", short=("-asc",), unsupported=_ONE_SERVER

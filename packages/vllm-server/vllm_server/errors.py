@@ -28,6 +28,10 @@ class Unauthorized(VllmError):
         super().__init__("A valid API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`.")
 
 
+class RateLimited(Overloaded):
+    """The key of the request has used up what it may use for now (HTTP 429)."""
+
+
 class ShuttingDown(VllmError):
     """The server stops and has ended the request (HTTP 503)."""
 
@@ -61,6 +65,7 @@ _FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
     (NotFound, _HttpFace(404, "not_found_error", "not_found")),
     (PayloadTooLarge, _HttpFace(413, "invalid_request_error", "payload_too_large")),
     (UnsupportedMediaType, _HttpFace(415, "invalid_request_error", "unsupported_media_type")),
+    (RateLimited, _HttpFace(429, "rate_limit_error", "rate_limit_exceeded")),
     (Overloaded, _HttpFace(429, "overloaded_error", "overloaded")),
     (ShuttingDown, _HttpFace(503, "service_unavailable_error", "shutting_down")),
     (EngineDead, _HttpFace(503, "service_unavailable_error", "engine_dead")),

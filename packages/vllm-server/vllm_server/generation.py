@@ -11,6 +11,7 @@ from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
 from vllm_server.field_names import named_as_in_request
+from vllm_server.tenant import current_tenant
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -37,12 +38,14 @@ class Generation:
         Raises:
             InvalidRequest: before the first output, when a prompt or a value does not fit the model.
             RequestFailed: when the engine gave up on one of the prompts.
+            RateLimited: when the key may not have another request.
             EngineDead, Overloaded: as the engine raises them.
         """
         merged = self._of_one() if len(self.prompts) == 1 else self._of_many()
-        with named_as_in_request(self.field_names):
+        with named_as_in_request(self.field_names), current_tenant().request() as meter:
             async with aclosing(merged):
                 async for index, output in merged:
+                    meter.count(index, output, self.params.output_kind)
                     if any(item.finish_reason == "error" for item in output.outputs):
                         raise RequestFailed("The engine could not finish this request.")
                     yield index, output
@@ -60,7 +63,14 @@ class Generation:
     def _start(self, index: int) -> AsyncGenerator[RequestOutput, None]:
         prompt = self.prompts[index]
         request_id = self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{index}"
-        return self.llm.generate(prompt, self.params, request_id, priority=self.priority, cache_salt=self.cache_salt)
+        return self.llm.generate(
+            prompt,
+            self.params,
+            request_id,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+            tenant=current_tenant().name,
+        )
 
     async def _of_one(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         async with aclosing(self._start(0)) as outputs:

@@ -43,6 +43,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
     with StopSignals() as signals:
         with startup_phase(logger, "frontend imports", {}):
             from vllm_engine.async_llm import AsyncLLM
+            from vllm_server.admission_metrics import AdmissionMetrics
             from vllm_server.metrics import EngineMetrics, new_registry
 
         registry = new_registry()
@@ -54,7 +55,10 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             multiprocess=not server_config.disable_frontend_multiprocessing,
             stat_loggers=metrics,
             max_log_len=server_config.max_log_len,
+            bounded=True,
         )
+        if metrics:
+            registry.register(AdmissionMetrics(llm, served_names(engine_config)[0]))
         try:
             start = asyncio.create_task(llm.start())
             # In a thread, because importing takes a third of a second, and the engine's process is launched meanwhile.

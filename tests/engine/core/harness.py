@@ -16,9 +16,15 @@ HYBRID = (KVGroup((0,), None), KVGroup((1,), 6), KVGroup((2,), 11))
 
 
 def engine_request(
-    request_id: str, prompt: list[int], max_tokens: int = 8, *, priority: int = 0, salt: str | None = None
+    request_id: str,
+    prompt: list[int],
+    max_tokens: int = 8,
+    *,
+    priority: int = 0,
+    salt: str | None = None,
+    tenant: str = "",
 ) -> EngineRequest:
-    return EngineRequest(request_id, prompt, SamplingParams(), max_tokens, 0, [], [], [], priority, salt)
+    return EngineRequest(request_id, prompt, SamplingParams(), max_tokens, 0, [], [], [], priority, salt, tenant=tenant)
 
 
 class Harness:

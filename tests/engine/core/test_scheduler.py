@@ -15,7 +15,7 @@ from .harness import FULL, HYBRID, SLIDING, Harness, engine_request, expected_ou
 
 @pytest.mark.parametrize("groups", [FULL, SLIDING, HYBRID], ids=["full", "sliding", "hybrid"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "fair"])
 def test_every_output_is_the_solo_output_under_churn(
     groups: tuple[KVGroup, ...], prefix_caching: bool, policy: str
 ) -> None:
@@ -44,7 +44,8 @@ def test_every_output_is_the_solo_output_under_churn(
         count = rng.randrange(1, 20)
         name = f"r{index}"
         salt = rng.choice([None, "a"])
-        harness.scheduler.add(engine_request(name, prompt, count, priority=rng.randrange(3), salt=salt))
+        tenant = "xyz"[index % 3]
+        harness.scheduler.add(engine_request(name, prompt, count, priority=rng.randrange(3), salt=salt, tenant=tenant))
         wanted[name] = (prompt, count)
         for _ in range(rng.randrange(6)):
             if harness.scheduler.has_unfinished():

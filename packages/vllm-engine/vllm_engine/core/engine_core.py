@@ -65,6 +65,7 @@ class EngineCore:
             block_size=self.limits.layout.block_size,
             phases=self.phases,
             prompt_embeds=model.embeds if config.model.enable_prompt_embeds else None,
+            max_num_seqs=self.limits.max_num_seqs,
         )
         self._check_invariants: bool = envs.get("VLLM_CHECK_INVARIANTS")
         batch_sizes_every: float | None = envs.get("VLLM_LOG_BATCHSIZE_INTERVAL")

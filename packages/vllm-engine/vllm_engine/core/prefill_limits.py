@@ -26,9 +26,10 @@ class PrefillLimits:
         """Whether a request that waits, or is in its prefill, counts as long."""
         return self._long_from is not None and request.num_prefill_tokens > self._long_from
 
-    def share(self, num_tokens: int) -> int:
+    def share(self, num_tokens: int, num_partial: int = 0) -> int:
         """What one prefill that cannot be completed gets at first of the tokens that a step has for all prefills.
 
-        Other prompts, above all short ones, have the rest; what they leave is handed out afterwards.
+        Other prompts, above all short ones, have the rest; what they leave is handed out afterwards. ``num_partial``
+        tells how many may be part-way where they are more than the settings say.
         """
-        return max(1, num_tokens // self.max_partial)
+        return max(1, num_tokens // max(self.max_partial, num_partial))

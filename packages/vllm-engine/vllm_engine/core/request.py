@@ -23,6 +23,7 @@ class Request:
         "request",
         "request_id",
         "scheduled_ts",
+        "tenant",
         "token_ids",
         "wants_prompt_logprobs",
     )
@@ -30,6 +31,7 @@ class Request:
     def __init__(self, request: EngineRequest, hasher: BlockHasher, block_size: int, arrival_order: int) -> None:
         self.request = request
         self.request_id = request.request_id
+        self.tenant = request.tenant
         self.token_ids = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_prefill_tokens = len(self.token_ids)

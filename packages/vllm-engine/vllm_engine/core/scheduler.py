@@ -6,11 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.core.fair import (
+    OUTPUT_TOKEN_COST,
+    PROMPT_TOKEN_COST,
+    FairWaitingRequests,
+    Tenants,
+)
 from vllm_engine.core.kv_cache.hashing import block_hasher
 from vllm_engine.core.kv_cache.manager import CachedPrefix, KVCacheManager
 from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.prefill_limits import PrefillLimits
-from vllm_engine.core.queue import WaitingRequests, fcfs_order, priority_order
+from vllm_engine.core.queue import OrderKey, WaitingRequests, fcfs_order, priority_order
 from vllm_engine.core.request import Request
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.logging import get_logger
@@ -31,6 +37,10 @@ class _Step:
     """Tokens that a prefill gets at first which the step cannot complete."""
     partial: list[Request] = field(default_factory=list)
     """Requests of the batch that will be part-way through their prefill after the step."""
+    newcomer: str | None = None
+    """Tenant that waits while prefills of others run: one prompt of it may be part-way beside theirs."""
+    num_partial: int = 0
+    """Requests that may be part-way, where tenants have made them more than the settings say."""
 
 
 class Scheduler:
@@ -45,6 +55,9 @@ class Scheduler:
     request that may not be left part-way lets no other pass, except that a long one lets short ones pass. So nobody
     waits for ever: whoever is part-way gets tokens in each step, and a place that becomes free goes to the first one.
 
+    With the policy ``fair`` the order is that of the tenants by what they were served (``core.fair``), and a waiting
+    request may take the place of a running one, when its tenant runs less than its share.
+
     A setting can name a subclass to be used instead (``scheduler_cls``); it is made with the same two arguments and
     finds what its user wants to tell it in ``config.additional_config``.
     """
@@ -53,9 +66,17 @@ class Scheduler:
         self.config = config
         self.limits = limits
         self.kv = KVCacheManager(limits.layout, enable_prefix_caching=config.cache.prefix_caching)
-        self._order = priority_order if config.scheduler.scheduling_policy == "priority" else fcfs_order
         self._prefills = PrefillLimits(config.scheduler, max_model_len=limits.max_model_len)
-        self._waiting = WaitingRequests(self._order, self._prefills.is_long)
+        self._tenants: Tenants | None = None
+        self._order: OrderKey
+        self._waiting: WaitingRequests | FairWaitingRequests
+        if config.scheduler.scheduling_policy == "fair":
+            self._tenants = Tenants(limits.max_num_seqs, slack=PROMPT_TOKEN_COST * limits.max_num_batched_tokens)
+            self._order = self._tenants.order
+            self._waiting = FairWaitingRequests(self._tenants, self._prefills.is_long)
+        else:
+            self._order = priority_order if config.scheduler.scheduling_policy == "priority" else fcfs_order
+            self._waiting = WaitingRequests(self._order, self._prefills.is_long)
         self._running: list[Request] = []  # sorted by the policy: the last one is preempted first
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
@@ -76,6 +97,8 @@ class Scheduler:
         self._arrivals += 1
         entry = Request(request, self._hasher, self.limits.layout.block_size, self._arrivals)
         self._requests[entry.request_id] = entry
+        if self._tenants is not None:
+            self._tenants.add_request(entry.tenant)
         self._waiting.push(entry)
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -100,6 +123,8 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Choose the tokens of the next step and give them their KV blocks."""
         step = _Step(self._token_budget)
+        if self._tenants is not None and self._tenants.num_active > 1:
+            self._share_out(step, self._tenants)
         num_preempted = self._counters.num_preemptions
         self._schedule_running(step)
         if self._counters.num_preemptions == num_preempted:
@@ -109,10 +134,40 @@ class Scheduler:
         step.batch.removed, self._removed = self._removed, []
         return step.batch
 
+    def _share_out(self, step: _Step, tenants: Tenants) -> None:
+        """Policy ``fair``: let a waiting request have the place, or the blocks, of a tenant that has been served more.
+
+        One request a step comes in that way, so that work is not thrown away in heaps; what it takes is mostly found
+        again in the prefix cache.
+        """
+        self._running.sort(key=self._order)  # who was served least has changed
+        prefilling = [one for one in self._running if one.is_prefilling]
+        step.num_partial = len(prefilling)
+        request = self._waiting.first(with_long=True)
+        if request is None:
+            return
+        while self._running and not self._could_start(request):
+            victim = tenants.who_gives_way(request, self._running)
+            if victim is None:
+                return
+            self._running.remove(victim)
+            self._preempt(victim)
+        if prefilling and all(one.tenant != request.tenant for one in prefilling):
+            step.newcomer = request.tenant
+            step.num_partial += 1
+
+    def _could_start(self, request: Request) -> bool:
+        """Whether there are a place and blocks for a waiting request."""
+        if len(self._running) >= self._max_num_seqs:
+            return False
+        prefix = self.kv.cached_prefix(request)
+        wanted = self.kv.blocks_to_start(request, prefix, step_tokens=self._max_prefill_tokens)
+        return wanted <= self.kv.pool.num_available
+
     def _schedule_running(self, step: _Step) -> None:
         # There are never more running requests than tokens in a step: each prefill has at least one, too.
         prefill_budget = step.budget - sum(not request.is_prefilling for request in self._running)
-        step.prefill_share = self._prefills.share(prefill_budget)
+        step.prefill_share = self._prefills.share(prefill_budget, step.num_partial)
         index = 0
         while index < len(self._running):
             request = self._running[index]
@@ -157,6 +212,8 @@ class Scheduler:
 
     def _may_leave_partial(self, step: _Step, request: Request) -> bool:
         """Whether one more request may be part-way through its prefill after the step."""
+        if request.tenant == step.newcomer and all(other.tenant != step.newcomer for other in step.partial):
+            return True
         if len(step.partial) >= self._prefills.max_partial:
             return False
         if not self._prefills.is_long(request):
@@ -179,9 +236,13 @@ class Scheduler:
         self._waiting.remove(request.request_id)
         bisect.insort(self._running, request, key=self._order)
         request.num_computed_tokens = prefix.num_tokens
+        if self._tenants is not None:
+            self._tenants.start(request.tenant)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = prefix.num_tokens
             request.scheduled_ts = time.monotonic()
+            if self._tenants is not None:
+                self._tenants.charge(request.tenant, PROMPT_TOKEN_COST * (request.num_tokens - prefix.num_tokens))
             if self.kv.looks_up(request):
                 self._counters.prefix_cache_queries += request.num_tokens
                 self._counters.prefix_cache_hits += prefix.num_tokens
@@ -221,13 +282,18 @@ class Scheduler:
     def _preempt_last(self) -> Request:
         """Send the last running request back to the queue; its tokens will be computed again."""
         request = self._running.pop()
-        self._send_back(request)
-        self._counters.num_preemptions += 1
-        request.num_preemptions += 1
+        self._preempt(request)
         logger.debug("preempted %s: out of KV blocks", request.request_id)
         return request
 
+    def _preempt(self, request: Request) -> None:
+        self._send_back(request)
+        self._counters.num_preemptions += 1
+        request.num_preemptions += 1
+
     def _send_back(self, request: Request) -> None:
+        if self._tenants is not None:
+            self._tenants.stop(request.tenant)
         self.kv.free(request)
         self._removed.append(request.request_id)
         request.start_over()
@@ -264,6 +330,8 @@ class Scheduler:
             reason, stop_reason = self._finish_reason(request, token_id)
             if reason is not None:
                 break
+        if self._tenants is not None:
+            self._tenants.charge(request.tenant, OUTPUT_TOKEN_COST * accepted)
         update = RequestUpdate(
             request_id=request.request_id,
             new_token_ids=sampled[:accepted],
@@ -296,7 +364,11 @@ class Scheduler:
         if self._waiting.remove(request.request_id) is None:
             self._running.remove(request)
             self._removed.append(request.request_id)
+            if self._tenants is not None:
+                self._tenants.stop(request.tenant)
         self.kv.free(request)
+        if self._tenants is not None:
+            self._tenants.remove_request(request.tenant)
 
     def _fail(self, request: Request, message: str) -> RequestUpdate:
         self._finish(request)

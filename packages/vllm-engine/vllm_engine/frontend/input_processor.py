@@ -102,6 +102,7 @@ class InputProcessor:
         priority: int = 0,
         cache_salt: str | None = None,
         token_ids: list[int] | None = None,
+        tenant: str = "",
     ) -> PreparedRequest:
         """Check a request and fill in its defaults.
 
@@ -112,6 +113,7 @@ class InputProcessor:
             priority: lower runs first; int32.
             cache_salt: see ``PromptDict``; the one in the prompt wins.
             token_ids: the ids of a text prompt, when the caller has tokenized it in a batch.
+            tenant: who asks, for fair shares.
 
         Raises:
             InvalidRequest: with the name of the field at fault.
@@ -147,6 +149,7 @@ class InputProcessor:
             cache_salt=salt,
             arrival_time=queued_ts,
             prompt_embeds=embeds,
+            tenant=tenant,
         )
         requests = self._fan_out(template, params)
         # The core's ids are not those of the outputs: what a user does to an output must not reach a core in a thread.

@@ -28,8 +28,17 @@ class SchedulerConfig:
         help="a prompt with more tokens is long, and no step takes more of one prompt; "
         "0: no limit, and a prompt is long with more than 4 % of --max-model-len",
     )
-    scheduling_policy: Literal["fcfs", "priority"] = option(
-        "fcfs", help="order of requests: by arrival, or by priority"
+    max_num_queued_reqs: NonNegative = option(
+        4096,
+        help="most requests that wait at a server beside those that run; more are answered with 429; 0: no limit",
+    )
+    max_num_queued_tokens: NonNegative = option(
+        4_194_304,
+        help="most tokens of prompts that wait at a server; with more, requests are answered with 429; 0: no limit",
+    )
+    scheduling_policy: Literal["fcfs", "priority", "fair"] = option(
+        "fcfs",
+        help="order of requests: by arrival, by priority, or such that each API key gets its fair share of tokens",
     )
     enable_chunked_prefill: bool | None = option(None, help="split long prompts over several steps; unset: yes")
     disable_chunked_mm_input: bool = option(False, help="never split a media item over steps", unsupported=NO_MEDIA)

@@ -1,0 +1,87 @@
+"""The bounded queue: exact counts of what is taken and what is refused."""
+
+import pytest
+
+from vllm_engine.config import SchedulerConfig
+from vllm_engine.errors import Overloaded
+from vllm_engine.frontend.admission import MAX_RETRY_SECONDS, Admission
+from vllm_engine.messages import EngineRequest, RequestUpdate
+from vllm_engine.params import SamplingParams
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admission(requests: int, tokens: int = 0, clock: Clock | None = None) -> Admission:
+    config = SchedulerConfig(max_num_queued_reqs=requests, max_num_queued_tokens=tokens)
+    return Admission(config, 2, clock=clock or Clock())
+
+
+def request(name: str, length: int) -> EngineRequest:
+    return EngineRequest(name, [1] * length, SamplingParams(), 4, 0, [], [], [])
+
+
+def test_as_many_requests_are_taken_as_run_and_may_wait() -> None:
+    queue = admission(3)
+    for _ in range(3):
+        queue.take(1)
+    queue.take(2)
+    with pytest.raises(Overloaded, match="5 requests run or wait, and it takes 5"):
+        queue.take(1)
+    queue.leave(2, ())
+    with pytest.raises(Overloaded):
+        queue.take(3)
+    queue.take(2)
+    queue.leave(5, ())
+    assert queue.num_requests == 0
+    assert queue.num_rejected == {"max_num_queued_reqs": 2, "max_num_queued_tokens": 0}
+
+
+def test_without_limits_everything_is_taken() -> None:
+    queue = admission(0)
+    queue.take(10**9)
+    queue.enqueue([request("a", 10_000)])
+    queue.enqueue([request("b", 10_000)])
+    assert queue.num_queued_tokens == 20_000
+
+
+def test_tokens_wait_until_the_first_update_of_their_request() -> None:
+    queue = admission(0, 100)
+    queue.enqueue([request("long", 300)])  # nothing else waits
+    with pytest.raises(Overloaded, match="prompts of 300 tokens wait, and no more than 100"):
+        queue.enqueue([request("a", 1)])
+    queue.on_updates([RequestUpdate("long", [7]), RequestUpdate("unknown", [7])])
+    queue.enqueue([request("a", 40), request("b", 60)])
+    with pytest.raises(Overloaded):
+        queue.enqueue([request("c", 1)])
+    queue.leave(1, [request("a", 40)])  # it was aborted
+    queue.enqueue([request("c", 40)])
+    assert queue.num_queued_tokens == 100
+    queue.on_updates([RequestUpdate(name, [7]) for name in "bc"])
+    queue.leave(2, [request("b", 60), request("c", 40)])
+    assert queue.num_queued_tokens == 0
+    assert queue.num_rejected == {"max_num_queued_reqs": 0, "max_num_queued_tokens": 2}
+
+
+def retry_after(queue: Admission) -> float:
+    with pytest.raises(Overloaded) as caught:
+        queue.take(10**6)
+    return caught.value.retry_after
+
+
+def test_a_client_is_told_to_come_back_when_half_of_the_queue_will_have_passed() -> None:
+    clock = Clock()
+    queue = admission(1000, clock=clock)
+    queue.take(100)
+    assert retry_after(queue) == 1
+    for _ in range(20):  # two a second
+        clock.now += 0.5
+        queue.leave(1, [request("a", 1)])
+    assert queue.num_requests == 80
+    assert retry_after(queue) == pytest.approx(20)
+    clock.now += 10_000
+    assert retry_after(queue) == MAX_RETRY_SECONDS
