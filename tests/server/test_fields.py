@@ -122,6 +122,12 @@ async def test_a_refused_field_of_chat_gives_a_400_that_names_it(chat: Post, llm
         assert (await chat(max_tokens=1, **{name: neutral})).status_code == 200
 
 
+def test_each_refusal_has_its_reason() -> None:
+    assert (
+        rules.REASONS.keys() == rules.REFUSED_COMPLETION.keys() | rules.REFUSED_CHAT.keys() | rules.NOT_FOR_TEXT.keys()
+    )
+
+
 def test_a_neutral_boolean_is_no_number() -> None:
     with pytest.raises(Exception, match="use_beam_search"):
         rules.without_refused({"use_beam_search": 0}, rules.REFUSED_CHAT)

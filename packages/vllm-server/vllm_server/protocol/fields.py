@@ -59,12 +59,48 @@ REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
 NOT_FOR_TEXT: dict[str, tuple[Any, ...]] = {"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)}
 """The same for ``/tokenize`` of a conversation."""
 
-_REASONS = {
+_NO_SEARCH = "completions are sampled, not searched for"
+_NO_GRAMMAR = "this server does not yet hold answers to a grammar"
+_TEXT_ONLY = "models of this server take and give text only"
+_ONE_ENGINE = "this server exchanges no caches with others"
+_NOTHING_KEPT = "this server keeps no answers"
+
+REASONS = {
+    "use_beam_search": _NO_SEARCH,
+    "length_penalty": _NO_SEARCH,
+    "watermarking": "answers carry no watermark",
+    "truncation_side": "truncate_prompt_tokens keeps the end of the prompt (left)",
+    "logprob_token_ids": "logprobs are those of the likeliest tokens",
+    "response_format": _NO_GRAMMAR,
+    "structured_outputs": _NO_GRAMMAR,
+    "return_weight_versions": "weights do not change while this server runs",
+    "routed_experts_prompt_start": "models of this server have no experts",
+    "return_token_offsets": "offsets come with logprobs of completions (text_offset)",
+    "mm_payload": _TEXT_ONLY,
+    "return_mm_kwargs": _TEXT_ONLY,
+    "media_io_kwargs": _TEXT_ONLY,
+    "mm_processor_kwargs": _TEXT_ONLY,
+    "modalities": _TEXT_ONLY,
+    "audio": _TEXT_ONLY,
+    "kv_transfer_params": _ONE_ENGINE,
+    "ec_transfer_params": _ONE_ENGINE,
+    "repetition_detection": "use repetition_penalty, or stop",
+    "thinking_token_budget": "this server does not tell thinking from answering",
+    "include_reasoning": "this server does not tell thinking from answering",
+    "stream_interval": "the server's --stream-interval holds for all requests",
+    "store": _NOTHING_KEPT,
+    "prompt_cache_retention": "the prefix cache keeps what it has room for",
+    "service_tier": "all requests are served alike",
     "suffix": "no model of this server fills in the middle",
+    "return_prompt_text": "use echo of completions, or /tokenize and /detokenize",
     "functions": "use tools",
     "function_call": "use tool_choice",
-    "truncation_side": "truncate_prompt_tokens keeps the end of the prompt (left)",
+    "parallel_tool_calls": "this server cannot keep the model from calling several tools",
+    "prediction": "this version does not guess tokens ahead",
+    "web_search_options": "this server searches nothing",
+    "verbosity": "no model of this server knows it",
 }
+"""Why a field is refused."""
 
 
 def without_refused(fields: dict[str, Any], refused: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -79,8 +115,7 @@ def without_refused(fields: dict[str, Any], refused: dict[str, tuple[Any, ...]])
         if name not in refused:
             remaining[name] = value
         elif value is not None and not any(_same(value, neutral) for neutral in refused[name]):
-            reason = _REASONS.get(name, "this server does not support it")
-            raise Unsupported(f"{name} is not supported: {reason}", field=name)
+            raise Unsupported(f"{name} is not supported: {REASONS[name]}", field=name)
     return remaining
 
 
