@@ -270,6 +270,12 @@ class SilentClient(AsyncClient):
     async def start(self) -> Any:
         raise NotImplementedError
 
+    def cpu_seconds(self) -> None:
+        pass
+
+    async def stacks(self) -> str:
+        return ""
+
     def _ask_to_end(self) -> None:
         pass
 

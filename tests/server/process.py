@@ -12,6 +12,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
+def without_phases(log: str) -> list[str]:
+    """Lines of a log but for those that say how long a phase of the start-up took."""
+    return [line for line in log.splitlines() if "start-up: " not in line]
+
+
 class Process:
     """A running ``fake_serve``, read line by line."""
 

@@ -12,6 +12,7 @@ import pytest
 from tests.server import fake_serve
 from tests.server.conftest import make_client, make_context, running
 from tests.server.fake_llm import FakeLLM, letters, sse_events
+from tests.server.process import without_phases
 from vllm_engine.errors import ConfigError
 from vllm_server.app import build_app
 from vllm_server.serve import add_arguments, run
@@ -173,6 +174,6 @@ def test_it_is_refused_in_one_line_before_the_engine_starts(
     flags = ["demo", "--port", "0", "--middleware", "mine.Stamp", "--middleware", "mine.Nothing"]
     assert run(parser.parse_args(flags)) == 2
     captured = capsys.readouterr()
-    (line,) = captured.err.splitlines()
+    (line,) = without_phases(captured.err)
     assert line == "vllm serve: error: --middleware: module mine has no Nothing"
     assert "engine launched" not in captured.out

@@ -15,7 +15,7 @@ import pytest
 
 from tests.server import fake_serve
 from tests.server.fake_llm import sse_events
-from tests.server.process import Process
+from tests.server.process import Process, without_phases
 from vllm_engine.config import EngineArgs
 from vllm_engine.errors import ConfigError
 from vllm_server.config import ServerConfig
@@ -197,7 +197,7 @@ def test_what_cannot_be_is_told_in_one_line(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert run(parser.parse_args(["demo", "--port", "0", *flags])) == code
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = without_phases(capsys.readouterr().err)
     assert line.startswith("vllm serve: error: ")
     assert message in line
 

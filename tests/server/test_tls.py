@@ -21,7 +21,7 @@ from tests.server import fake_serve
 from tests.server.certificates import OPENSSL, Pair, encrypt, make_authority, make_certificate
 from tests.server.conftest import make_context, running
 from tests.server.fake_llm import FakeLLM, letters, sse_events
-from tests.server.process import Process
+from tests.server.process import Process, without_phases
 from vllm_engine.errors import ConfigError
 from vllm_server.config import ServerConfig, create_server_config
 from vllm_server.serve import add_arguments, run
@@ -369,7 +369,7 @@ def test_it_is_told_in_one_line_before_the_engine_starts(
     add_arguments(parser)
     assert run(parser.parse_args(["demo", "--port", "0", *flags])) == 2
     captured = capsys.readouterr()
-    (line,) = captured.err.splitlines()
+    (line,) = without_phases(captured.err)
     assert line.startswith(f"vllm serve: error: --{field.replace('_', '-')}")
     assert "engine launched" not in captured.out
 

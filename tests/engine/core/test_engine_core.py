@@ -62,7 +62,7 @@ def test_a_step_that_raises_ends_its_requests_and_the_waiting_ones_get_their_sol
     core.add([request("a", [1, 2, 3]), request("b", [4, 5, 6]), request("waiting", [7, 8, 9])])
     core.step()
     runner = core.executor.worker.runner
-    original, calls = runner.model.forward, 0
+    original, calls = runner.model.embed, 0
 
     def failing(*args: Any) -> Any:
         nonlocal calls
@@ -71,7 +71,7 @@ def test_a_step_that_raises_ends_its_requests_and_the_waiting_ones_get_their_sol
             raise RuntimeError("injected")
         return original(*args)
 
-    monkeypatch.setattr(runner.model, "forward", failing)
+    monkeypatch.setattr(runner.model, "embed", failing)
     updates = run(core)
     assert updates["a"][-1].finish_reason == updates["b"][-1].finish_reason == "error"
     assert tokens(updates["waiting"]) == expected
@@ -97,7 +97,7 @@ def test_a_step_that_ctrl_c_ends_leaves_nothing_in_the_prefix_cache(
     core.step()
     core.add([request("cut", prompt)])
     with monkeypatch.context() as patch:
-        patch.setattr(runner.model, "forward", interrupted)
+        patch.setattr(runner.model, "embed", interrupted)
         with pytest.raises(KeyboardInterrupt):
             core.step()
     core.abort(["cut", "other"])  # as LLM does
@@ -126,7 +126,7 @@ def test_an_engine_whose_steps_keep_failing_gives_up(core: EngineCore, monkeypat
     def failing(*args: Any) -> Any:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(core.executor.worker.runner.model, "forward", failing)
+    monkeypatch.setattr(core.executor.worker.runner.model, "embed", failing)
     core.add([request(f"r{index}", [1, 2, 3]) for index in range(20)])
     with pytest.raises(EngineDead):
         for _ in range(MAX_CONSECUTIVE_FAILURES):
@@ -161,7 +161,7 @@ def test_failed_steps_with_sound_ones_between_them_are_no_reason_to_give_up(
     for index in range(2 * MAX_CONSECUTIVE_FAILURES):
         core.add([request(f"bad{index}", [1, 2, 3])])
         with monkeypatch.context() as patch:
-            patch.setattr(model, "forward", failing)
+            patch.setattr(model, "embed", failing)
             (update,) = core.step().updates
         assert update.finish_reason == "error"
         core.add([request(f"good{index}", [1, 2, 3], count=2)])
