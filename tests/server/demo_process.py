@@ -82,8 +82,9 @@ def _runs(pid: int) -> bool:
 class StreamReader(threading.Thread):
     """A client of a stream of ``max_tokens`` tokens: its lines as they come."""
 
-    def __init__(self, url: str, max_tokens: int, **fields: Any) -> None:
+    def __init__(self, url: str, max_tokens: int, *, headers: dict[str, str] | None = None, **fields: Any) -> None:
         super().__init__()
+        self.headers = headers
         self.url = url
         self.body = {"prompt": "Hello", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, **fields}
         self.lines: list[str] = []
@@ -93,7 +94,9 @@ class StreamReader(threading.Thread):
 
     def run(self) -> None:
         try:
-            with httpx.stream("POST", f"{self.url}/v1/completions", json=self.body, timeout=60) as response:
+            with httpx.stream(
+                "POST", f"{self.url}/v1/completions", json=self.body, headers=self.headers, timeout=60
+            ) as response:
                 for line in response.iter_lines():
                     if line:
                         self.lines.append(line)

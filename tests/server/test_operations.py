@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,34 @@ def test_a_second_signal_ends_streams_with_an_error_even_when_the_engine_hears_n
         reader.join(5)
         assert json.loads(reader.lines[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert not reader.broken
+
+
+def test_a_flood_is_shed_in_milliseconds_and_takes_nothing_from_others(
+    started: list[DemoProcess], tmp_path: Path
+) -> None:
+    flags = ["--max-num-seqs", "4", "--max-num-queued-reqs", "8", "--scheduling-policy", "fair"]
+    started.append(demo := DemoProcess(tmp_path, *flags, "--api-key", "heavy", "light"))
+    heavy, light = {"x-api-key": "heavy"}, {"x-api-key": "light"}
+    readers = [StreamReader(demo.url, 1000, headers=heavy) for _ in range(12)]
+    until(lambda: sum(reader.begun.is_set() for reader in readers) >= 4, 20)
+    body = {"prompt": "Hello", "max_tokens": 1}
+    with httpx.Client() as client:
+        refused, taken = [], []
+        for _ in range(20):
+            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=heavy)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            refused.append(answer.elapsed.total_seconds())
+            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=light, timeout=20)
+            assert answer.status_code == 200
+            taken.append(answer.elapsed.total_seconds())
+        metrics = client.get(f"{demo.url}/metrics", headers=light).text
+    # Medians, as this machine does other things, too. A place of the flood becomes free only after a second or so.
+    assert statistics.median(refused) < 0.02
+    assert statistics.median(taken) < 0.3
+    assert not any(reader.lines and reader.lines[-1] == "data: [DONE]" for reader in readers[-4:])
+    assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 20.0' in metrics
+    demo.process.send_signal(signal.SIGTERM)
+    assert demo.process.wait(5) == 0
+    for reader in readers:
+        reader.join(5)

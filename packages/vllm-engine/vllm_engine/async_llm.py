@@ -274,7 +274,7 @@ class AsyncLLM:
         params = self._loaded.default_params() if params is None else check_params(params)
         count = params.n
         if self.admission is not None:
-            self.admission.take(count)
+            self.admission.take(count, tenant)
         queue = self._queues[label] = OutputQueue(params.output_kind)
         prepared = None
         try:
@@ -289,7 +289,7 @@ class AsyncLLM:
                     return
         finally:
             if self.admission is not None:
-                self.admission.leave(count, () if prepared is None else prepared.requests)
+                self.admission.leave(count, () if prepared is None else prepared.requests, tenant)
             del self._queues[label]
             self._aborted_early.discard(label)
             self._abort([label])

@@ -1,5 +1,6 @@
 """The bounded queue: exact counts of what is taken and what is refused."""
 
+import msgspec
 import pytest
 
 from vllm_engine.config import SchedulerConfig
@@ -85,3 +86,35 @@ def test_a_client_is_told_to_come_back_when_half_of_the_queue_will_have_passed()
     assert retry_after(queue) == pytest.approx(20)
     clock.now += 10_000
     assert retry_after(queue) == MAX_RETRY_SECONDS
+
+
+def test_with_fair_shares_a_flood_keeps_nobody_else_out() -> None:
+    config = SchedulerConfig(max_num_queued_reqs=10, max_num_queued_tokens=100, scheduling_policy="fair")
+    queue = Admission(config, 2, clock=Clock())
+    for _ in range(12):
+        queue.take(1, "heavy")
+    with pytest.raises(Overloaded):
+        queue.take(1, "heavy")
+    for _ in range(6):
+        queue.take(1, "light")
+    with pytest.raises(Overloaded):
+        queue.take(1, "light")
+    for _ in range(4):
+        queue.take(1, "third")
+    with pytest.raises(Overloaded):
+        queue.take(1, "third")
+    heavy = [msgspec.structs.replace(request(f"h{index}", 50), tenant="heavy") for index in range(3)]
+    light = [msgspec.structs.replace(request(f"l{index}", 50), tenant="light") for index in range(2)]
+    queue.enqueue(heavy[:2])
+    with pytest.raises(Overloaded):
+        queue.enqueue(heavy[2:])
+    queue.enqueue(light[:1])
+    with pytest.raises(Overloaded):
+        queue.enqueue(light[1:])
+    queue.on_updates([RequestUpdate("h0", [7]), RequestUpdate("l0", [7])])
+    queue.enqueue(heavy[2:])
+    assert queue.num_queued_tokens == 100
+    queue.leave(12, heavy, "heavy")
+    queue.leave(6, light, "light")
+    queue.leave(4, (), "third")
+    assert queue.num_requests == queue.num_queued_tokens == queue.num_tenants == 0

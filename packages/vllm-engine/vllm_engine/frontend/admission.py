@@ -1,7 +1,7 @@
 """The bounded queue: how many requests, and tokens of prompts, may wait before new ones are turned away."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from vllm_engine.config import SchedulerConfig
@@ -19,6 +19,9 @@ class Admission:
     Requests are counted from ``take`` to ``leave``: as many as run at once, and ``max_num_queued_reqs`` more, are
     taken. The tokens of a prompt count as queued until the first update of its request; they are taken whatever their
     number when no others are queued, so that there is no prompt that never is.
+
+    With the policy ``fair``, who floods the queue keeps nobody else out: a tenant with less than an even share of what
+    a limit allows is taken though the limit is reached. So ``k`` tenants get past it by ``1/2 + ... + 1/k`` of it.
     """
 
     def __init__(
@@ -28,16 +31,19 @@ class Admission:
         self._max_requests = max_num_seqs + config.max_num_queued_reqs if config.max_num_queued_reqs else None
         self._max_tokens = config.max_num_queued_tokens or None
         self._clock = clock
-        self._queued: dict[str, int] = {}  # tokens of prompts, by id in the engine
+        self._fair = config.scheduling_policy == "fair"
+        self._queued: dict[str, tuple[str, int]] = {}  # tenant and tokens of the prompt, by id in the engine
+        self._requests_of: Counter[str] = Counter()  # by tenant, as are the tokens: of those that have any
+        self._tokens_of: Counter[str] = Counter()
         self._ended: deque[float] = deque(maxlen=_RATE_OVER)
         self.num_requests = 0
         self.num_queued_tokens = 0
         self.num_rejected = {"max_num_queued_reqs": 0, "max_num_queued_tokens": 0}
         """Refusals by the limit that was reached."""
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, tenant: str = "") -> None:
         """Count ``count`` more requests. Raises ``Overloaded`` when they are too many, and counts none of them."""
-        if self._max_requests is not None and self.num_requests + count > self._max_requests:
+        if self._is_too_much(self._requests_of, count, tenant, self.num_requests, self._max_requests):
             self.num_rejected["max_num_queued_reqs"] += 1
             raise Overloaded(
                 f"The engine is overloaded: {self.num_requests} requests run or wait, and it takes "
@@ -45,11 +51,13 @@ class Admission:
                 retry_after=self._retry_after(),
             )
         self.num_requests += count
+        self._requests_of[tenant] += count
 
     def enqueue(self, requests: Sequence[EngineRequest]) -> None:
         """Count the prompts of requests. Raises ``Overloaded`` when they are too long, and counts none of them."""
         count = sum(len(request.prompt_token_ids) for request in requests)
-        if self._max_tokens is not None and self._queued and self.num_queued_tokens + count > self._max_tokens:
+        tenant = requests[0].tenant
+        if self._queued and self._is_too_much(self._tokens_of, count, tenant, self.num_queued_tokens, self._max_tokens):
             self.num_rejected["max_num_queued_tokens"] += 1
             raise Overloaded(
                 f"The engine is overloaded: prompts of {self.num_queued_tokens} tokens wait, and no more than "
@@ -57,21 +65,40 @@ class Admission:
                 retry_after=self._retry_after(),
             )
         for request in requests:
-            self._queued[request.request_id] = len(request.prompt_token_ids)
+            self._queued[request.request_id] = (tenant, len(request.prompt_token_ids))
         self.num_queued_tokens += count
+        self._tokens_of[tenant] += count
 
     def on_updates(self, updates: Iterable[RequestUpdate]) -> None:
         """What a step brought: who got something waits no more."""
         for update in updates:
-            self.num_queued_tokens -= self._queued.pop(update.request_id, 0)
+            self._dequeue(update.request_id)
 
-    def leave(self, count: int, requests: Iterable[EngineRequest]) -> None:
+    def leave(self, count: int, requests: Iterable[EngineRequest], tenant: str = "") -> None:
         """``count`` requests have ended, in whatever way; ``requests`` are those of them that were enqueued."""
         now = self._clock()
         for request in requests:
-            self.num_queued_tokens -= self._queued.pop(request.request_id, 0)
+            self._dequeue(request.request_id)
             self._ended.append(now)
         self.num_requests -= count
+        _take_off(self._requests_of, tenant, count)
+
+    @property
+    def num_tenants(self) -> int:
+        """Tenants of which anything is kept."""
+        return len(self._requests_of.keys() | self._tokens_of.keys())
+
+    def _dequeue(self, request_id: str) -> None:
+        tenant, count = self._queued.pop(request_id, ("", 0))
+        if count:
+            self.num_queued_tokens -= count
+            _take_off(self._tokens_of, tenant, count)
+
+    def _is_too_much(self, of: Counter[str], count: int, tenant: str, total: int, limit: int | None) -> bool:
+        if limit is None or total + count <= limit:
+            return False
+        others = len(of) - (tenant in of)
+        return not (self._fair and others and of.get(tenant, 0) + count <= limit // (others + 1))
 
     def _retry_after(self) -> float:
         """Seconds in which half of what runs and waits will have ended, at the pace of the last ones."""
@@ -79,3 +106,9 @@ class Admission:
             return 1.0
         pace = (len(self._ended) - 1) / (self._clock() - self._ended[0])
         return min(max(self.num_requests / 2 / pace, 1.0), MAX_RETRY_SECONDS)
+
+
+def _take_off(counts: Counter[str], tenant: str, count: int) -> None:
+    counts[tenant] -= count
+    if not counts[tenant]:
+        del counts[tenant]
