@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vllm_bench.commands import compare, latency, serve, startup, throughput
+from vllm_bench.commands import compare, latency, plot, serve, startup, throughput
 from vllm_cli.command import Command
 
 _BENCHMARKS = {
@@ -11,6 +11,7 @@ _BENCHMARKS = {
     "throughput": throughput,
     "startup": startup,
     "compare": compare,
+    "plot": plot,
 }
 
 

@@ -23,6 +23,7 @@ from vllm_bench.result.detailed import always_kept, detailed
 from vllm_bench.result.fingerprint import fingerprint, without_secrets
 from vllm_bench.result.metadata import metadata
 from vllm_bench.result.partial import partial_facts
+from vllm_bench.result.plot_options import draws
 from vllm_bench.server_facts import ServedModel, ServerFacts
 from vllm_bench.transport.client import HttpClient
 from vllm_bench.transport.tls import client_context
@@ -41,7 +42,7 @@ _CONNECTIONS_OF_AN_OPEN_LOOP = 32
 
 
 def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
-    """Do what the options say; returns the result under its documented keys.
+    """Do what the options say; returns the result under its documented keys, with details where a picture needs them.
 
     Raises:
         CommandError: the server is not there, or the workload cannot be made or sent.
@@ -80,7 +81,7 @@ def _result(
     result = _header(options, model, text.name, len(run.records)) | partial_facts(run)
     result |= _figures(options, run, endpoint, text) | _ramp_up(options, run)
     result["fingerprint"] = fingerprint(options, version)
-    return result | always_kept(run) | (detailed(run) if options.save_detailed else {})
+    return result | always_kept(run) | (detailed(run) if options.save_detailed or draws(options) else {})
 
 
 def _figures(options: Namespace, run: LoadRun, endpoint: Endpoint, text: TextSource) -> dict[str, Any]:

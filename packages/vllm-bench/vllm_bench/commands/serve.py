@@ -20,8 +20,10 @@ def run(options: Namespace) -> int:
     check(options)
 
     from vllm_bench.measurement import measure
+    from vllm_bench.result.detailed import without_details
     from vllm_bench.result.options import saves
     from vllm_bench.result.partial import exit_code
+    from vllm_bench.result.plot_options import draws
     from vllm_bench.result.save import default_name, save
     from vllm_bench.result.table import load_lines
 
@@ -32,6 +34,14 @@ def run(options: Namespace) -> int:
     print("\n".join(load_lines(result, metrics, options.metric_percentiles)))
     if saves(options):
         path = (options.result_dir or Path()) / (options.result_filename or default_name(result))
-        save(result, path, append=options.append_result)
+        save(result if options.save_detailed else without_details(result), path, append=options.append_result)
         print(f"\nsaved to {path}")
+        if draws(options):
+            from vllm_bench.plots.files import base_of, draw
+
+            base = base_of(path)
+            if options.append_result:  # the file holds other runs, too
+                base = base.with_name(f"{base.name}-{result['date']}")
+            for drawn in draw([result], base, options):
+                print(f"drawn: {drawn}")
     return exit_code(result)

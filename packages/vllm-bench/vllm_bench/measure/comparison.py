@@ -24,7 +24,7 @@ _SAME_IN_ALL = (
     *("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps"),
     *("batch_size", "input_len", "output_len", "n", "num_requests"),
 )
-_NO_MATTER = frozenset(
+NO_MATTER = frozenset(
     {
         *("base_url", "host", "port", "insecure", "header", "model", "served_model_name", "backend", "tokenizer"),
         *("label", "percentile_metrics", "metric_percentiles", "goodput", "disable_tqdm", "request_id_prefix"),
@@ -175,7 +175,7 @@ def _flags(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         name: value
         for name, value in flags.items()
-        if name not in _NO_MATTER and name not in _SAME_IN_ALL and not name.startswith(("plot", "timeline"))
+        if name not in NO_MATTER and name not in _SAME_IN_ALL and not name.startswith(("plot", "timeline"))
     }
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from vllm_bench.load.run import LoadRun
 
+_DETAILS = ("input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors")
+
 
 def always_kept(run: LoadRun) -> dict[str, Any]:
     """What is saved in any case: seconds from start to end, and of waiting for a place among ``--max-concurrency``."""
@@ -31,3 +33,8 @@ def detailed(run: LoadRun) -> dict[str, Any]:
         "generated_texts": ["".join(record.texts) for record in run.records],
         "errors": [record.error or "" for record in run.records],
     }
+
+
+def without_details(result: dict[str, Any]) -> dict[str, Any]:
+    """``result`` as it is saved without ``--save-detailed``."""
+    return {key: value for key, value in result.items() if key not in _DETAILS}

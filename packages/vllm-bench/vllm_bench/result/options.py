@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vllm_bench import option_types
 from vllm_bench.measure.goodput import slo
+from vllm_bench.result.plot_options import add_plot_arguments, check_plot_options, draws
 from vllm_cli.command import CommandError
 
 
@@ -39,6 +40,13 @@ def add_result_arguments(group: _ArgumentGroup) -> None:
         metavar="KEY=VALUE",
         help="more keys for the saved result, such as version=1.2 gpu=none (default: none)",
     )
+    group.add_argument(
+        "--plot",
+        action="store_true",
+        help="draw latencies and the run over time (PNG) and write a page with figures and pictures (HTML), beside the "
+        "result; saves it, too, as do the other --plot options",
+    )
+    add_plot_arguments(group)
 
 
 def check_result_options(options: Namespace) -> None:
@@ -49,6 +57,7 @@ def check_result_options(options: Namespace) -> None:
             raise CommandError(f"--goodput: {name} has two limits", exit_code=2)
     if options.metadata and not saves(options):
         raise CommandError("--metadata needs --save-result: it is a part of the saved result", exit_code=2)
+    check_plot_options(options)
 
 
 def saves(options: Namespace) -> bool:
@@ -59,4 +68,5 @@ def saves(options: Namespace) -> bool:
         or options.append_result
         or options.result_dir is not None
         or options.result_filename is not None
+        or draws(options)
     )

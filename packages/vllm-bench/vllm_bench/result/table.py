@@ -1,6 +1,6 @@
 """The figures of a load run as lines for a reader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_bench.result.partial import partial_lines
@@ -39,7 +39,7 @@ def load_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequen
         lines += ["", *_time_lines(figures, metrics, percents)]
     if figures["error_counts"]:
         lines += ["", "errors:", *(f"  {count} x {message}" for message, count in figures["error_counts"].items())]
-    return lines + _notes(figures) + partial_lines(figures)
+    return lines + notes(figures) + _verdict_lines(figures) + partial_lines(figures)
 
 
 def _time_lines(figures: dict[str, Any], metrics: Sequence[str], percents: Sequence[float]) -> list[str]:
@@ -63,14 +63,15 @@ def _interval(ends: Sequence[float | None] | None) -> str:
     return f"{low} .. {high}"
 
 
-def _notes(figures: dict[str, Any]) -> list[str]:
+def notes(figures: Mapping[str, Any]) -> list[str]:
+    """What the reader must know, but for the verdict; an empty line before each."""
     lines = []
     if figures.get("tokenizer_id") == UncountedWords.name:
         lines += ["", "note: no tokens were counted beforehand; made-up prompts have a word for each wanted token"]
         lines += ["      (--tokenizer with the model's folder makes them exact)"]
     if figures["completed"] and figures.get("tokens_counted_by") == "chunks":
         lines += ["", "note: the server reports no usage; tokens are counted as chunks of the stream"]
-    if figures["prompt_token_mismatches"]:
+    if figures.get("prompt_token_mismatches"):
         count = figures["prompt_token_mismatches"]
         lines += ["", f"note: in {count} requests the server counted other prompt tokens than this client"]
     if figures.get("output_token_mismatches"):
@@ -80,9 +81,13 @@ def _notes(figures: dict[str, Any]) -> list[str]:
             f"note: in {count} requests the server's count of output tokens is not what is expected: {example}",
         ]
         lines += ["      (a model may choose other tokens than a tokenizer would cut its text into)"]
-    if figures["client_cpu_share"] > _BUSY_CLIENT_SHARE:
+    if (figures.get("client_cpu_share") or 0.0) > _BUSY_CLIENT_SHARE:
         share = figures["client_cpu_share"]
         lines += ["", f"note: this client used {share:.0%} of a CPU; it may be slower than the server"]
-    if not figures["trusted"]:
-        lines += ["", "NO VERDICT: these figures are not the server's alone", *figures["distrust_reasons"]]
     return lines
+
+
+def _verdict_lines(figures: Mapping[str, Any]) -> list[str]:
+    if figures["trusted"]:
+        return []
+    return ["", "NO VERDICT: these figures are not the server's alone", *figures["distrust_reasons"]]
