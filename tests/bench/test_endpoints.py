@@ -38,6 +38,24 @@ def test_a_chat_reads_thoughts_as_text_and_only_the_answer_as_answer():
     assert (record.prompt_tokens, record.completion_tokens, record.error) == (4, 2, None)
 
 
+def test_tokens_without_text_have_their_moments():
+    """Special ones past an answer's end take their time; chunks that name a role, an end or a count are no tokens."""
+    record = RequestRecord(0.0, 0.0)
+    ends = [("", None), ("a", None), ("", None), ("", "length")]
+    for now, (text, finish) in enumerate(ends):
+        Completions().read({"choices": [{"text": text, "finish_reason": finish}]}, float(now), record)
+    Completions().read({"choices": [{"text": "", "finish_reason": "stop"}]}, 4.0, record)
+    Completions().read({"choices": [], "usage": {"completion_tokens": 4}}, 5.0, record)
+    assert (record.text_times, record.tpot) == ([0.0, 1.0, 2.0, 3.0], 1.0)
+
+    record = RequestRecord(0.0, 0.0)
+    deltas = [{"role": "assistant", "content": ""}, {"content": ""}, {"tool_calls": [{}]}, {}]
+    for now, delta in enumerate(deltas):
+        Chat().read({"choices": [{"delta": delta}]}, float(now), record)
+    Chat().read({"choices": [{"delta": {"content": ""}, "finish_reason": "stop"}]}, 4.0, record)
+    assert record.text_times == [1.0, 2.0]
+
+
 def test_a_chunk_of_several_choices_is_one():
     record = RequestRecord(0.0, 0.0)
     Completions().read({"choices": [{"index": 0, "text": "a"}, {"index": 1, "text": "b"}]}, 1.0, record)

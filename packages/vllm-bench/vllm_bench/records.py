@@ -22,7 +22,7 @@ class RequestRecord:
     sent: float = 0.0
     """Just before it was written, or a connection was opened for it."""
     text_times: list[float] = field(default_factory=list)
-    """Arrival of each chunk that carried text; equal ones where several were read at once."""
+    """Arrival of each chunk of tokens, mostly with text; equal ones where several were read at once."""
     texts: list[str] = field(default_factory=list)
     """What each of them adds to the answer; an answer that is no stream has one without a moment."""
     ended: float = 0.0
@@ -38,7 +38,7 @@ class RequestRecord:
     """Why it failed; None when it is complete."""
 
     def add_chunk(self, now: float, text: str) -> None:
-        """A chunk with text came at ``now``; ``text`` is its part of the answer, empty for a model's thoughts."""
+        """A chunk of tokens came at ``now``; ``text`` is its part of the answer, empty for thoughts and special tokens."""
         self.text_times.append(now)
         self.texts.append(text)
 
@@ -54,12 +54,12 @@ class RequestRecord:
 
     @property
     def ttft(self) -> float:
-        """Seconds to the first text."""
+        """Seconds to the first chunk of tokens."""
         return self.text_times[0] - self.start
 
     @property
     def itls(self) -> list[float]:
-        """Seconds between chunks with text, without the time to the first."""
+        """Seconds between chunks of tokens, without the time to the first."""
         return [later - earlier for earlier, later in itertools.pairwise(self.text_times)]
 
     @property

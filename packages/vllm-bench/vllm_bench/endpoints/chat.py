@@ -30,7 +30,8 @@ class Chat:
             deltas = [choice.get("delta") or {} for choice in content["choices"]]
             text = "".join(delta.get("content") or "" for delta in deltas)
             # A reasoning model's first words are words too; only the answer goes into the next turn.
-            if text or any(delta.get("reasoning_content") or delta.get("reasoning") for delta in deltas):
+            thinks = any(delta.get("reasoning_content") or delta.get("reasoning") for delta in deltas)
+            if text or thinks or generated.has_silent_token(content["choices"]):
                 record.add_chunk(now, text)
             generated.read_usage(content, record)
 

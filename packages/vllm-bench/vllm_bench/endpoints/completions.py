@@ -26,7 +26,8 @@ class Completions:
     def read(self, content: Any, now: float, record: RequestRecord) -> None:
         record.error = generated.error_of(content)
         if record.error is None:
-            if text := _text(content):
+            text = _text(content)
+            if text or generated.has_silent_token(content["choices"]):
                 record.add_chunk(now, text)
             generated.read_usage(content, record)
 

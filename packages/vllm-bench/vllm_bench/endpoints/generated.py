@@ -46,6 +46,19 @@ def read_usage(content: dict[str, Any], record: RequestRecord) -> None:
         record.completion_tokens = usage.get("completion_tokens")
 
 
+def has_silent_token(choices: list[dict[str, Any]]) -> bool:
+    """Whether a chunk without text is that of a token: special ones, and parts of a letter, make none.
+
+    Past its natural end (``ignore_eos``) a model makes many. A chunk that only tells the end of an answer has no token,
+    nor has the one before a chat's first, which names the role.
+    """
+    for choice in choices:
+        delta = choice.get("delta", choice)
+        if delta and not delta.get("role") and choice.get("finish_reason") in (None, "length"):
+            return True
+    return False
+
+
 def complaint(record: RequestRecord) -> str | None:
     """An answer of nothing. Tokens that make no text (special ones) are an answer, of unknown time to first token."""
     if record.text_times or record.completion_tokens or any(record.texts):
