@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 
-from vllm_bench.commands import compare, latency, plot, serve, startup, throughput
+from vllm_bench.commands import compare, latency, plot, serve, startup, sweep, throughput
 from vllm_cli.command import Command
 
 _BENCHMARKS = {
@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "startup": startup,
     "compare": compare,
     "plot": plot,
+    "sweep": sweep,
 }
 
 

@@ -1,6 +1,7 @@
 """A server started for a measurement, in a process group of its own, and surely ended."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -16,14 +18,25 @@ from vllm_cli.command import CommandError
 
 _PHASE = re.compile(r"start-up: (.+?) took ([0-9.]+) s")
 _TERM_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
 _LAST_LINES = 15
 
 
 class ServerProcess:
-    """Runs ``command`` until the block ends; then the whole process group is told to stop, and after 10 s killed."""
+    """Runs ``command`` until the block ends; then the whole process group is told to stop, and after 10 s killed.
 
-    def __init__(self, command: list[str]) -> None:
+    Args:
+        command: what to launch.
+        environment: variables beside our own.
+        dies_with_us: it is told to stop also when this thread ends without a chance to say so, as by ``kill -9``.
+    """
+
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str] | None = None, *, dies_with_us: bool = False
+    ) -> None:
         self._command = command
+        self._environment = {**os.environ, **(environment or {})}
+        self._before = _stop_with_parent() if dies_with_us else None
 
     def __enter__(self) -> Self:
         self._lines: list[tuple[float, str]] = []
@@ -35,6 +48,8 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=self._environment,
+            preexec_fn=self._before,
         )
         self._reader = threading.Thread(target=self._read, name="server-log", daemon=True)
         self._reader.start()
@@ -92,3 +107,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def _stop_with_parent() -> Callable[[], None]:
+    """What the child calls before it becomes the server. The library is found here: a child may not load any."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+    return ask

@@ -1,4 +1,4 @@
-"""What ``vllm bench startup`` must know of the command line that it launches: how to reach the server and ask it."""
+"""What a benchmark must know of the ``vllm serve`` command that it launches: how to reach the server and ask it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class ServeSettings:
     has_tokenizer: bool
 
 
-def read_serve_settings(arguments: Sequence[str]) -> ServeSettings:
-    """Read what follows ``vllm serve`` as the server does, its ``--config`` included.
+def read_serve_settings(arguments: Sequence[str], benchmark: str = "bench startup") -> ServeSettings:
+    """Read what follows ``vllm serve`` as the server does, its ``--config`` included; ``benchmark`` wants to know.
 
     A mistake ends the program as it ends ``vllm serve``: one line, exit code 2.
 
@@ -37,7 +37,7 @@ def read_serve_settings(arguments: Sequence[str]) -> ServeSettings:
         from vllm_server.serve import add_arguments
     except ModuleNotFoundError as error:
         if error.name in _WHEELS:
-            raise missing("bench startup", "serve") from error
+            raise missing(benchmark, "serve") from error
         raise
     from vllm_engine.errors import ConfigError
 

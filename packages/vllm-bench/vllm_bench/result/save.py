@@ -28,12 +28,24 @@ def save(result: dict[str, Any], path: Path, *, append: bool = False) -> None:
         CommandError: the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         before = path.read_text(encoding="utf-8") if append and path.exists() else ""
-        if before and not before.endswith("\n"):
-            before += "\n"
-        _replace(path, before + json.dumps(result) + "\n")
     except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"the result cannot be saved: {error}") from error
+    if before and not before.endswith("\n"):
+        before += "\n"
+    save_text(before + json.dumps(result) + "\n", path)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write ``text`` to a file, whose folder is made; a reader never sees half of it.
+
+    Raises:
+        CommandError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text)
+    except OSError as error:
         raise CommandError(f"the result cannot be saved: {error}") from error
 
 
