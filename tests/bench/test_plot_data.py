@@ -122,6 +122,11 @@ def test_lengths_and_their_bins():
         assert numpy.histogram(values, edges)[0].sum() == len(values)
 
 
+def test_many_lengths_are_shown_as_means_of_neighbours():
+    assert dataset_stats.grouped(numpy.array([1, 2, 6, 4, 10]), 1).tolist() == [1, 2, 6, 4, 10]
+    assert dataset_stats.grouped(numpy.array([1, 2, 6, 4, 10]), 2).tolist() == [1.5, 5, 10]
+
+
 def sweep() -> list[dict]:
     results = []
     for block_size in (16, 32):

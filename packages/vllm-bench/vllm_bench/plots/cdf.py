@@ -117,7 +117,9 @@ def _panel(axes: Any, name: str, curves: Sequence[Floats | None]) -> None:
     axes.set_ylabel(f"share of {counted} (%)")
     axes.set_ylim(0, 102)
     if len(curves) == 1:
-        axes.legend(loc="lower right", handlelength=1.0)
+        # The upper left is free where the curve rises late.
+        middle = axes.transAxes.inverted().transform(axes.transData.transform((numpy.median(everything), 50)))[0]
+        axes.legend(loc="upper left" if middle > 0.6 else "lower right", handlelength=1.0)
 
 
 def _ms(value: float) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Ints = numpy.typing.NDArray[numpy.int64]
 
 _MOST_BINS = 30
-_MOST_STEPS = 4000
+_MOST_BARS = 250
 
 
 def lengths(result: Mapping[str, Any]) -> tuple[Ints, Ints] | None:
@@ -40,6 +40,12 @@ def bin_edges(values: Ints) -> Sequence[float]:
     return [low - 0.5 + width * number for number in range((high - low) // width + 2)]
 
 
+def grouped(values: Ints, group: int) -> numpy.typing.NDArray[numpy.float64]:
+    """Means of each ``group`` neighbouring values; the last may be of fewer."""
+    begins = numpy.arange(0, len(values), group)
+    return numpy.add.reduceat(values, begins) / numpy.diff(begins, append=len(values))
+
+
 def draw(result: Mapping[str, Any]) -> "Figure | None":
     """Histograms of prompts, answers and both, and each request's tokens; None where ``lengths`` is."""
     found = lengths(result)
@@ -52,11 +58,13 @@ def draw(result: Mapping[str, Any]) -> "Figure | None":
         _histogram(panels[0, 1], outputs, "Answer", COLOURS[1])
         _histogram(panels[1, 0], inputs + outputs, "Prompt and answer", COLOURS[2])
         axes = panels[1, 1]
-        edges = numpy.arange(len(inputs) + 1) + 0.5
-        how = {"fill": True, "linewidth": 0, "rasterized": len(inputs) > _MOST_STEPS}
-        axes.stairs(inputs, edges, color=COLOURS[0], label="prompt", **how)
-        axes.stairs(inputs + outputs, edges, baseline=inputs, color=COLOURS[1], label="answer", **how)
-        axes.set_title("Each request")
+        group = -(-len(inputs) // _MOST_BARS)
+        bars = grouped(inputs, group), grouped(outputs, group)
+        edges = 0.5 + group * numpy.arange(len(bars[0]) + 1)
+        axes.stairs(bars[0], edges, fill=True, linewidth=0, color=COLOURS[0], label="prompt")
+        how = {"baseline": bars[0], "fill": True, "linewidth": 0}
+        axes.stairs(bars[0] + bars[1], edges, color=COLOURS[1], label="answer", **how)
+        axes.set_title("Each request" if group == 1 else f"Means of each {group} requests")
         axes.set_xlabel("request, in the order of their start")
         axes.set_ylabel("tokens")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -103,7 +103,15 @@ def _draw_under_way(axes: Any, requests: Sequence[SavedRequest]) -> None:
         )
     else:
         axes.fill_between(found.moments, total, color=COLOURS[5], label="waiting for the answer", **how)
-    axes.step(found.moments, total, where="post", color="#1A1A1A", linewidth=0.9, label="together", rasterized=many)
+    axes.step(
+        found.moments,
+        total,
+        where="post",
+        color="#1A1A1A",
+        linewidth=0.4 if many else 0.9,
+        label="together",
+        rasterized=many,
+    )
     _mark_failures(axes, requests)
     axes.set_title("Requests under way")
     axes.set_ylabel("requests")
