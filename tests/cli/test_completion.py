@@ -17,7 +17,7 @@ CASES = [
     ("vllm serve --prefix-caching-hash-algo xx", {"xxhash", "xxhash_cbor"}),
     ("vllm serve --no-enable-pref", {"--no-enable-prefix-caching"}),
     ("vllm serve settings.y", {"settings.yaml"}),
-    ("vllm bench s", {"serve", "startup"}),
+    ("vllm bench s", {"serve", "startup", "sweep"}),
     ("vllm bench serve --num-prom", {"--num-prompts"}),
     ("vllm bench serve --max-num-s", set()),
     ("vllm chat --q", {"--quick"}),
