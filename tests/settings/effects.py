@@ -81,8 +81,7 @@ EFFECTS: dict[str, list[str]] = {
         "test_a_short_prompt_passes_the_long_ones_where_fewer_long_ones_may_be_part_way"
     ],
     "max_concurrency_per_key": [
-        "server/test_key_limits.py::"
-        "test_requests_beyond_a_keys_concurrency_are_refused_and_those_of_others_are_not"
+        "server/test_key_limits.py::test_requests_beyond_a_keys_concurrency_are_refused_and_those_of_others_are_not"
     ],
     "max_tokens_per_minute_per_key": [
         "server/test_key_limits.py::test_tokens_of_prompts_and_answers_use_up_a_keys_minute"
