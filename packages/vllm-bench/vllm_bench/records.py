@@ -38,7 +38,7 @@ class RequestRecord:
     """Why it failed; None when it is complete."""
 
     def add_chunk(self, now: float, text: str) -> None:
-        """A chunk of tokens came at ``now``; ``text`` is its part of the answer, empty for thoughts and special tokens."""
+        """A chunk of tokens came at ``now``; ``text`` is its part of the answer, empty for thoughts and the like."""
         self.text_times.append(now)
         self.texts.append(text)
 
