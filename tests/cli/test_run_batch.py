@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_ends_the_run_with_one(command: Command, monkeypatch
             raise OSError(28, "No space left on device")
 
     full = lambda descriptor, mode: Full(io.FileIO(descriptor, mode))  # noqa: E731
-    monkeypatch.setattr("vllm_server.batch_journal.open", full, raising=False)
+    monkeypatch.setattr("vllm_server.batch.journal.open", full, raising=False)
     assert command() == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("vllm run-batch: error: cannot write ")
@@ -177,7 +177,8 @@ if heavy: sys.exit(f"imported: {heavy}")
 
 def test_without_its_wheel_the_command_says_what_to_install(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm_server", None)
-    monkeypatch.delitem(sys.modules, "vllm_server.batch", raising=False)
+    for module in ("vllm_server.batch", "vllm_server.batch.command"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     assert main(["run-batch", "--help"]) == 2
     assert capsys.readouterr().err.startswith("vllm: error: `vllm run-batch` needs more than vllm-cli: ")
 

@@ -10,11 +10,11 @@ from typing import Any
 from tests.server.conftest import make_context
 from tests.server.fake_llm import FakeLLM
 from vllm_server.app import build_app, json_urls
-from vllm_server.batch_input import BatchInput, open_input
-from vllm_server.batch_journal import Journal, RunKey
-from vllm_server.batch_output import open_output
-from vllm_server.batch_result import WrittenResult
-from vllm_server.batch_work import BatchWork
+from vllm_server.batch.input import BatchInput, open_input
+from vllm_server.batch.journal import Journal, RunKey
+from vllm_server.batch.output import open_output
+from vllm_server.batch.result import WrittenResult
+from vllm_server.batch.work import BatchWork
 
 ROOT = Path(__file__).parents[2]
 KEY = RunKey("1" * 64, "2" * 64)

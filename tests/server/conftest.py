@@ -19,7 +19,7 @@ from tests.server.process import Process
 from vllm_server.app import build_app
 from vllm_server.config import ServerConfig
 from vllm_server.context import ServerContext
-from vllm_server.uvicorn_server import create_server
+from vllm_server.running.uvicorn_server import create_server
 
 
 def make_context(llm: FakeLLM, **options: Any) -> ServerContext:

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from tests.server import fake_serve
-from vllm_server.batch import add_arguments, run
+from vllm_server.batch.command import add_arguments, run
 
 
 def main() -> int:

@@ -19,12 +19,12 @@ from tests.server.batch_folder import KEY, Folder, answer, line, start, work_on
 from tests.server.fake_llm import FakeLLM
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_server import app
-from vllm_server.batch_config import AS_SERVED, BatchConfig, create_batch_config
-from vllm_server.batch_input import open_input
-from vllm_server.batch_journal import Journal, JournalPlace
-from vllm_server.batch_metrics import metrics_server
+from vllm_server.batch.config import AS_SERVED, BatchConfig, create_batch_config
+from vllm_server.batch.input import open_input
+from vllm_server.batch.journal import Journal, JournalPlace
+from vllm_server.batch.metrics import metrics_server
 from vllm_server.config import ServerConfig
-from vllm_server.metrics import new_registry
+from vllm_server.telemetry.metrics import new_registry
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ async def test_a_line_without_an_end_one_with_a_mark_and_equal_ids_are_taken(fol
 async def test_a_line_that_is_too_long_is_not_held(
     folder: Folder, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_server.batch_input.MAX_LINE_BYTES", 200)
+    monkeypatch.setattr("vllm_server.batch.input.MAX_LINE_BYTES", 200)
     good = line("good", prompt="hi", max_tokens=1)
     await answer(folder, llm, line("long", prompt="x" * 1000), good)
     long, after = folder.results()
@@ -263,7 +263,7 @@ async def test_what_waits_for_an_earlier_answer_is_bounded(folder: Folder) -> No
 
 
 async def test_long_lines_wait_for_those_that_run(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_server.batch_work._HELD_BYTES", 3_000)
+    monkeypatch.setattr("vllm_server.batch.work._HELD_BYTES", 3_000)
     llm = Counting()
     long, short = ([line(prompt="20", max_tokens=1, user="x" * length) for _ in range(20)] for length in (2_000, 10))
     assert await answer(folder, llm, *long, in_flight=8) == (20, 0)

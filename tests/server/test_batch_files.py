@@ -11,11 +11,11 @@ from tests.server.batch_folder import KEY, Folder, answer, line, work_on
 from tests.server.fake_llm import FakeLLM
 from vllm_engine.config import EngineArgs
 from vllm_engine.errors import ConfigError
-from vllm_server.batch_config import answers_digest, create_batch_config
-from vllm_server.batch_errors import BatchFileError
-from vllm_server.batch_input import open_input
-from vllm_server.batch_journal import Journal, JournalPlace, RunKey
-from vllm_server.batch_output import FileOutput
+from vllm_server.batch.config import answers_digest, create_batch_config
+from vllm_server.batch.errors import BatchFileError
+from vllm_server.batch.input import open_input
+from vllm_server.batch.journal import Journal, JournalPlace, RunKey
+from vllm_server.batch.output import FileOutput
 
 LINES = [*(line(str(index), prompt="hi", max_tokens=2) for index in range(4)), "wrong", line("last", prompt="!fail")]
 
@@ -182,7 +182,7 @@ async def test_a_journal_that_became_the_output_meanwhile_is_not_written_to(
                 fcntl.flock(journal._file, fcntl.LOCK_UN)
             return descriptor
 
-        monkeypatch.setattr("vllm_server.batch_journal.os.open", slow_open)
+        monkeypatch.setattr("vllm_server.batch.journal.os.open", slow_open)
         with Journal(output.place, KEY) as second:
             second.write(b"second\n", failed=False)
     assert folder.output.read_bytes() == b"done\n"

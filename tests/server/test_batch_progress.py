@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from vllm_server.batch_progress import BatchProgress
-from vllm_server.batch_result import WrittenResult
+from vllm_server.batch.progress import BatchProgress
+from vllm_server.batch.result import WrittenResult
 
 GOOD = WrittenResult(b"", failed=False, prompt_tokens=30, completion_tokens=10)
 BAD = WrittenResult(b"", failed=True)
@@ -23,7 +23,7 @@ def test_without_a_terminal_a_line_comes_now_and_then(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("vllm_server.batch_progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("vllm_server.batch.progress.time.monotonic", lambda: now)
     with caplog.at_level(logging.INFO), BatchProgress(total=100, done=20, failed=1) as progress:
         for result in (GOOD, GOOD, BAD, GOOD):
             now += 5.0

@@ -19,12 +19,12 @@ from tests.server.batch_folder import Folder, line, start
 from tests.server.certificates import OPENSSL, make_authority, make_certificate
 from tests.server.file_server import FileServer, serving
 from vllm_engine.errors import ConfigError
-from vllm_server import batch_transfer
-from vllm_server.batch_config import create_batch_config
-from vllm_server.batch_errors import BatchFileError, TransferRefused
-from vllm_server.batch_output import UrlOutput
-from vllm_server.batch_transfer import fetch, upload
-from vllm_server.batch_url import shown_url
+from vllm_server.batch import transfer as batch_transfer
+from vllm_server.batch.config import create_batch_config
+from vllm_server.batch.errors import BatchFileError, TransferRefused
+from vllm_server.batch.output import UrlOutput
+from vllm_server.batch.transfer import fetch, upload
+from vllm_server.batch.url import shown_url
 
 LOGIN, SECRETS = "anna:geheim%21", ("anna", "geheim", "signed", "YW5uYTpnZWhlaW0h")
 """User and password in a URL; what must not be shown: them, the query, and the header that they become."""
@@ -408,6 +408,6 @@ def test_ctrl_c_ends_a_transfer_at_once(server: FileServer, folder: Folder, step
 
 
 async def test_the_library_is_loaded_for_urls_only() -> None:
-    script = "import sys, vllm_server.batch_run, vllm_server.batch_output; sys.exit('httpx' in sys.modules)"
+    script = "import sys, vllm_server.batch.run, vllm_server.batch.output; sys.exit('httpx' in sys.modules)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
     assert await process.wait() == 0

@@ -203,7 +203,7 @@ async def test_without_a_tokenizer_a_chat_is_refused(chat: Post, llm: FakeLLM) -
 async def test_long_conversations_are_rendered_off_the_event_loop_to_the_same_text(
     chat: Post, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_server.rendering.LONG_CONVERSATION", 20)
+    monkeypatch.setattr("vllm_server.prompts.rendering.LONG_CONVERSATION", 20)
     for times, rendered in ((10, 0), (11, 1)):
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}] * times
         response = await chat(messages=messages, max_tokens=1)

@@ -182,7 +182,8 @@ def test_parsing_flags_imports_neither_torch_nor_the_web_framework(module: str) 
 
 def test_the_application_itself_needs_no_torch() -> None:
     code = (
-        "import sys, vllm_server.app, vllm_server.lifecycle, vllm_server.uvicorn_server, vllm_server.metrics;"
+        "import sys, vllm_server.app, vllm_server.running.lifecycle, vllm_server.running.uvicorn_server;"
+        "import vllm_server.telemetry.metrics;"
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from tests.server.fake_llm import FakeLLM
 from tests.server.process import Process
 from vllm_server.app import build_app
 from vllm_server.config import DEFAULT_HOST
-from vllm_server.sockets import bind, url_of
+from vllm_server.running.sockets import bind, url_of
 
 
 def free_port() -> int:

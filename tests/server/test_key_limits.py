@@ -9,10 +9,10 @@ import pytest
 from tests.server.conftest import make_client, make_context
 from tests.server.fake_llm import FakeLLM
 from vllm_engine.errors import ConfigError
+from vllm_server.access.key_limits import KeyLimits
 from vllm_server.app import build_app
 from vllm_server.config import create_server_config
 from vllm_server.errors import RateLimited
-from vllm_server.key_limits import KeyLimits
 
 BODY = {"prompt": "hi", "max_tokens": 7}
 

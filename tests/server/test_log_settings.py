@@ -37,7 +37,7 @@ def test_a_file_tells_where_server_and_uvicorn_log(tmp_path: Path, flags: list[s
     finally:
         process.kill()
     lines = (tmp_path / "log").read_text().splitlines()
-    assert any(line.startswith("vllm_server.ending|INFO|stopping") for line in lines)
+    assert any(line.startswith("vllm_server.running.ending|INFO|stopping") for line in lines)
     access = [line for line in lines if line.startswith("uvicorn.access|INFO|") and "/health" in line]
     assert len(access) == (0 if flags else 1)
     assert process.log == []

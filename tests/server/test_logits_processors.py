@@ -10,8 +10,8 @@ from tests.engine.sampling.custom_processors import Break, Steer
 from tests.server.conftest import Post, make_client, make_context
 from tests.server.fake_llm import FakeLLM
 from vllm_engine import AsyncLLM, EngineArgs
+from vllm_server.answers.logprobs import FLOOR
 from vllm_server.app import build_app
-from vllm_server.logprobs import FLOOR
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from tests.server.conftest import Post
 from tests.server.fake_llm import FakeTokenizer, sse_events
 from vllm_engine.outputs import Logprob
-from vllm_server.logprobs import FLOOR, TokenNames, chat_logprobs, completion_logprobs, finite, prompt_logprobs
+from vllm_server.answers.logprobs import FLOOR, TokenNames, chat_logprobs, completion_logprobs, finite, prompt_logprobs
 
 
 async def test_completions_list_tokens_offsets_and_alternatives(complete: Post) -> None:

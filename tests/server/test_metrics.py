@@ -10,8 +10,8 @@ from vllm_engine.messages import SchedulerStats
 from vllm_engine.metrics.stats import RequestStats, StatLogger
 from vllm_server.app import build_app
 from vllm_server.context import ServerContext
-from vllm_server.histogram import Histogram, one_two_five
-from vllm_server.metrics import EngineMetrics, new_registry
+from vllm_server.telemetry.histogram import Histogram, one_two_five
+from vllm_server.telemetry.metrics import EngineMetrics, new_registry
 
 NAMES = """
     vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:prefix_cache_queries_total

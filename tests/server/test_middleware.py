@@ -14,9 +14,9 @@ from tests.server.conftest import make_client, make_context, running
 from tests.server.fake_llm import FakeLLM, letters, sse_events
 from tests.server.process import without_phases
 from vllm_engine.errors import ConfigError
+from vllm_server.access.user_middleware import load_middleware
 from vllm_server.app import build_app
 from vllm_server.serve import add_arguments, run
-from vllm_server.user_middleware import load_middleware
 
 SOURCE = """
 seen = []

@@ -104,12 +104,12 @@ def test_a_flood_is_shed_in_milliseconds_and_takes_nothing_from_others(
     flags = ["--max-num-seqs", "4", "--max-num-queued-reqs", "8", "--scheduling-policy", "fair"]
     started.append(demo := DemoProcess(tmp_path, *flags, "--api-key", "heavy", "light"))
     heavy, light = {"x-api-key": "heavy"}, {"x-api-key": "light"}
-    readers = [StreamReader(demo.url, 1000, headers=heavy) for _ in range(12)]
+    readers = [StreamReader(demo.url, 1900, headers=heavy) for _ in range(12)]
     until(lambda: sum(reader.begun.is_set() for reader in readers) >= 4, 20)
     body = {"prompt": "Hello", "max_tokens": 1}
     with httpx.Client() as client:
         refused, taken = [], []
-        for _ in range(20):
+        for _ in range(10):  # fewer than the flood's first requests need to end, even on a busy machine
             answer = client.post(f"{demo.url}/v1/completions", json=body, headers=heavy)
             assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
             assert 1 <= int(answer.headers["retry-after"]) <= 60
@@ -122,7 +122,7 @@ def test_a_flood_is_shed_in_milliseconds_and_takes_nothing_from_others(
     assert statistics.median(refused) < 0.02
     assert statistics.median(taken) < 0.3
     assert not any(reader.lines and reader.lines[-1] == "data: [DONE]" for reader in readers[-4:])
-    assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 20.0' in metrics
+    assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 10.0' in metrics
     demo.process.send_signal(signal.SIGTERM)
     assert demo.process.wait(5) == 0
     for reader in readers:

@@ -15,8 +15,8 @@ from vllm_engine.errors import InvalidRequest
 from vllm_engine.frontend import template_engine
 from vllm_server.app import build_app
 from vllm_server.context import ServerContext
-from vllm_server.template_process import TemplateProcess
-from vllm_server.template_worker import RenderCall
+from vllm_server.templates.process import TemplateProcess
+from vllm_server.templates.worker import RenderCall
 
 CHAT = "/v1/chat/completions"
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

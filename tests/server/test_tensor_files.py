@@ -23,8 +23,8 @@ from safetensors.torch import save as save_safetensors
 
 from vllm_engine.errors import InvalidRequest
 from vllm_engine.messages import PromptEmbeds
-from vllm_server.tensor_files import MAX_ALL_BYTES, decode_embeds, read_tensor
-from vllm_server.torch_files import describe
+from vllm_server.files.tensor_files import MAX_ALL_BYTES, decode_embeds, read_tensor
+from vllm_server.files.torch_files import describe
 
 WIDTH, ROWS, MAX_LEN = 6, 4, 32
 MAX_BYTES = MAX_LEN * WIDTH * 4
@@ -130,7 +130,7 @@ def test_several_tensors_come_in_their_order() -> None:
 def test_nothing_of_this_needs_torch() -> None:
     code = (
         "import sys\n"
-        "from vllm_server.tensor_files import read_tensor\n"
+        "from vllm_server.files.tensor_files import read_tensor\n"
         "for text in sys.argv[1:]:\n"
         f"    read_tensor(bytes.fromhex(text), width={WIDTH}, max_model_len={MAX_LEN}, max_bytes={MAX_BYTES})\n"
         "print('torch' in sys.modules)"

@@ -24,8 +24,8 @@ from tests.server.fake_llm import FakeLLM, letters, sse_events
 from tests.server.process import Process, without_phases
 from vllm_engine.errors import ConfigError
 from vllm_server.config import ServerConfig, create_server_config
+from vllm_server.running.tls import Tls, create_tls, load_context
 from vllm_server.serve import add_arguments, run
-from vllm_server.tls import Tls, create_tls, load_context
 
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="certificates are made with the openssl program")
 
@@ -207,7 +207,7 @@ def test_broken_files_are_told_and_not_used(
     replaceable: Path, authority: Pair, new_server: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     def told() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "vllm_server.tls"]
+        return [record.getMessage() for record in caplog.records if record.name == "vllm_server.running.tls"]
 
     tls = Tls(files_in(replaceable))
     with running(make_context(FakeLLM()), tls.context) as url:

@@ -10,22 +10,22 @@ from vllm_engine import envs
 from vllm_engine.errors import VllmError
 from vllm_engine.logging import get_logger
 from vllm_server import __version__
-from vllm_server.auth import AuthMiddleware
+from vllm_server.access.auth import AuthMiddleware
+from vllm_server.access.cors import with_cors
+from vllm_server.access.key_limits import KeyLimits
+from vllm_server.access.request_id import RequestIdMiddleware
+from vllm_server.access.root_path import RootPathMiddleware
+from vllm_server.access.tenant import TenantMiddleware
+from vllm_server.access.user_middleware import load_middleware
 from vllm_server.context import ServerContext
-from vllm_server.cors import with_cors
 from vllm_server.errors import (
     handle_client_gone,
     handle_http_exception,
     handle_unexpected_error,
     handle_vllm_error,
 )
-from vllm_server.key_limits import KeyLimits
 from vllm_server.openapi import add_schemas
-from vllm_server.request_id import RequestIdMiddleware
-from vllm_server.root_path import RootPathMiddleware
 from vllm_server.routes import chat, completions, dev, health, invocations, load, metrics, models, tokens
-from vllm_server.tenant import TenantMiddleware
-from vllm_server.user_middleware import load_middleware
 
 logger = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from vllm_engine.errors import NotFound
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
-from vllm_server.template_process import TemplateProcess
+from vllm_server.templates.process import TemplateProcess
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

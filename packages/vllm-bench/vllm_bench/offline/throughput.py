@@ -49,7 +49,7 @@ def measure_throughput(options: Namespace, engine: dict[str, Any]) -> dict[str, 
         )
 
     if options.async_engine:
-        from vllm_server.event_loop import loop_factory
+        from vllm_server.running.event_loop import loop_factory
 
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             seconds, outputs, wanted = runner.run(_time_async(engine, items, warm_ups, requests))

@@ -10,7 +10,7 @@ _WHEELS = ("vllm_server", "vllm_engine", "vllm_kernels")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of ``vllm_server.batch``."""
+    """The options of ``vllm_server.batch.command``."""
     _batch().add_arguments(parser)
 
 
@@ -22,7 +22,7 @@ def run(options: Namespace) -> int:
 
 def _batch() -> ModuleType:
     try:
-        from vllm_server import batch
+        from vllm_server.batch import command as batch
     except ModuleNotFoundError as error:
         # Only a wheel of ours that is absent is the user's to install; anything else is a fault to be seen.
         if error.name in _WHEELS:

@@ -10,19 +10,19 @@ from starlette.responses import Response
 from vllm_engine.errors import InvalidRequest
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.params import SamplingParams
-from vllm_server.chat_answer import ChatAnswer
+from vllm_server.access.request_id import take_label
+from vllm_server.answers.chat import ChatAnswer
+from vllm_server.answers.event_stream import EventStream
+from vllm_server.answers.generation import Generation
 from vllm_server.context import ServerContext, context_of, new_id
-from vllm_server.conversation import Conversation, conversation_of
-from vllm_server.event_stream import EventStream
 from vllm_server.field_names import named_as_in_request
-from vllm_server.generation import Generation
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
+from vllm_server.prompts.conversation import Conversation, conversation_of
+from vllm_server.prompts.rendering import render
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
 from vllm_server.protocol.sampling import check_priority, check_stream_options, sampling_params
-from vllm_server.rendering import render
-from vllm_server.request_id import take_label
 
 router = APIRouter()
 

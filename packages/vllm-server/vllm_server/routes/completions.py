@@ -14,19 +14,19 @@ from vllm_engine.frontend.prompt_embeds import check_enabled
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.messages import PromptEmbeds
 from vllm_engine.params import SamplingParams
-from vllm_server.completion_answer import CompletionAnswer
+from vllm_server.access.request_id import take_label
+from vllm_server.answers.completion import CompletionAnswer
+from vllm_server.answers.event_stream import EventStream
+from vllm_server.answers.generation import Generation
 from vllm_server.context import ServerContext, context_of, new_id
-from vllm_server.event_stream import EventStream
 from vllm_server.field_names import named_as_in_request
-from vllm_server.generation import Generation
+from vllm_server.files.tensor_files import decode_embeds
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
-from vllm_server.prompts import check_count, parse_prompts
+from vllm_server.prompts.completion import check_count, parse_prompts
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
 from vllm_server.protocol.sampling import check_priority, check_stream_options, sampling_params
-from vllm_server.request_id import take_label
-from vllm_server.tensor_files import decode_embeds
 
 router = APIRouter()
 

@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_server.context import ServerContext, context_of
-from vllm_server.conversation import conversation_of
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
+from vllm_server.prompts.conversation import conversation_of
+from vllm_server.prompts.rendering import render
 from vllm_server.protocol.fields import NOT_FOR_TEXT, without_refused
 from vllm_server.protocol.tokens import (
     DetokenizedText,
@@ -22,7 +23,6 @@ from vllm_server.protocol.tokens import (
     TokenizeTextRequest,
     Tokens,
 )
-from vllm_server.rendering import render
 
 if TYPE_CHECKING:
     from vllm_engine.frontend.tokenizer import Tokenizer

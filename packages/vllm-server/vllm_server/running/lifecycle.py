@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import ConfigError, InvalidRequest
 from vllm_engine.logging import get_logger, startup_phase
-from vllm_server.announcement import announce
 from vllm_server.config import ServerConfig, load_chat_template, served_names
-from vllm_server.ending import serve_until_the_end
-from vllm_server.stop_signals import StopSignals
-from vllm_server.tls import create_tls, refreshed
+from vllm_server.running.announcement import announce
+from vllm_server.running.ending import serve_until_the_end
+from vllm_server.running.stop_signals import StopSignals
+from vllm_server.running.tls import create_tls, refreshed
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -37,14 +37,14 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
     chat_template = load_chat_template(server_config.chat_template)
     tls = create_tls(server_config)
     if server_config.middleware:
-        from vllm_server.user_middleware import load_middleware
+        from vllm_server.access.user_middleware import load_middleware
 
         load_middleware(server_config.middleware)  # what cannot be imported is told before the model is touched
     with StopSignals() as signals:
         with startup_phase(logger, "frontend imports", {}):
             from vllm_engine.async_llm import AsyncLLM
-            from vllm_server.admission_metrics import AdmissionMetrics
-            from vllm_server.metrics import EngineMetrics, new_registry
+            from vllm_server.telemetry.admission_metrics import AdmissionMetrics
+            from vllm_server.telemetry.metrics import EngineMetrics, new_registry
 
         registry = new_registry()
         metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]
@@ -63,8 +63,8 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             start = asyncio.create_task(llm.start())
             # In a thread, because importing takes a third of a second, and the engine's process is launched meanwhile.
             with startup_phase(logger, "web framework", {}):
-                await asyncio.to_thread(importlib.import_module, "vllm_server.web")
-            from vllm_server.web import ServerContext, build_app, create_server
+                await asyncio.to_thread(importlib.import_module, "vllm_server.running.web")
+            from vllm_server.running.web import ServerContext, build_app, create_server
 
             if not await first(start, signals.stop.wait()):
                 return 0

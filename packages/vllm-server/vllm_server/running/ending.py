@@ -10,11 +10,11 @@ from vllm_engine import envs
 from vllm_engine.errors import EngineDead
 from vllm_engine.logging import get_logger
 from vllm_server.in_flight import InFlight
-from vllm_server.stop_signals import StopSignals
+from vllm_server.running.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
-    from vllm_server.uvicorn_server import Server
+    from vllm_server.running.uvicorn_server import Server
 
 logger = get_logger(__name__)
 

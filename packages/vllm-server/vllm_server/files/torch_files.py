@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_engine.frontend.prompt_embeds import check_shape, refusal
 from vllm_engine.messages import EMBEDS_ITEM_BYTES, EmbedsDtype, PromptEmbeds
-from vllm_server.zip_files import ZipFile
+from vllm_server.files.zip_files import ZipFile
 
 MAX_PICKLE_BYTES = 4096
 """What ``torch.save`` writes for a tensor has less than 300."""

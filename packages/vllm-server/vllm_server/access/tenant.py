@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import OutputKind
-from vllm_server.key_limits import KeyLimits
+from vllm_server.access.key_limits import KeyLimits
 
 
 @dataclass(frozen=True)

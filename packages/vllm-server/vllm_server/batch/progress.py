@@ -8,7 +8,7 @@ from typing import Self
 from tqdm import tqdm
 
 from vllm_engine.logging import get_logger
-from vllm_server.batch_result import WrittenResult
+from vllm_server.batch.result import WrittenResult
 
 logger = get_logger(__name__)
 

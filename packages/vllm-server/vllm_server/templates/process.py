@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from vllm_engine.errors import InvalidRequest, Unsupported
-from vllm_server.template_worker import RenderCall, RenderResult, read_message, write_message
+from vllm_server.templates.worker import RenderCall, RenderResult, read_message, write_message
 
 
 class TemplateProcess:
@@ -54,7 +54,7 @@ class TemplateProcess:
         if self._process is None or self._process.poll() is not None:
             self._end()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vllm_server.template_worker"],
+                [sys.executable, "-m", "vllm_server.templates.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -19,8 +19,8 @@ import httpx
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
 from vllm_server import __version__
-from vllm_server.batch_errors import BatchFileError, TransferRefused, reason_of
-from vllm_server.batch_url import shown_url
+from vllm_server.batch.errors import BatchFileError, TransferRefused, reason_of
+from vllm_server.batch.url import shown_url
 
 logger = get_logger(__name__)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from vllm_engine.errors import EngineDead, VllmError
-from vllm_server.batch_app import post
-from vllm_server.batch_input import MAX_LINE_BYTES, NumberedLine
-from vllm_server.batch_journal import Journal
-from vllm_server.batch_request import custom_id_of, parse_line
-from vllm_server.batch_result import WrittenResult, answered, refused
+from vllm_server.batch.app import post
+from vllm_server.batch.input import MAX_LINE_BYTES, NumberedLine
+from vllm_server.batch.journal import Journal
+from vllm_server.batch.request import custom_id_of, parse_line
+from vllm_server.batch.result import WrittenResult, answered, refused
 from vllm_server.errors import PayloadTooLarge
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Renders chat templates of clients: ``python -m vllm_server.template_worker``, started by ``TemplateProcess``.
+"""Renders chat templates of clients: ``python -m vllm_server.templates.worker``, started by ``TemplateProcess``.
 
 Such a template is a program of somebody nobody knows. What it may do is bounded by ``template_engine``; what slips
 through there meets limits of the system here, which end this process and nothing else: of memory, and of time for each

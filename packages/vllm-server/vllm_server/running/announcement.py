@@ -5,7 +5,7 @@ import shlex
 import socket
 from typing import TYPE_CHECKING, Any
 
-from vllm_server.sockets import url_of
+from vllm_server.running.sockets import url_of
 
 if TYPE_CHECKING:
     from vllm_server.context import ServerContext

@@ -10,12 +10,12 @@ from msgspec import UNSET, UnsetType
 from vllm_engine.errors import Unsupported
 from vllm_engine.outputs import CompletionOutput, RequestOutput
 from vllm_engine.params import SamplingParams
+from vllm_server.answers.event_stream import event
+from vllm_server.answers.generation import Generation
+from vllm_server.answers.logprobs import Position, completion_logprobs, prompt_logprobs, token_names
+from vllm_server.answers.token_counts import TokenCounts
 from vllm_server.config import ServerConfig
-from vllm_server.event_stream import event
-from vllm_server.generation import Generation
-from vllm_server.logprobs import Position, completion_logprobs, prompt_logprobs, token_names
 from vllm_server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from vllm_server.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from vllm_engine.frontend.tokenizer import Tokenizer

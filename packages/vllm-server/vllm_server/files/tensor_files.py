@@ -11,8 +11,8 @@ import msgspec
 
 from vllm_engine.frontend.prompt_embeds import check_shape, refusal
 from vllm_engine.messages import EMBEDS_ITEM_BYTES, EmbedsDtype, PromptEmbeds
+from vllm_server.files.torch_files import read_torch_file
 from vllm_server.json_body import MAX_BODY_BYTES
-from vllm_server.torch_files import read_torch_file
 
 MAX_HEADER_BYTES = 64 * 2**10
 """What a file may have beside the values of its tensor."""

@@ -10,8 +10,8 @@ from vllm_engine.errors import RequestFailed
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
+from vllm_server.access.tenant import current_tenant
 from vllm_server.field_names import named_as_in_request
-from vllm_server.tenant import current_tenant
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM

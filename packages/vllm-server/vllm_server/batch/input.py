@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from vllm_engine.errors import ConfigError
-from vllm_server.batch_errors import BatchFileError, reason_of
+from vllm_server.batch.errors import BatchFileError, reason_of
 
 MAX_LINE_BYTES = 65 * 2**20
 """A longer line is refused without being held; a body of a route has at most 64 MiB."""

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from vllm_engine.config import EngineConfig
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.logging import get_logger
-from vllm_server.batch_config import BatchConfig, answers_digest, server_config
-from vllm_server.batch_errors import BatchFileError, TransferRefused
-from vllm_server.batch_input import BatchInput, NumberedLine, open_input
-from vllm_server.batch_journal import Journal, RunKey
-from vllm_server.batch_output import open_output
-from vllm_server.batch_url import is_url, shown_url
+from vllm_server.batch.config import BatchConfig, answers_digest, server_config
+from vllm_server.batch.errors import BatchFileError, TransferRefused
+from vllm_server.batch.input import BatchInput, NumberedLine, open_input
+from vllm_server.batch.journal import Journal, RunKey
+from vllm_server.batch.output import open_output
+from vllm_server.batch.url import is_url, shown_url
 from vllm_server.config import load_chat_template, served_names
-from vllm_server.lifecycle import check_chat_template, first
-from vllm_server.stop_signals import StopSignals
+from vllm_server.running.lifecycle import check_chat_template, first
+from vllm_server.running.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -104,7 +104,7 @@ class _Run:
         """Start the engine, and answer ``lines``, which are what of ``source`` the journal has not."""
         config = self._config
         from vllm_engine.async_llm import AsyncLLM
-        from vllm_server.metrics import EngineMetrics, new_registry
+        from vllm_server.telemetry.metrics import EngineMetrics, new_registry
 
         registry = new_registry()
         metrics = []
@@ -114,14 +114,14 @@ class _Run:
             registry.register(collector)
         with contextlib.ExitStack() as while_running:
             if config.enable_metrics:
-                from vllm_server.batch_metrics import metrics_server
+                from vllm_server.batch.metrics import metrics_server
 
                 while_running.enter_context(metrics_server(config.host or config.url, config.port, registry))
             llm = AsyncLLM(self._engine_config, multiprocess=True, stat_loggers=metrics, max_log_len=config.max_log_len)
             start = asyncio.create_task(llm.start())
             try:
                 # In a thread, as for `vllm serve`: the web framework is imported while the engine loads the model.
-                await asyncio.to_thread(importlib.import_module, "vllm_server.batch_work")
+                await asyncio.to_thread(importlib.import_module, "vllm_server.batch.work")
                 await start
                 self.engine_was_ready = True
                 check_chat_template(llm, chat_template)
@@ -141,8 +141,8 @@ class _Run:
         registry: "CollectorRegistry",
     ) -> None:
         from vllm_server.app import build_app, json_urls
-        from vllm_server.batch_progress import BatchProgress
-        from vllm_server.batch_work import BatchWork
+        from vllm_server.batch.progress import BatchProgress
+        from vllm_server.batch.work import BatchWork
         from vllm_server.context import ServerContext
 
         settings = server_config(self._config)
@@ -161,7 +161,7 @@ async def _open_input(config: BatchConfig) -> BatchInput:
     name = str(config.input_file)
     if not is_url(name):
         return open_input(name)
-    from vllm_server.batch_transfer import fetch
+    from vllm_server.batch.transfer import fetch
 
     try:
         file = await fetch(name, config.output_tmp_dir)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from vllm_server.batch_app import Answer
+from vllm_server.batch.app import Answer
 from vllm_server.context import new_id
 from vllm_server.errors import ErrorDetail, error_body, http_status
 

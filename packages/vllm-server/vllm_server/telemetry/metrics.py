@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from vllm_engine.messages import SchedulerStats
 from vllm_engine.metrics.stats import RequestStats
-from vllm_server.histogram import Histogram, one_two_five
+from vllm_server.telemetry.histogram import Histogram, one_two_five
 
 _FAST_SECONDS = one_two_five(0.001, 100)
 _SLOW_SECONDS = one_two_five(0.01, 5000)

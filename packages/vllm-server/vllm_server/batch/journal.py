@@ -20,9 +20,9 @@ from typing import IO, Any, Self
 import msgspec
 
 from vllm_engine.errors import ConfigError
-from vllm_server.batch_errors import BatchFileError, reason_of
-from vllm_server.batch_input import NumberedLine
-from vllm_server.batch_request import custom_id_of
+from vllm_server.batch.errors import BatchFileError, reason_of
+from vllm_server.batch.input import NumberedLine
+from vllm_server.batch.request import custom_id_of
 
 _INPUT_DIGITS, _SETTINGS_DIGITS = 12, 8
 _LINES_AT_A_TIME = 512

@@ -12,8 +12,8 @@ from vllm_engine.frontend.chat_template import render_chat
 from vllm_engine.frontend.template_budget import time_limit
 from vllm_engine.frontend.template_engine import SlowTemplate
 from vllm_server.context import ServerContext
-from vllm_server.conversation import Conversation
-from vllm_server.template_worker import RenderCall
+from vllm_server.prompts.conversation import Conversation
+from vllm_server.templates.worker import RenderCall
 
 LONG_CONVERSATION = 64
 """Messages, beyond which rendering leaves the event loop."""

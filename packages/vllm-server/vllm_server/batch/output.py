@@ -12,9 +12,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from vllm_engine.errors import ConfigError
-from vllm_server.batch_errors import BatchFileError, reason_of
-from vllm_server.batch_journal import Journal, JournalPlace
-from vllm_server.batch_url import is_url, shown_url
+from vllm_server.batch.errors import BatchFileError, reason_of
+from vllm_server.batch.journal import Journal, JournalPlace
+from vllm_server.batch.url import is_url, shown_url
 
 
 class BatchOutput(Protocol):
@@ -114,7 +114,7 @@ class UrlOutput:
 
     async def deliver(self, journal: Journal) -> None:
         """Send the journal, and delete it."""
-        from vllm_server.batch_transfer import upload
+        from vllm_server.batch.transfer import upload
 
         await upload(journal.path, self._url)
         try:

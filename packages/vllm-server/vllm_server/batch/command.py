@@ -4,9 +4,9 @@ import argparse
 import asyncio
 
 from vllm_engine.config import EngineArgs
-from vllm_server.batch_config import BATCH_CONFIGS, BatchConfig, create_batch_config
+from vllm_server.batch.config import BATCH_CONFIGS, BatchConfig, create_batch_config
 from vllm_server.command_line import Program, Settings, add_program_arguments, run_program
-from vllm_server.event_loop import loop_factory
+from vllm_server.running.event_loop import loop_factory
 
 PROGRAM = Program("vllm run-batch", BATCH_CONFIGS, own=BatchConfig)
 
@@ -35,7 +35,7 @@ def run(namespace: argparse.Namespace) -> int:
 def _run_settings(settings: Settings) -> int:
     engine_config = EngineArgs(**settings.engine).create_config()
     batch_config = create_batch_config(settings.server)
-    from vllm_server.batch_run import run_batch
+    from vllm_server.batch.run import run_batch
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(run_batch(engine_config, batch_config))

@@ -16,7 +16,7 @@ from vllm_engine.config.option import option
 from vllm_engine.config.support import refuse_unsupported, tell_no_effect
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
-from vllm_server.batch_url import check_url, is_url
+from vllm_server.batch.url import check_url, is_url
 from vllm_server.config import ServerConfig
 
 logger = get_logger(__name__)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from vllm_engine.outputs import CompletionOutput, RequestOutput
+from vllm_server.answers.event_stream import event
+from vllm_server.answers.generation import Generation
+from vllm_server.answers.logprobs import chat_logprobs, prompt_logprobs, token_names
+from vllm_server.answers.token_counts import TokenCounts
 from vllm_server.config import ServerConfig
-from vllm_server.event_stream import event
-from vllm_server.generation import Generation
-from vllm_server.logprobs import chat_logprobs, prompt_logprobs, token_names
 from vllm_server.protocol.chat import (
     AnswerMessage,
     ChatChoice,
@@ -22,7 +23,6 @@ from vllm_server.protocol.chat import (
     ChatRequest,
     Delta,
 )
-from vllm_server.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from vllm_engine.frontend.tokenizer import Tokenizer

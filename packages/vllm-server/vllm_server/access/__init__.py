@@ -1,0 +1,1 @@
+"""Who may ask, and how much: what a request passes before its route."""

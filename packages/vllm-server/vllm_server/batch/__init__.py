@@ -1,0 +1,1 @@
+"""``vllm run-batch``: a file of requests in, a file of answers out."""

@@ -1,0 +1,1 @@
+"""Tensors that come with requests, read as data."""

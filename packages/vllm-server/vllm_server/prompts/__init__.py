@@ -1,0 +1,1 @@
+"""From a request's messages or texts to the engine's prompt."""

@@ -1,0 +1,1 @@
+"""The life of the server's process: listening, stopping, and what it says of itself."""
