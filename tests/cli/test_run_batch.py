@@ -176,9 +176,14 @@ if heavy: sys.exit(f"imported: {heavy}")
 
 
 def test_without_its_wheel_the_command_says_what_to_install(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm_server", None)
-    for module in ("vllm_server.batch", "vllm_server.batch.command"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    class NotInstalled:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "vllm_server":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for module in [name for name in sys.modules if name.split(".")[0] == "vllm_server"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [NotInstalled(), *sys.meta_path])
     assert main(["run-batch", "--help"]) == 2
     assert capsys.readouterr().err.startswith("vllm: error: `vllm run-batch` needs more than vllm-cli: ")
 
