@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from tests.server.fake_llm import FakeLLM
@@ -20,6 +19,7 @@ from vllm_server.app import build_app
 from vllm_server.config import ServerConfig
 from vllm_server.context import ServerContext
 from vllm_server.running.uvicorn_server import create_server
+from vllm_server.telemetry.registry import Registry
 
 
 def make_context(llm: FakeLLM, **options: Any) -> ServerContext:
@@ -28,7 +28,7 @@ def make_context(llm: FakeLLM, **options: Any) -> ServerContext:
         llm=llm,  # type: ignore[arg-type]
         config=ServerConfig(**options),
         chat_template=None,
-        registry=CollectorRegistry(),
+        registry=Registry(),
     )
 
 

@@ -24,7 +24,7 @@ from vllm_server.batch.input import open_input
 from vllm_server.batch.journal import Journal, JournalPlace
 from vllm_server.batch.metrics import metrics_server
 from vllm_server.config import ServerConfig
-from vllm_server.telemetry.metrics import new_registry
+from vllm_server.telemetry.registry import new_registry
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What the engine tells is what Prometheus reads."""
 
 import httpx
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import make_client, make_context
@@ -11,7 +10,9 @@ from vllm_engine.metrics.stats import RequestStats, StatLogger
 from vllm_server.app import build_app
 from vllm_server.context import ServerContext
 from vllm_server.telemetry.histogram import Histogram, one_two_five
-from vllm_server.telemetry.metrics import EngineMetrics, new_registry
+from vllm_server.telemetry.metrics import EngineMetrics
+from vllm_server.telemetry.registry import Registry, new_registry
+from vllm_server.telemetry.snapshot import Family, Snapshot, decode, encode, merge, render, series_key
 
 NAMES = """
     vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:prefix_cache_queries_total
@@ -46,16 +47,16 @@ def finished(**changes: object) -> RequestStats:
     return RequestStats(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def registry_of(metrics: EngineMetrics) -> CollectorRegistry:
+def registry_of(metrics: EngineMetrics) -> Registry:
     registry = new_registry()
     registry.register(metrics)
     return registry
 
 
-def samples(registry: CollectorRegistry) -> dict[str, float]:
+def samples(registry: Registry) -> dict[str, float]:
     """Value by name and, in brackets, the labels beside those that all have."""
     found = {}
-    for family in registry.collect():
+    for family in text_string_to_metric_families(registry.page().decode()):
         for sample in family.samples:
             extra = {key: value for key, value in sample.labels.items() if key not in ("model_name", "engine")}
             found[sample.name + (str(extra) if extra else "")] = sample.value
@@ -119,9 +120,65 @@ def test_a_bucket_counts_what_is_at_most_its_bound() -> None:
     histogram = Histogram([1, 2, 5])
     histogram.observe_all([0.5, 1, 1.5, 5, 6])
     histogram.observe(None)
-    assert histogram.cumulative() == [("1.0", 2), ("2.0", 3), ("5.0", 4), ("+Inf", 5)]
-    assert histogram.sum == 14
+    assert histogram.series("h", ("m",), ("x",)) == {
+        'h_bucket{m="x",le="1.0"}': 2,
+        'h_bucket{m="x",le="2.0"}': 3,
+        'h_bucket{m="x",le="5.0"}': 4,
+        'h_bucket{m="x",le="+Inf"}': 5,
+        'h_count{m="x"}': 5,
+        'h_sum{m="x"}': 14,
+    }
 
 
 def test_the_ladder_climbs_by_one_two_five() -> None:
     assert one_two_five(0.01, 2) == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]
+
+
+def test_several_processes_are_added_up_and_the_newest_knows_the_engine() -> None:
+    first, second, idle = EngineMetrics("m"), EngineMetrics("m"), EngineMetrics("m")
+    first.on_step(SchedulerStats(2, 1, 0.5, 20, 5, 1, 1), 7, 1, times_to_first_token=[0.1])
+    second.on_step(SchedulerStats(3, 0, 0.75, 30, 10, 2, 2), 5, 2, inter_token_latencies=[0.2, 0.3])
+    first.on_finished(finished())
+    second.on_finished(finished(finish_reason="length"))
+    registries = [registry_of(metrics) for metrics in (second, first, idle)]
+    alone = [registry.snapshot() for registry in registries]
+    whole = merge([decode(encode(snapshot)) for snapshot in alone])
+
+    class _Merged:
+        moment = whole.moment
+
+        def families(self) -> list[Family]:
+            return whole.families
+
+    found = samples(Registry([_Merged()]))
+    assert (found["vllm:num_requests_running"], found["vllm:kv_cache_usage_perc"]) == (3, 0.75)
+    assert (found["vllm:prefix_cache_queries_total"], found["vllm:num_preemptions_total"]) == (30, 2)
+    assert (found["vllm:prompt_tokens_total"], found["vllm:generation_tokens_total"]) == (12, 3)
+    assert found["vllm:request_success_total{'finished_reason': 'stop'}"] == 1
+    assert found["vllm:request_success_total{'finished_reason': 'length'}"] == 1
+    assert found["vllm:inter_token_latency_seconds_count"] == 2
+    assert found["vllm:e2e_request_latency_seconds_bucket{'le': '0.5'}"] == 2
+    assert found["process_start_time_seconds"] < 1e10
+    assert alone == [decode(encode(snapshot)) for snapshot in alone]  # as they were
+    assert merge([]).families == []
+    assert merge(alone).moment == alone[0].moment
+
+
+def test_a_source_that_fails_takes_nothing_from_the_others() -> None:
+    class Broken:
+        moment = 0.0
+
+        def families(self) -> list[Family]:
+            raise ValueError("broken")
+
+    found = samples(Registry([Broken(), EngineMetrics("m")]))
+    assert found["vllm:num_requests_running"] == 0
+
+
+def test_names_and_texts_are_escaped() -> None:
+    key = series_key("x", ("model_name",), ('a"b\\c\nd\ud800',))
+    page = render(Snapshot(0.0, [Family("x", "gauge", 'two\nlines \\ "q"', "sum", {key: float("nan")})])).decode()
+    (family,) = text_string_to_metric_families(page)
+    assert family.documentation == 'two\nlines \\ "q"'
+    assert family.samples[0].labels == {"model_name": 'a"b\\c\nd?'}
+    assert family.samples[0].value != family.samples[0].value

@@ -11,11 +11,10 @@ from starlette.requests import Request
 from vllm_engine.errors import NotFound
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
+from vllm_server.telemetry.registry import Registry
 from vllm_server.templates.process import TemplateProcess
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from vllm_engine.async_llm import AsyncLLM
 
 
@@ -26,7 +25,7 @@ class ServerContext:
     llm: "AsyncLLM"
     config: ServerConfig
     chat_template: str | None
-    registry: "CollectorRegistry"
+    registry: Registry
     in_flight: InFlight = field(default_factory=InFlight)
     templates: TemplateProcess = field(default_factory=TemplateProcess)
     """For chat templates that come with requests."""

@@ -21,9 +21,8 @@ from vllm_server.running.lifecycle import check_chat_template, first
 from vllm_server.running.stop_signals import StopSignals
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from vllm_engine.async_llm import AsyncLLM
+    from vllm_server.telemetry.registry import Registry
 
 logger = get_logger(__name__)
 
@@ -104,7 +103,8 @@ class _Run:
         """Start the engine, and answer ``lines``, which are what of ``source`` the journal has not."""
         config = self._config
         from vllm_engine.async_llm import AsyncLLM
-        from vllm_server.telemetry.metrics import EngineMetrics, new_registry
+        from vllm_server.telemetry.metrics import EngineMetrics
+        from vllm_server.telemetry.registry import new_registry
 
         registry = new_registry()
         metrics = []
@@ -138,7 +138,7 @@ class _Run:
         lines: Iterator[NumberedLine],
         journal: Journal,
         chat_template: str | None,
-        registry: "CollectorRegistry",
+        registry: "Registry",
     ) -> None:
         from vllm_server.app import build_app, json_urls
         from vllm_server.batch.progress import BatchProgress

@@ -44,7 +44,8 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
         with startup_phase(logger, "frontend imports", {}):
             from vllm_engine.async_llm import AsyncLLM
             from vllm_server.telemetry.admission_metrics import AdmissionMetrics
-            from vllm_server.telemetry.metrics import EngineMetrics, new_registry
+            from vllm_server.telemetry.metrics import EngineMetrics
+            from vllm_server.telemetry.registry import new_registry
 
         registry = new_registry()
         metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]

@@ -3,28 +3,27 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from vllm_server.telemetry.snapshot import Family, series_key
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
 
 
-class AdmissionMetrics(Collector):
+class AdmissionMetrics:
     """``vllm:admission_rejections_total``: requests that were turned away, by the limit that was reached."""
+
+    moment = 0.0
 
     def __init__(self, llm: "AsyncLLM", model_name: str) -> None:
         self._llm = llm
         self._model_name = model_name
 
-    def collect(self) -> Iterator[Metric]:
+    def families(self) -> Iterator[Family]:
         """The counts as they stand now; none before the engine has started."""
-        family = CounterMetricFamily(
-            "vllm:admission_rejections",
-            "Requests that were turned away, by the limit that was reached.",
-            labels=("model_name", "reason"),
-        )
-        if self._llm.admission is not None:
-            for reason, count in self._llm.admission.num_rejected.items():
-                family.add_metric((self._model_name, reason), count)
-        yield family
+        name = "vllm:admission_rejections_total"
+        counts = {} if self._llm.admission is None else self._llm.admission.num_rejected
+        series: dict[str, float] = {
+            series_key(name, ("model_name", "reason"), (self._model_name, reason)): count
+            for reason, count in counts.items()
+        }
+        yield Family(name, "counter", "Requests that were turned away, by the limit that was reached.", "sum", series)

@@ -2,6 +2,11 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from prometheus_client.utils import floatToGoString
+
+from vllm_server.telemetry.snapshot import series_key
 
 
 class Histogram:
@@ -25,14 +30,17 @@ class Histogram:
         for value in values:
             self.observe(value)
 
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Prometheus' buckets: upper bound as text, and how many values are at most that."""
-        buckets: list[tuple[str, float]] = []
-        total = 0
-        for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
-            total += count
-            buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), total))
-        return buckets
+    def series(self, name: str, labels: Sequence[str], values: Sequence[str]) -> dict[str, float]:
+        """Prometheus' series: how many values are at most each bound, how many there are, and their sum."""
+        bounds = (*map(floatToGoString, self.bounds), "+Inf")
+        counts = list(accumulate(self._counts))
+        series: dict[str, float] = {
+            series_key(f"{name}_bucket", (*labels, "le"), (*values, bound)): count
+            for bound, count in zip(bounds, counts, strict=True)
+        }
+        series[series_key(f"{name}_count", labels, values)] = counts[-1]
+        series[series_key(f"{name}_sum", labels, values)] = self.sum
+        return series
 
 
 def one_two_five(low: float, high: float) -> list[float]:

@@ -1,19 +1,12 @@
 """The engine's statistics as Prometheus metrics. The names are those that dashboards for vLLM know."""
 
+import time
 from collections.abc import Iterator, Sequence
-
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
 
 from vllm_engine.messages import SchedulerStats
 from vllm_engine.metrics.stats import RequestStats
 from vllm_server.telemetry.histogram import Histogram, one_two_five
+from vllm_server.telemetry.snapshot import Combine, Family, Kind, series_key
 
 _FAST_SECONDS = one_two_five(0.001, 100)
 _SLOW_SECONDS = one_two_five(0.01, 5000)
@@ -25,17 +18,11 @@ _FINISH_REASONS = ("stop", "length", "abort", "error")
 _LABELS = ("model_name", "engine")
 
 
-def new_registry() -> CollectorRegistry:
-    """A registry with the metrics of the process: memory, CPU time, open files."""
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    return registry
-
-
-class EngineMetrics(Collector):
-    """A ``StatLogger`` that counts, and a Prometheus collector that tells. Only one engine: its label is ``0``."""
+class EngineMetrics:
+    """A ``StatLogger`` that counts, and a source of metrics that tells. Only one engine: its label is ``0``."""
 
     def __init__(self, model_name: str) -> None:
+        self.moment = 0.0
         self._labels = (model_name, "0")
         self._stats = SchedulerStats()
         self._prompt_tokens = 0
@@ -69,6 +56,7 @@ class EngineMetrics(Collector):
         inter_token_latencies: Sequence[float] = (),
     ) -> None:
         """Take in one step."""
+        self.moment = time.monotonic()
         self._stats = stats
         self._prompt_tokens += num_prompt_tokens
         self._generation_tokens += num_generation_tokens
@@ -95,18 +83,21 @@ class EngineMetrics(Collector):
 
     # ---- asked by Prometheus ----
 
-    def collect(self) -> Iterator[Metric]:
-        """All metrics as they stand now."""
+    def families(self) -> Iterator[Family]:
+        """All metrics as they stand now.
+
+        Gauges and counters of the scheduler are the engine's own, the same in every process that hears from it.
+        """
         stats = self._stats
         yield self._gauge("vllm:num_requests_running", "Requests that are being computed.", stats.num_running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for their turn.", stats.num_waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Used part of the KV cache; 1 is full.", stats.kv_cache_usage)
         yield self._gauge("vllm:gpu_cache_usage_perc", "The same under its older name.", stats.kv_cache_usage)
-        yield self._counter(
+        yield self._engine_counter(
             "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries
         )
-        yield self._counter("vllm:prefix_cache_hits", "Prompt tokens found there.", stats.prefix_cache_hits)
-        yield self._counter(
+        yield self._engine_counter("vllm:prefix_cache_hits", "Prompt tokens found there.", stats.prefix_cache_hits)
+        yield self._engine_counter(
             "vllm:num_preemptions", "How often a running request had to give way.", stats.num_preemptions
         )
         yield self._counter("vllm:prompt_tokens", "Prompt tokens processed.", self._prompt_tokens)
@@ -116,16 +107,19 @@ class EngineMetrics(Collector):
             self._cached_tokens,
         )
         yield self._counter("vllm:generation_tokens", "Tokens generated.", self._generation_tokens)
-        finished = CounterMetricFamily(
-            "vllm:request_success", "Requests that are done, by reason.", labels=(*_LABELS, "finished_reason")
+        labels = (*_LABELS, "finished_reason")
+        yield Family(
+            "vllm:request_success_total",
+            "counter",
+            "Requests that are done, by reason.",
+            "sum",
+            {
+                series_key("vllm:request_success_total", labels, (*self._labels, reason)): count
+                for reason, count in self._finished.items()
+            },
         )
-        for reason, count in self._finished.items():
-            finished.add_metric((*self._labels, reason), count)
-        yield finished
         for name, text, histogram in self._histograms():
-            family = HistogramMetricFamily(name, text, labels=_LABELS)
-            family.add_metric(self._labels, histogram.cumulative(), histogram.sum)
-            yield family
+            yield Family(name, "histogram", text, "sum", histogram.series(name, _LABELS, self._labels))
 
     def _histograms(self) -> Iterator[tuple[str, str, Histogram]]:
         yield "vllm:iteration_tokens_total", "Tokens of one engine step.", self._step_tokens
@@ -148,12 +142,14 @@ class EngineMetrics(Collector):
         yield "vllm:request_params_n", "n of a request.", self._request_n
         yield "vllm:request_num_preemptions", "How often a request had to give way.", self._request_preemptions
 
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, text, labels=_LABELS)
-        family.add_metric(self._labels, value)
-        return family
+    def _gauge(self, name: str, text: str, value: float) -> Family:
+        return self._single(name, "gauge", text, "latest", value)
 
-    def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, text, labels=_LABELS)
-        family.add_metric(self._labels, value)
-        return family
+    def _counter(self, name: str, text: str, value: float) -> Family:
+        return self._single(f"{name}_total", "counter", text, "sum", value)
+
+    def _engine_counter(self, name: str, text: str, value: float) -> Family:
+        return self._single(f"{name}_total", "counter", text, "max", value)
+
+    def _single(self, name: str, kind: Kind, text: str, combine: Combine, value: float) -> Family:
+        return Family(name, kind, text, combine, {series_key(name, _LABELS, self._labels): value})
