@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,37 @@ async def test_a_consumer_that_goes_away_ends_its_request_at_once(start: Callabl
     assert "".join(output.outputs[0].text for output in await other).startswith("the cat the cat")
     assert llm.num_requests == 0
     assert sorted(stats.finish_reason for stats in recorder.finished) == ["abort", "length"]
+
+
+@pytest.mark.parametrize("kind", [OutputKind.DELTA, OutputKind.FINAL_ONLY])
+async def test_what_a_consumer_has_not_seen_is_told_when_it_goes_away(
+    start: Callable[..., Any], kind: OutputKind
+) -> None:
+    recorder = Recorder()
+    llm, _ = await start(ScriptedCore(says("the cat " * 20)), stat_loggers=[recorder])
+    rest: list[RequestOutput] = []
+    seen = 0
+
+    async def consume() -> None:
+        nonlocal seen
+        params = delta(n=2, output_kind=kind)
+        async with aclosing(llm.generate("a", params, on_abandoned=rest.append)) as outputs:
+            async for output in outputs:
+                seen += sum(len(completion.token_ids) for completion in output.outputs)
+                await asyncio.sleep(0.002)  # slow enough that something waits
+
+    task = asyncio.create_task(consume())
+    await until(lambda: recorder.generation_tokens >= 12)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (last,) = rest
+    assert last.finished and all(item.finish_reason for item in last.outputs)
+    (stats,) = recorder.finished
+    assert seen + sum(len(item.token_ids) for item in last.outputs) == stats.num_generation_tokens
+    # One that is read to its end leaves nothing.
+    await collect(llm.generate("a", delta(max_tokens=3), on_abandoned=rest.append))
+    assert len(rest) == 1
 
 
 async def test_abort_ends_the_stream_with_its_reason(start: Callable[..., Any]) -> None:

@@ -151,6 +151,7 @@ class FakeLLM:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str = "",
+        on_abandoned: Callable[[RequestOutput], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         self.calls.append(Call(prompt, params, request_id, priority, cache_salt, tenant))
         token_ids = self._token_ids(prompt)
@@ -196,6 +197,11 @@ class FakeLLM:
             self.running.discard(request_id)
             if not done:
                 self.aborted.setdefault(request_id, time.monotonic())
+                if on_abandoned is not None:
+                    # What a stream has of its tokens it was given; one that waits for the end has none.
+                    whole = params.output_kind is OutputKind.FINAL_ONLY
+                    outputs = [writer.whole() for writer in writers if whole]
+                    on_abandoned(RequestOutput(request_id or "fake", text_of_prompt, token_ids, outputs, True))
 
     def _token_ids(self, prompt: Any) -> list[int]:
         parsed = parse_prompt(prompt)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from tests.server.conftest import make_client, make_context
+from tests.server.conftest import make_client, make_context, running
 from tests.server.fake_llm import FakeLLM
 from vllm_engine.errors import ConfigError
 from vllm_server.access.key_limits import KeyLimits
@@ -110,6 +110,33 @@ async def test_tokens_of_prompts_and_answers_use_up_a_keys_minute(stream: bool) 
         assert 35 <= int(refused.headers["retry-after"]) <= 38  # 60 tokens too many, 100 a minute
         assert (await client.get("/v1/models", headers=of("one"))).status_code == 200
         assert (await client.post("/v1/completions", json=body, headers=of("two"))).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("prompts", [1, 3])
+async def test_a_client_that_goes_away_pays_for_what_was_computed(stream: bool, prompts: int) -> None:
+    llm = FakeLLM(delay=0.005)
+    charged: list[int] = []
+    context = make_context(llm, api_key=["one"], max_tokens_per_minute_per_key=10**9)
+    with pytest.MonkeyPatch.context() as patch, running(context) as url:
+        patch.setattr(KeyLimits, "charge", lambda self, key, tokens: charged.append(tokens))
+        body = {"prompt": ["x" * 9] * prompts, "max_tokens": 400, "stream": stream}
+        with pytest.raises(httpx.ReadTimeout):
+            async with httpx.AsyncClient(timeout=0.15) as client:
+                await _read(client, f"{url}/v1/completions", body)
+        await _until(lambda: len(llm.aborted) == prompts)
+    written = sum(charged) - 10 * prompts
+    assert prompts * 3 < written < prompts * 200
+
+
+async def _read(client: httpx.AsyncClient, url: str, body: dict[str, object]) -> None:
+    """Read an answer; a stream is left after a few events, as if it were too slow."""
+    async with client.stream("POST", url, json=body, headers=of("one")) as answer:
+        seen = 0
+        async for _ in answer.aiter_lines():
+            seen += 1
+            if seen == 20:
+                raise httpx.ReadTimeout("enough")
 
 
 @pytest.mark.parametrize("setting", ["max_concurrency_per_key", "max_tokens_per_minute_per_key"])

@@ -248,6 +248,7 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str | None = None,
         tenant: str = "",
+        on_abandoned: Callable[[RequestOutput], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate, and yield outputs as ``params.output_kind`` says. The last one is ``finished``.
 
@@ -260,6 +261,8 @@ class AsyncLLM:
             priority: lower runs first, where the scheduler goes by priority.
             cache_salt: share the prefix cache only with requests of the same salt.
             tenant: who asks, by a name that is no secret: the shares of tenants are fair where the policy is.
+            on_abandoned: is given what nobody takes any more when the loop is left early: the last output, with
+                ``finish_reason`` ``abort`` for what had to be ended. It must not raise.
 
         Raises:
             InvalidRequest: with the name of the field at fault.
@@ -290,9 +293,11 @@ class AsyncLLM:
         finally:
             if self.admission is not None:
                 self.admission.leave(count, () if prepared is None else prepared.requests, tenant)
-            del self._queues[label]
             self._aborted_early.discard(label)
             self._abort([label])
+            del self._queues[label]
+            if on_abandoned is not None and (rest := queue.take()) is not None:
+                on_abandoned(rest)
 
     async def abort(self, request_id: str) -> None:
         """End a request; its consumer gets a last output with ``finish_reason`` ``abort``. Unknown ids are ignored."""

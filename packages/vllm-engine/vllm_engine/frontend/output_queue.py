@@ -40,6 +40,11 @@ class OutputQueue:
         output, self._output = self._output, None
         return output
 
+    def take(self) -> RequestOutput | None:
+        """What waits, if anything does: for when nobody will call ``get`` again."""
+        output, self._output = self._output, None
+        return output
+
 
 def merge_delta(older: RequestOutput, newer: RequestOutput) -> None:
     """Put the news of ``newer`` behind those of ``older``, in place. Costs what is new in ``newer``, and its text."""

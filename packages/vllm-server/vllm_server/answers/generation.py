@@ -10,7 +10,7 @@ from vllm_engine.errors import RequestFailed
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
-from vllm_server.access.tenant import current_tenant
+from vllm_server.access.tenant import TokenMeter, current_tenant
 from vllm_server.field_names import named_as_in_request
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ class Generation:
             RateLimited: when the key may not have another request.
             EngineDead, Overloaded: as the engine raises them.
         """
-        merged = self._of_one() if len(self.prompts) == 1 else self._of_many()
         with named_as_in_request(self.field_names), current_tenant().request() as meter:
+            merged = self._of_one(meter) if len(self.prompts) == 1 else self._of_many(meter)
             async with aclosing(merged):
                 async for index, output in merged:
-                    meter.count(index, output, self.params.output_kind)
                     if any(item.finish_reason == "error" for item in output.outputs):
                         raise RequestFailed("The engine could not finish this request.")
                     yield index, output
@@ -60,7 +59,7 @@ class Generation:
             raise RequestFailed("The engine ended this request without an answer.")
         return [final[index] for index in range(len(self.prompts))]
 
-    def _start(self, index: int) -> AsyncGenerator[RequestOutput, None]:
+    def _start(self, index: int, meter: TokenMeter) -> AsyncGenerator[RequestOutput, None]:
         prompt = self.prompts[index]
         request_id = self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{index}"
         return self.llm.generate(
@@ -70,21 +69,25 @@ class Generation:
             priority=self.priority,
             cache_salt=self.cache_salt,
             tenant=current_tenant().name,
+            # A client that goes away has had this computed all the same.
+            on_abandoned=lambda rest: meter.count(index, rest, self.params.output_kind),
         )
 
-    async def _of_one(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        async with aclosing(self._start(0)) as outputs:
+    async def _of_one(self, meter: TokenMeter) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        async with aclosing(self._start(0, meter)) as outputs:
             async for output in outputs:
+                meter.count(0, output, self.params.output_kind)
                 yield 0, output
 
-    async def _of_many(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    async def _of_many(self, meter: TokenMeter) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """One task per prompt. The bounded queue lets the engine's side merge outputs while the client is slow."""
         queue: asyncio.Queue[tuple[int, RequestOutput] | BaseException | None] = asyncio.Queue(maxsize=16)
 
         async def pump(index: int) -> None:
             try:
-                async with aclosing(self._start(index)) as outputs:
+                async with aclosing(self._start(index, meter)) as outputs:
                     async for output in outputs:
+                        meter.count(index, output, self.params.output_kind)
                         await queue.put((index, output))
                 await queue.put(None)
             except Exception as error:
