@@ -151,8 +151,14 @@ async def test_a_consumer_that_goes_away_ends_its_request_at_once(start: Callabl
 async def test_what_a_consumer_has_not_seen_is_told_when_it_goes_away(
     start: Callable[..., Any], kind: OutputKind
 ) -> None:
-    recorder = Recorder()
-    llm, _ = await start(ScriptedCore(says("the cat " * 20)), stat_loggers=[recorder])
+    class Pausing(Recorder):
+        def on_step(self, *arguments: Any, **keywords: Any) -> None:
+            super().on_step(*arguments, **keywords)
+            if self.generation_tokens == 12:
+                client.pause()
+
+    recorder = Pausing()
+    llm, client = await start(ScriptedCore(says("the cat " * 20)), stat_loggers=[recorder])
     rest: list[RequestOutput] = []
     seen = 0
 
@@ -169,8 +175,9 @@ async def test_what_a_consumer_has_not_seen_is_told_when_it_goes_away(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    client.resume()
     (last,) = rest
-    assert last.finished and all(item.finish_reason for item in last.outputs)
+    assert last.finished and {item.finish_reason for item in last.outputs} == {"abort"}
     (stats,) = recorder.finished
     assert seen + sum(len(item.token_ids) for item in last.outputs) == stats.num_generation_tokens
     # One that is read to its end leaves nothing.
