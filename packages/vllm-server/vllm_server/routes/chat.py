@@ -2,27 +2,27 @@
 
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest
 from vllm_engine.frontend.prompts import Prompt
-from vllm_engine.params import SamplingParams
 from vllm_server.access.request_id import take_label
 from vllm_server.answers.chat import ChatAnswer
 from vllm_server.answers.event_stream import EventStream
 from vllm_server.answers.generation import Generation
-from vllm_server.context import ServerContext, context_of, new_id
+from vllm_server.answers.receipts import receipt_book
+from vllm_server.context import context_of, new_id
 from vllm_server.field_names import named_as_in_request
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
+from vllm_server.prompts.chat import chat_params
 from vllm_server.prompts.conversation import Conversation, conversation_of
 from vllm_server.prompts.rendering import render
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
-from vllm_server.protocol.sampling import check_priority, check_stream_options, sampling_params
+from vllm_server.protocol.sampling import check_priority, check_stream_options
 
 router = APIRouter()
 
@@ -39,11 +39,12 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     context = context_of(raw)
     request = convert(without_refused(fields, REFUSED_CHAT), ChatRequest)
     take_label(raw, request.request_id)
+    receipts = receipt_book(raw, request)
     model = context.model_name(request.model)
     _check(request, context.llm.config.scheduler.scheduling_policy)
     names = _field_names(request)
     with named_as_in_request(names):
-        params = _sampling_params(request, context)
+        params = chat_params(request, context)
     conversation = conversation_of(request, trust_template=context.config.trust_request_chat_template)
     # A chat template writes the special tokens itself.
     prompt: Prompt = {
@@ -53,7 +54,14 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     response_id = new_id("chatcmpl")
     role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
     writer = ChatAnswer(
-        request, response_id, model, role, context.llm.tokenizer, context.config, _echo(request, conversation, role)
+        request,
+        response_id,
+        model,
+        role,
+        context.llm.tokenizer,
+        context.config,
+        receipts,
+        _echo(request, conversation, role),
     )
     generation = Generation(
         context.llm, [prompt], params, response_id, request.priority or 0, request.cache_salt, names
@@ -61,7 +69,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     if request.stream:
         return EventStream(writer.blocks(generation), context.in_flight)
     outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(msgspec.json.encode(writer.whole(outputs[0])), media_type="application/json")
+    return Response(receipts.sealed(writer.whole(outputs[0])), media_type="application/json")
 
 
 def _check(request: ChatRequest, policy: str) -> None:
@@ -78,20 +86,6 @@ def _field_names(request: ChatRequest) -> dict[str, str]:
     if request.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     return names
-
-
-def _sampling_params(request: ChatRequest, context: ServerContext) -> SamplingParams:
-    """Without a limit of its own, an answer may be as long as the model allows."""
-    defaults = context.default_sampling_params
-    asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    return sampling_params(
-        request,
-        defaults,
-        max_tokens=asked if asked is not None else defaults.get("max_tokens"),
-        max_tokens_asked=asked is not None,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        prompt_logprobs=request.prompt_logprobs,
-    )
 
 
 def _echo(request: ChatRequest, conversation: Conversation, role: str) -> str:
