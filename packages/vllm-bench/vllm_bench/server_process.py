@@ -76,6 +76,11 @@ class ServerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
+    @property
+    def pid(self) -> int:
+        """Process id, which is its group's, too."""
+        return self._process.pid
+
     def log(self) -> str:
         """Everything that the server has written."""
         return "".join(line for _, line in self._lines)
