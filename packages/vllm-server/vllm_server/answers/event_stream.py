@@ -1,8 +1,11 @@
-"""Server-sent events: one ``data:`` block per output, then ``[DONE]``; an error ends the stream with one event."""
+"""Server-sent events: one ``data:`` block per output, then ``[DONE]``; an error ends the stream with one event.
+
+Where an API ends its streams otherwise, or names its events, it says so.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -26,20 +29,39 @@ def event(value: Any) -> bytes:
     return b"data: %b\n\n" % _encode(value)
 
 
+def named_event(name: str, value: Any) -> bytes:
+    """One event of the kind ``name``, for APIs whose events have kinds."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(value))
+
+
+def _error_event(error: Exception) -> bytes:
+    return event(error_body(error))
+
+
 class EventStream(Response):
     """A response that sends blocks of events as they come.
 
     The status line waits for the first block, so that a request that is refused gets a proper status code.
-    Closing the connection, or stopping the server, closes ``blocks``.
+    Closing the connection, or stopping the server, closes ``blocks``. ``end`` stands after the last block, or instead
+    of it what ``failure`` makes of an error.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, blocks: AsyncGenerator[bytes, None], in_flight: InFlight) -> None:
+    def __init__(
+        self,
+        blocks: AsyncGenerator[bytes, None],
+        in_flight: InFlight,
+        *,
+        end: bytes = _DONE,
+        failure: Callable[[Exception], bytes] = _error_event,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._blocks = blocks
         self._in_flight = in_flight
+        self._end = end
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnect):
@@ -47,7 +69,7 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         started = False
-        last = _DONE
+        last = self._end
         try:
             async with aclosing(self._blocks) as blocks:
                 async for block in blocks:
@@ -58,13 +80,13 @@ class EventStream(Response):
         except asyncio.CancelledError:
             if not (started and self._in_flight.aborting):
                 raise
-            last = event(error_body(ShuttingDown("The server is shutting down.")))
+            last = self._failure(ShuttingDown("The server is shutting down."))
         except Exception as error:
             if not started:
                 raise
             if not isinstance(error, VllmError):
                 logger.exception("a stream failed")
-            last = event(error_body(error))
+            last = self._failure(error)
         if not started:
             await self._send_start(send)
         await send({"type": "http.response.body", "body": last, "more_body": False})
