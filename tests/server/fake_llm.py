@@ -96,6 +96,7 @@ class FakeLLM:
         self.running: set[str | None] = set()
         self.dead = False
         self.stalled = False
+        self.asleep = False
         self.admission = None
         self.rendered = 0
         self.closed = False
@@ -131,9 +132,11 @@ class FakeLLM:
 
     async def sleep(self, level: int = 1) -> None:
         await self.call("sleep", level)
+        self.asleep = True
 
     async def wake_up(self) -> None:
         await self.call("wake_up")
+        self.asleep = False
 
     async def is_sleeping(self) -> bool:
         await self.call("is_sleeping")

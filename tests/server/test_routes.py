@@ -26,10 +26,16 @@ async def test_health_follows_the_engine(
 ) -> None:
     async def codes() -> list[str | None]:
         answers = [await client.get(route) for route in ("/health", "/readyz", "/livez")]
+        for ping in (await client.get("/ping"), await client.post("/ping")):
+            assert (ping.status_code, ping.text) == (answers[0].status_code, answers[0].text)
         assert [answer.status_code for answer in answers] == [503 if answer.text else 200 for answer in answers]
         assert not any("0x" in answer.text for answer in answers)
         return [answer.json()["error"]["code"] if answer.text else None for answer in answers]
 
+    assert await codes() == [None, None, None]
+    await llm.sleep()  # it is well, and is to be sent no requests
+    assert await codes() == [None, "engine_asleep", None]
+    await llm.wake_up()
     assert await codes() == [None, None, None]
     llm.stalled = True
     assert await codes() == ["engine_stalled", "engine_stalled", None]

@@ -219,6 +219,11 @@ class AsyncLLM:
             raise EngineDead("the engine is not started")
         return self._model
 
+    @property
+    def asleep(self) -> bool:
+        """Whether ``sleep`` has been called here, and not ``wake_up`` since. ``is_sleeping`` asks the core itself."""
+        return self._asleep
+
     def check_health(self) -> None:
         """Do nothing if the engine can serve. Raises ``EngineDead`` if it is closed, or its core is gone."""
         if self._death is not None:
@@ -329,8 +334,12 @@ class AsyncLLM:
             raise InvalidRequest("this engine cannot sleep: it runs without enable_sleep_mode", field="level")
         if level not in (0, 1):
             raise InvalidRequest("level must be 0 or 1: weights are in main memory already", field="level")
-        self._asleep = True
-        await self.call("sleep", level)
+        was_asleep, self._asleep = self._asleep, True
+        try:
+            await self.call("sleep", level)
+        except BaseException:
+            self._asleep = was_asleep
+            raise
 
     async def wake_up(self) -> None:
         """Go on with what was held. Raises ``EngineDead`` when the engine is closed or gone."""

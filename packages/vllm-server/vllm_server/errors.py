@@ -36,6 +36,13 @@ class ShuttingDown(VllmError):
     """The server stops and has ended the request (HTTP 503)."""
 
 
+class EngineAsleep(VllmError):
+    """Requests are held until the engine is woken up (HTTP 503 of who asks whether it is ready)."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine sleeps: requests wait until it is woken up.")
+
+
 class ErrorDetail(msgspec.Struct):
     """What went wrong: for people, by kind, the parameter at fault, and a fixed name for programs."""
 
@@ -68,6 +75,7 @@ _FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
     (RateLimited, _HttpFace(429, "rate_limit_error", "rate_limit_exceeded")),
     (Overloaded, _HttpFace(429, "overloaded_error", "overloaded")),
     (ShuttingDown, _HttpFace(503, "service_unavailable_error", "shutting_down")),
+    (EngineAsleep, _HttpFace(503, "service_unavailable_error", "engine_asleep")),
     (EngineDead, _HttpFace(503, "service_unavailable_error", "engine_dead")),
     (EngineStalled, _HttpFace(503, "service_unavailable_error", "engine_stalled")),
     (RequestFailed, _HttpFace(500, "server_error", "request_failed")),

@@ -8,6 +8,7 @@ from vllm_engine import envs
 from vllm_engine.errors import EngineDead
 from vllm_server import __version__
 from vllm_server.context import context_of
+from vllm_server.errors import EngineAsleep
 
 router = APIRouter()
 
@@ -27,11 +28,10 @@ async def alive(raw: Request) -> Response:
 
 
 @router.get("/health")
-@router.get("/readyz")
 @router.get("/ping")
 @router.post("/ping")
-async def ready(raw: Request) -> Response:
-    """200 while new requests are taken and computed.
+async def well(raw: Request) -> Response:
+    """200 while the engine is well and new requests are taken; asleep, it is well.
 
     503 when the engine is dead, when it makes no progress, and when the server is about to stop. An engine that has
     more to do than it can makes progress.
@@ -40,6 +40,15 @@ async def ready(raw: Request) -> Response:
     context.in_flight.check_open()
     context.llm.check_progress()
     return Response()
+
+
+@router.get("/readyz")
+async def ready(raw: Request) -> Response:
+    """As ``/health``, and 503 while the engine sleeps: balancers should send requests elsewhere, and restart nothing."""
+    answer = await well(raw)
+    if context_of(raw).llm.asleep:
+        raise EngineAsleep
+    return answer
 
 
 @router.get("/version")
