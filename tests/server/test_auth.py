@@ -292,6 +292,50 @@ def test_a_value_of_another_type_is_refused_and_not_shown(value: Any) -> None:
     assert error.value.__suppress_context__
 
 
+def test_keys_of_a_file_are_keys_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "from-environment")
+    path = tmp_path / "keys"
+    path.write_text("# of the first team\n geheim-1 \n\ngeheim-2\r\n")
+    assert create_server_config({"api_key_file": str(path)}).api_key == ["geheim-1", "geheim-2"]
+    assert create_server_config({"api_key_file": str(path), "api_key": ["a"]}).api_key == ["a", "geheim-1", "geheim-2"]
+    assert "geheim" not in repr(create_server_config({"api_key_file": str(path)}))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "holds no key"),
+        (b"# geheim\n\n", "holds no key"),
+        (b"geheim 1\n", "key 1 holds spaces"),
+        (b"ok\ngeh\xc3\xa9im\n", "key 2 holds spaces"),
+        (b"geheim\xff", "it is no text"),
+        (b"geheim\n" * 200_000, "too long"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_is_refused_and_not_shown(
+    content: bytes | None, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=fault) as error:
+        create_server_config({"api_key_file": str(path)})
+    assert error.value.field == "api_key_file"
+    assert "geheim" not in str(error.value).replace(str(path), "")
+
+
+def test_an_admin_key_comes_from_flag_or_environment_and_is_no_other_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ADMIN_API_KEY", "from-environment")
+    assert create_server_config({}).admin_api_key == ["from-environment"]
+    assert create_server_config({"admin_api_key": ["a", "b"]}).admin_api_key == ["a", "b"]
+    for options in ({"admin_api_key": ["se cret"]}, {"admin_api_key": ["secret"], "api_key": ["a", "secret"]}):
+        with pytest.raises(ConfigError, match="admin_api_key") as error:
+            create_server_config(options)
+        assert error.value.field == "admin_api_key"
+        assert "cret" not in str(error.value)
+
+
 @pytest.mark.usefixtures("own_logging")
 def test_a_model_is_not_taken_for_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:

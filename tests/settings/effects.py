@@ -1,6 +1,7 @@
 """Where a setting's effect is shown, when not by a ``test_effect_of_<setting>`` in ``test_effects.py``."""
 
 EFFECTS: dict[str, list[str]] = {
+    "admin_api_key": ["server/test_route_table.py::test_routes_for_operators_open_for_admin_keys_only"],
     "additional_config": [
         "engine/core/test_engine_settings.py::test_a_scheduler_of_ones_own_is_used_and_is_told_the_additional_config",
         "engine/sampling/test_processors.py::test_a_processor_reads_the_additional_configuration",
@@ -10,6 +11,7 @@ EFFECTS: dict[str, list[str]] = {
     "allowed_methods": ["server/test_cors.py::test_only_named_methods_and_headers_may_be_used"],
     "allowed_origins": ["server/test_cors.py::test_only_named_origins_may_call"],
     "api_key": ["server/test_auth.py::test_without_a_right_key_nothing_reaches_the_engine"],
+    "api_key_file": ["server/test_auth.py::test_keys_of_a_file_are_keys_beside_the_others"],
     "attention_backend": ["engine/test_model_settings.py::test_the_attention_backend_computes_attention"],
     "attention_config": ["engine/test_model_settings.py::test_the_attention_backend_computes_attention"],
     "chat_template": ["server/test_flags.py::test_a_chat_template_is_a_file_or_the_text_itself"],

@@ -1,6 +1,6 @@
 """The ASGI application: routes, error handlers and the request label, around one engine."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -10,9 +10,10 @@ from vllm_engine import envs
 from vllm_engine.errors import VllmError
 from vllm_engine.logging import get_logger
 from vllm_server import __version__
-from vllm_server.access.auth import AuthMiddleware
+from vllm_server.access.auth import AdminOnly, AuthMiddleware
 from vllm_server.access.cors import with_cors
 from vllm_server.access.key_limits import KeyLimits
+from vllm_server.access.recording import RecordMiddleware
 from vllm_server.access.request_id import RequestIdMiddleware
 from vllm_server.access.root_path import RootPathMiddleware
 from vllm_server.access.tenant import TenantMiddleware
@@ -60,9 +61,11 @@ def build_app(context: ServerContext) -> ASGIApp:
         app.include_router(tokens.info_router)
     if config.enable_server_load_tracking:
         app.include_router(load.router)
+    operators = [Depends(AdminOnly())] if config.admin_api_key else []
     if envs.get("VLLM_SERVER_DEV_MODE"):
-        logger.warning("VLLM_SERVER_DEV_MODE: whoever may call this server may also reset what its requests share")
-        app.include_router(dev.router)
+        if not config.admin_api_key:
+            logger.warning("VLLM_SERVER_DEV_MODE: whoever may call this server may also reset what its requests share")
+        app.include_router(dev.router, dependencies=operators)
     add_schemas(app)
     app.add_exception_handler(VllmError, handle_vllm_error)
     app.add_exception_handler(ClientDisconnect, handle_client_gone)
@@ -72,6 +75,6 @@ def build_app(context: ServerContext) -> ASGIApp:
         app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
     limits = KeyLimits(config.max_concurrency_per_key, config.max_tokens_per_minute_per_key)
     known = TenantMiddleware(app, limits)
-    guarded = AuthMiddleware(known, config.api_key, config.root_path) if config.api_key else known
-    whole = with_cors(RequestIdMiddleware(guarded), config)
+    guarded = AuthMiddleware(known, config.api_key or (), config.admin_api_key or (), config.root_path)
+    whole = RecordMiddleware(with_cors(RequestIdMiddleware(guarded), config))
     return RootPathMiddleware(whole, config.root_path) if config.root_path else whole

@@ -94,9 +94,10 @@ def read_settings(namespace: argparse.Namespace, configs: tuple[type[Any], ...])
         if given.get("model", tag) != tag:
             raise ConfigError(f"two models are named: {tag} and --model {given['model']}", field="model")
         given["model"] = tag
-    if "model" not in given and len(given.get("api_key", ())) > 1:
-        # `--api-key KEY demo` would serve another model than demo, to everyone who guesses the key "demo".
-        raise ConfigError("api_key takes every word after it: name the model before it, or by --model", field="api_key")
+    for name in ("api_key", "admin_api_key"):
+        if "model" not in given and len(given.get(name, ())) > 1:
+            # `--api-key KEY demo` would serve another model than demo, to everyone who guesses the key "demo".
+            raise ConfigError(f"{name} takes every word after it: name the model before it, or by --model", field=name)
     if getattr(namespace, "config", None):
         in_file = read_config_file(namespace.config, *configs)
         given = lay_over(in_file, given, getattr(namespace, "only_keys", set()))

@@ -14,7 +14,7 @@ from vllm_engine.config.old_options import OldOptions, old, translate
 from vllm_engine.config.option import option
 from vllm_engine.config.support import refuse_unsupported, tell_no_effect
 from vllm_engine.errors import ConfigError
-from vllm_server.api_keys import keys_from_environment
+from vllm_server.api_keys import keys_from_environment, keys_from_file
 from vllm_server.relations import check_server_relations
 
 DEFAULT_HOST = "127.0.0.1"
@@ -46,6 +46,17 @@ class ServerConfig:
         extend=True,
         secret=True,
         common=True,
+    )
+    api_key_file: str | None = option(
+        None, help="file with more such keys, one in a line; lines that begin with # are none", metavar="FILE"
+    )
+    admin_api_key: list[str] | None = option(
+        None,
+        help="keys that open the routes for operators too, which other keys then do not; unset: VLLM_ADMIN_API_KEY if "
+        "that is set, else there is no such difference",
+        metavar="KEY",
+        extend=True,
+        secret=True,
     )
     max_concurrency_per_key: NonNegative = option(
         0, help="most requests of one API key that run or wait at once; more are answered with 429; 0: no limit"
@@ -149,8 +160,11 @@ def create_server_config(options: dict[str, Any]) -> ServerConfig:
     Raises ``ConfigError`` naming the setting that has a wrong type or range, or cannot hold beside another.
     """
     checked = check_options(ServerConfig, translate(options, OldServerOptions))
-    if not checked.get("api_key"):
-        checked["api_key"] = keys_from_environment()
+    if checked.get("api_key_file"):
+        checked["api_key"] = [*(checked.get("api_key") or ()), *keys_from_file(checked["api_key_file"])]
+    for name in ("api_key", "admin_api_key"):
+        if not checked.get(name):
+            checked[name] = keys_from_environment(name)
     config: ServerConfig = build(ServerConfig, checked)
     refuse_unsupported(config)
     check_server_relations(config)

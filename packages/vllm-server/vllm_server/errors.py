@@ -28,6 +28,13 @@ class Unauthorized(VllmError):
         super().__init__("A valid API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`.")
 
 
+class Forbidden(VllmError):
+    """The key of the request is valid, but does not open this route (HTTP 403)."""
+
+    def __init__(self) -> None:
+        super().__init__("This route needs an admin key; the key of this request is another.")
+
+
 class RateLimited(Overloaded):
     """The key of the request has used up what it may use for now (HTTP 429)."""
 
@@ -69,6 +76,7 @@ class _HttpFace:
 _FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
     (InvalidRequest, _HttpFace(400, "invalid_request_error")),
     (Unauthorized, _HttpFace(401, "invalid_request_error", "invalid_api_key")),
+    (Forbidden, _HttpFace(403, "permission_error", "admin_key_needed")),
     (NotFound, _HttpFace(404, "not_found_error", "not_found")),
     (PayloadTooLarge, _HttpFace(413, "invalid_request_error", "payload_too_large")),
     (UnsupportedMediaType, _HttpFace(415, "invalid_request_error", "unsupported_media_type")),

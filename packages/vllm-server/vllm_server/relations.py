@@ -20,6 +20,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 def check_server_relations(config: "ServerConfig") -> None:
     """Raise ``ConfigError`` for the first setting that cannot hold beside the others."""
     check_keys(config.api_key or ())
+    check_keys(config.admin_api_key or (), "admin_api_key")
+    if not set(config.api_key or ()).isdisjoint(config.admin_api_key or ()):
+        raise ConfigError("admin_api_key: api_key has one of its keys, too; a key has one scope", field="admin_api_key")
     for name in ("max_concurrency_per_key", "max_tokens_per_minute_per_key"):
         if getattr(config, name) and not config.api_key:
             raise ConfigError(f"{name} needs api_key: without keys, nobody is told from another", field=name)
