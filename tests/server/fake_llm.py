@@ -22,7 +22,7 @@ from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, Overloaded, RequestFailed
 from vllm_engine.frontend.prompts import parse_prompt
 from vllm_engine.messages import EngineReady
-from vllm_engine.outputs import CompletionOutput, Logprob, RequestOutput
+from vllm_engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from vllm_engine.params import OutputKind, SamplingParams
 
 BOS = 1
@@ -169,9 +169,12 @@ class FakeLLM:
         text_of_prompt = parse_prompt(prompt).text
         writers = [_Writer(index, params, limit) for index in range(params.n)]
         self.running.add(request_id)
+        metrics = RequestMetrics(queued_ts=time.monotonic(), submitted_ts=time.monotonic())
+        metrics.num_cached_tokens = params.n * (len(token_ids) // 16 * 16)
         done = False
         try:
             await asyncio.sleep(self.first_delay)
+            metrics.scheduled_ts = time.monotonic()
             for step in range(limit):
                 if step == fault_at and fault is not None:
                     raise fault
@@ -179,6 +182,8 @@ class FakeLLM:
                     await asyncio.sleep(self.delay)
                 outputs = [writer.write(step, "!error" in script) for writer in writers if not writer.finished]
                 finished = all(writer.finished for writer in writers)
+                metrics.last_token_ts = time.monotonic()
+                metrics.first_token_ts = metrics.first_token_ts or metrics.last_token_ts
                 if params.output_kind is OutputKind.FINAL_ONLY:
                     if not finished:
                         continue
@@ -192,6 +197,7 @@ class FakeLLM:
                     finished,
                     prompt_logprobs=_prompt_logprobs(token_ids, params) if step == 0 or finished else None,
                     num_cached_tokens=len(token_ids) // 16 * 16,
+                    metrics=metrics,
                 )
                 if finished:
                     break

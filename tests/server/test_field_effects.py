@@ -49,6 +49,7 @@ COMMON: dict[str, tuple[Any, dict[str, Any]]] = {
     "request_id": ("my-label", {}),
     "vllm_xargs": ({"a": 1}, {}),
     "return_token_ids": (True, {}),
+    "include_receipt": (True, {}),
 }
 COMPLETION: dict[str, tuple[Any, dict[str, Any]]] = {
     **COMMON,

@@ -41,14 +41,21 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Moments of one request, in seconds of ``time.time()`` for ``arrival_time``, of a monotonic clock otherwise."""
+    """Moments of one request, in seconds of ``time.time()`` for ``arrival_time``, of ``time.monotonic()`` otherwise.
+
+    A moment that has not come is 0. ``queued_ts`` is when the engine was asked, ``submitted_ts`` when the prompt was
+    tokenized and given to the core; ``scheduled_ts`` belongs to the first of the ``n`` completions that was computed.
+    The two numbers are sums over all completions: each has prompt tokens of its own that came from the prefix cache.
+    """
 
     arrival_time: float = 0.0
     queued_ts: float = 0.0
+    submitted_ts: float = 0.0
     scheduled_ts: float = 0.0
     first_token_ts: float = 0.0
     last_token_ts: float = 0.0
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(slots=True)

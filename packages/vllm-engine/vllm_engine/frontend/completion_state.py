@@ -25,6 +25,7 @@ class CompletionState:
         "finish_reason",
         "index",
         "last_token_ts",
+        "num_cached_tokens",
         "num_preemptions",
         "num_tokens",
     )
@@ -42,6 +43,7 @@ class CompletionState:
         self.finish_reason: FinishReason | None = None
         self.num_tokens = 0
         self.num_preemptions = 0
+        self.num_cached_tokens = 0
         self.last_token_ts = 0.0
         self._num_given = 0
         self._detokenizer = detokenizer
@@ -74,6 +76,7 @@ class CompletionState:
                 self._cumulative_logprob = (self._cumulative_logprob or 0.0) + position.logprobs[0]
         self.num_tokens += kept
         self.num_preemptions = max(self.num_preemptions, update.num_preemptions)
+        self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
         if self.finish_reason is None and update.finish_reason is not None:
             self._stop_reason = update.stop_reason
             self.finish(update.finish_reason, error=update.error)

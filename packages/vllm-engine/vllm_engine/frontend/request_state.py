@@ -1,5 +1,6 @@
 """One request of a user while it runs: its completions, their moments in time, and the outputs made of them."""
 
+import time
 from collections.abc import Sequence
 
 from vllm_engine.frontend.completion_state import CompletionState
@@ -37,7 +38,9 @@ class RequestState:
             )
             for index, request in enumerate(prepared.requests)
         ]
-        self.metrics = RequestMetrics(arrival_time=prepared.arrival_time, queued_ts=prepared.queued_ts)
+        self.metrics = RequestMetrics(
+            arrival_time=prepared.arrival_time, queued_ts=prepared.queued_ts, submitted_ts=time.monotonic()
+        )
         self.inter_token_latencies: list[float] = []
         self._prepared = prepared
         self._num_open = len(self.completions)
@@ -64,9 +67,10 @@ class RequestState:
             self._prompt_logprobs = [None, *self._read_prompt(update.prompt_logprobs)]
         if index == 0:
             self._num_cached_tokens = max(self._num_cached_tokens, update.num_cached_tokens)
-        preemptions = completion.num_preemptions
+        preemptions, cached = completion.num_preemptions, completion.num_cached_tokens
         kept = completion.update(update)
         self.metrics.num_preemptions += completion.num_preemptions - preemptions
+        self.metrics.num_cached_tokens += completion.num_cached_tokens - cached
         self._touched[index] = None
         if completion.finished:
             self._num_open -= 1

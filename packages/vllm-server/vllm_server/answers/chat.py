@@ -11,6 +11,7 @@ from vllm_engine.outputs import CompletionOutput, RequestOutput
 from vllm_server.answers.event_stream import event
 from vllm_server.answers.generation import Generation
 from vllm_server.answers.logprobs import chat_logprobs, prompt_logprobs, token_names
+from vllm_server.answers.receipts import ReceiptBook
 from vllm_server.answers.token_counts import TokenCounts
 from vllm_server.config import ServerConfig
 from vllm_server.protocol.chat import (
@@ -42,6 +43,7 @@ class ChatAnswer:
         role: str,
         tokenizer: "Tokenizer | None",
         config: ServerConfig,
+        receipts: ReceiptBook,
         echo: str = "",
     ) -> None:
         self._echo = echo
@@ -52,6 +54,7 @@ class ChatAnswer:
         self._created = int(time.time())
         self._names = token_names(request, tokenizer, config)
         self._details = config.enable_prompt_tokens_details
+        self._receipts = receipts
 
     def whole(self, output: RequestOutput) -> ChatCompletion:
         """The response, from the final output."""
@@ -100,8 +103,11 @@ class ChatAnswer:
                     )
                 if block:
                     yield b"".join(block)
-        if with_usage:
-            yield event(ChatChunk(self._id, self._created, self._model, [], counts.usage(details=self._details)))
+        if with_usage or self._receipts.is_wanted:
+            usage = counts.usage(details=self._details) if with_usage else UNSET
+            last = ChatChunk(self._id, self._created, self._model, [], usage)
+            last.receipt = self._receipts.receipt()
+            yield event(last)
 
     def _chunk_choice(self, item: CompletionOutput) -> ChatChunkChoice:
         return ChatChunkChoice(

@@ -13,6 +13,7 @@ from vllm_engine.params import SamplingParams
 from vllm_server.answers.event_stream import event
 from vllm_server.answers.generation import Generation
 from vllm_server.answers.logprobs import Position, completion_logprobs, prompt_logprobs, token_names
+from vllm_server.answers.receipts import ReceiptBook
 from vllm_server.answers.token_counts import TokenCounts
 from vllm_server.config import ServerConfig
 from vllm_server.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
@@ -36,6 +37,7 @@ class CompletionAnswer:
         model: str,
         tokenizer: "Tokenizer | None",
         config: ServerConfig,
+        receipts: ReceiptBook,
     ) -> None:
         self._request = request
         self._params = params
@@ -46,6 +48,7 @@ class CompletionAnswer:
         self._created = int(time.time())
         self._names = token_names(request, tokenizer, config)
         self._details = config.enable_prompt_tokens_details
+        self._receipts = receipts
         self._drop_output = request.max_tokens == 0
         if request.echo and tokenizer is None:
             raise Unsupported("this server has no tokenizer and cannot echo a prompt", field="echo")
@@ -80,8 +83,11 @@ class CompletionAnswer:
                     block.append(event(Completion(self._id, self._created, self._model, [choice], usage)))
                 if block:
                     yield b"".join(block)
-        if with_usage:
-            yield event(Completion(self._id, self._created, self._model, [], counts.usage(details=self._details)))
+        if with_usage or self._receipts.is_wanted:
+            usage = counts.usage(details=self._details) if with_usage else UNSET
+            last = Completion(self._id, self._created, self._model, [], usage)
+            last.receipt = self._receipts.receipt()
+            yield event(last)
 
     def _choice(
         self, prompt_index: int, output: RequestOutput, item: CompletionOutput, *, offset: int, first: bool

@@ -12,6 +12,7 @@ from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
 from vllm_server.access.tenant import TokenMeter, current_tenant
 from vllm_server.field_names import named_as_in_request
+from vllm_server.telemetry.request_record import current_record
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -41,10 +42,13 @@ class Generation:
             RateLimited: when the key may not have another request.
             EngineDead, Overloaded: as the engine raises them.
         """
+        record = current_record()
+        record.response_id, record.num_completions = self.request_id, self.params.n
         with named_as_in_request(self.field_names), current_tenant().request() as meter:
             merged = self._of_one(meter) if len(self.prompts) == 1 else self._of_many(meter)
             async with aclosing(merged):
                 async for index, output in merged:
+                    record.take(index, output, self.params.output_kind)
                     if any(item.finish_reason == "error" for item in output.outputs):
                         raise RequestFailed("The engine could not finish this request.")
                     yield index, output

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vllm_server.protocol.receipt import Receipt
 from vllm_server.protocol.sampling import Int32, SamplingFields
 from vllm_server.protocol.usage import Usage
 
@@ -129,6 +130,7 @@ class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
     usage: Usage
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     prompt_logprobs: list[dict[int, dict[str, Any]] | None] | msgspec.UnsetType = msgspec.UNSET
+    receipt: Receipt | msgspec.UnsetType = msgspec.UNSET
 
 
 class Delta(msgspec.Struct):
@@ -158,3 +160,4 @@ class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk")
     choices: list[ChatChunkChoice]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    receipt: Receipt | msgspec.UnsetType = msgspec.UNSET

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from vllm_server.protocol.receipt import Receipt
 from vllm_server.protocol.sampling import Int32, SamplingFields
 from vllm_server.protocol.usage import Usage
 
@@ -51,3 +52,4 @@ class Completion(msgspec.Struct, tag_field="object", tag="text_completion"):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    receipt: Receipt | msgspec.UnsetType = msgspec.UNSET

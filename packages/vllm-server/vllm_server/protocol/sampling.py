@@ -85,6 +85,8 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What logits processors of the operator's own are told: ``SamplingParams.extra_args``."""
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    include_receipt: bool | None = None
+    """Whether the answer says where its time went; the header ``x-vllm-include-receipt`` does the same."""
 
 
 def check_priority(request: SamplingFields, policy: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from functools import partial
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +17,7 @@ from vllm_server.access.request_id import take_label
 from vllm_server.answers.completion import CompletionAnswer
 from vllm_server.answers.event_stream import EventStream
 from vllm_server.answers.generation import Generation
+from vllm_server.answers.receipts import receipt_book
 from vllm_server.context import ServerContext, context_of, new_id
 from vllm_server.field_names import named_as_in_request
 from vllm_server.files.tensor_files import decode_embeds
@@ -45,13 +45,16 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     context = context_of(raw)
     request = convert(without_refused(fields, REFUSED_COMPLETION), CompletionRequest)
     take_label(raw, request.request_id)
+    receipts = receipt_book(raw, request)
     model = context.model_name(request.model)
     _check(request, context.llm.config.scheduler.scheduling_policy)
     params = _sampling_params(request, context)
     embeds = await _embeds(request, context, params.n)
     prompts: list[str | list[int]] = [[] for _ in embeds] or _prompts(request, params.n)
     response_id = new_id("cmpl")
-    writer = CompletionAnswer(request, params, prompts, response_id, model, context.llm.tokenizer, context.config)
+    writer = CompletionAnswer(
+        request, params, prompts, response_id, model, context.llm.tokenizer, context.config, receipts
+    )
     generation = Generation(
         context.llm,
         [{"prompt_embeds": item} for item in embeds] or [_engine_prompt(request, prompt) for prompt in prompts],
@@ -64,7 +67,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     if request.stream:
         return EventStream(writer.blocks(generation), context.in_flight)
     outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(msgspec.json.encode(writer.whole(outputs)), media_type="application/json")
+    return Response(receipts.sealed(writer.whole(outputs)), media_type="application/json")
 
 
 def _check(request: CompletionRequest, policy: str) -> None:
