@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.server.batch_folder import Folder, answer, line
 from tests.server.fake_llm import FakeLLM
+from vllm_server.app import json_urls
 
 GOOD = line("good", prompt="hi", max_tokens=2)
 
@@ -68,7 +69,7 @@ async def test_a_route_that_is_not_served_is_an_error_of_its_line(tmp_path: Path
     assert await answer(folder, FakeLLM(), GOOD, line("a", url=url, input="hi"), GOOD) == (3, 1)
     error = folder.results()[1]["error"]
     assert (error["param"], error["type"]) == (field, "invalid_request_error")
-    assert error["message"] == f"line 2: url must be one of /v1/chat/completions, /v1/completions, got '{url}'"
+    assert error["message"] == f"line 2: url must be one of {', '.join(json_urls())}, got '{url}'"
 
 
 async def test_a_line_of_fifty_megabytes_is_read_and_answered_for(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Errors over HTTP: the one table from exception classes to status codes, and the OpenAI error body."""
+"""Errors over HTTP: the one table from exception classes to status codes, and the OpenAI error body.
+
+What goes out under the paths of Anthropic's API gets its shape instead, see ``anthropic_errors``.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -7,8 +10,16 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, NotFound, Overloaded, RequestFailed, VllmError
+from vllm_server.anthropic_errors import (
+    MessagesErrorBody,
+    label_of,
+    messages_error,
+    messages_status,
+    speaks_anthropic,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +120,12 @@ def error_body(error: Exception) -> ErrorBody:
     return ErrorBody(ErrorDetail(message, face.type, getattr(error, "field", None), face.code))
 
 
+def messages_error_of(error: Exception, label: str | None) -> MessagesErrorBody:
+    """The same in Anthropic's shape; ``label`` is that of the request."""
+    detail = error_body(error).error
+    return messages_error(detail.message, http_status(error), detail.code, detail.param, label)
+
+
 def error_response(error: Exception) -> Response:
     """The whole response for an error that comes before any byte of the answer was sent."""
     headers = {}
@@ -160,4 +177,23 @@ def _face(error: Exception) -> _HttpFace:
 
 
 def _json_response(body: ErrorBody, status: int, headers: dict[str, str]) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+    return _ErrorResponse(body, status, headers)
+
+
+class _ErrorResponse(Response):
+    """An error in the shape of the API for which the request is."""
+
+    def __init__(self, body: ErrorBody, status: int, headers: dict[str, str]) -> None:
+        super().__init__(msgspec.json.encode(body), status, headers, media_type="application/json")
+        self._error = body.error
+        self._given_headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not speaks_anthropic(scope):
+            await super().__call__(scope, receive, send)
+            return
+        status, error = self.status_code, self._error
+        body = messages_error(error.message, status, error.code, error.param, label_of(scope))
+        status = messages_status(status, error.code)
+        headers = self._given_headers
+        await Response(msgspec.json.encode(body), status, headers, media_type="application/json")(scope, receive, send)

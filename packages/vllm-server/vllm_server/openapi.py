@@ -5,9 +5,11 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
+from vllm_server.anthropic_errors import MessagesErrorBody
 from vllm_server.errors import ErrorBody
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.completions import Completion, CompletionRequest
+from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from vllm_server.protocol.models import ModelList
 from vllm_server.protocol.tokens import (
     DetokenizedText,
@@ -23,6 +25,11 @@ _TYPES = (
     Completion,
     ChatRequest,
     ChatCompletion,
+    MessagesRequest,
+    AnthropicMessage,
+    CountTokensRequest,
+    TokenCount,
+    MessagesErrorBody,
     ModelList,
     TokenizeTextRequest,
     TokenizeChatRequest,
@@ -33,14 +40,16 @@ _TYPES = (
 )
 
 
-def body_docs(request: type[msgspec.Struct], response: type[msgspec.Struct]) -> dict[str, Any]:
+def body_docs(
+    request: type[msgspec.Struct], response: type[msgspec.Struct], *, error: type[msgspec.Struct] = ErrorBody
+) -> dict[str, Any]:
     """``openapi_extra`` of a route that takes and gives JSON."""
     return {
         "requestBody": {"required": True, "content": _json(request)},
         "responses": {
             "200": {"description": "The answer, or a stream of events", "content": _json(response)},
-            "4XX": {"description": "What is wrong with the request", "content": _json(ErrorBody)},
-            "5XX": {"description": "What is wrong with the server", "content": _json(ErrorBody)},
+            "4XX": {"description": "What is wrong with the request", "content": _json(error)},
+            "5XX": {"description": "What is wrong with the server", "content": _json(error)},
         },
     }
 

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_engine.errors import InvalidRequest
+from vllm_server.anthropic_errors import speaks_anthropic
 
 _HEADER = b"x-request-id"
 _SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -46,10 +47,13 @@ class RequestIdMiddleware:
         state = scope.setdefault("state", {})
         state["request_id"] = given if given and is_sane(given) else uuid.uuid4().hex
         state["request_id_given"] = given is not None
+        # Where clients of Anthropic's API look for it.
+        names = (_HEADER, b"request-id") if speaks_anthropic(scope) else (_HEADER,)
 
         async def send_labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (_HEADER, state["request_id"].encode())]
+                label = state["request_id"].encode()
+                message["headers"] = [*message.get("headers", []), *((name, label) for name in names)]
             await send(message)
 
         await self.app(scope, receive, send_labelled)

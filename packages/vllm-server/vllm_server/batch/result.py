@@ -38,8 +38,12 @@ class WrittenResult:
 
 
 class _Usage(msgspec.Struct):
+    """The counts under either of the names that APIs give them."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 class _Told(msgspec.Struct):
@@ -65,7 +69,8 @@ def answered(custom_id: str, answer: Answer) -> WrittenResult:
         error = told.error or ErrorDetail(f"the route answered {answer.status}", "server_error")
     usage = told.usage or _Usage()
     result = BatchResult(new_id("vllm"), custom_id, response, error)
-    return _written(result, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+    prompt_tokens = usage.prompt_tokens or usage.input_tokens or 0
+    return _written(result, prompt_tokens, usage.completion_tokens or usage.output_tokens or 0)
 
 
 def refused(custom_id: str | None, number: int, reason: Exception) -> WrittenResult:

@@ -3,6 +3,7 @@
 A field is never ignored in silence. What is not here and not in the request's own class is unknown, and refused too.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from vllm_engine.errors import Unsupported
@@ -56,6 +57,18 @@ REFUSED_CHAT: dict[str, tuple[Any, ...]] = {
 }
 """The same for ``/v1/chat/completions``."""
 
+REFUSED_MESSAGES: dict[str, tuple[Any, ...]] = {
+    **{
+        name: _COMMON[name]
+        for name in ("watermarking", "mm_payload", "return_mm_kwargs", "kv_transfer_params", "ec_transfer_params")
+    },
+    "service_tier": ("auto", "standard_only"),
+    "speed": ("standard",),
+    "container": (),
+    "mcp_servers": ([],),
+}
+"""The same for ``/v1/messages``."""
+
 NOT_FOR_TEXT: dict[str, tuple[Any, ...]] = {"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)}
 """The same for ``/tokenize`` of a conversation."""
 
@@ -99,18 +112,23 @@ REASONS = {
     "prediction": "this version does not guess tokens ahead",
     "web_search_options": "this server searches nothing",
     "verbosity": "no model of this server knows it",
+    "speed": "all requests are served alike",
+    "container": "this server runs no code",
+    "mcp_servers": "this server calls no tools",
 }
 """Why a field is refused."""
 
 
-def without_refused(fields: dict[str, Any], refused: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+def without_refused(
+    fields: dict[str, Any], refused: dict[str, tuple[Any, ...]], *, hints: Collection[str] = HINTS
+) -> dict[str, Any]:
     """The fields that remain for the request's class, once hints and neutral values are taken out.
 
     Raises ``Unsupported`` naming the first field with a value that would have to be ignored.
     """
     remaining = {}
     for name, value in fields.items():
-        if name in HINTS:
+        if name in hints:
             continue
         if name not in refused:
             remaining[name] = value

@@ -1,18 +1,18 @@
 """``POST /tokenize`` and ``POST /detokenize``: the tokenizer alone, without the engine."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.errors import InvalidRequest
 from vllm_server.context import ServerContext, context_of
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
 from vllm_server.prompts.conversation import conversation_of
+from vllm_server.prompts.encoding import aside, encode, tokenizer_of
 from vllm_server.prompts.rendering import render
 from vllm_server.protocol.fields import NOT_FOR_TEXT, without_refused
 from vllm_server.protocol.tokens import (
@@ -24,19 +24,11 @@ from vllm_server.protocol.tokens import (
     Tokens,
 )
 
-if TYPE_CHECKING:
-    from vllm_engine.frontend.tokenizer import Tokenizer
-
-T = TypeVar("T")
-
 router = APIRouter()
 info_router = APIRouter()
 
-QUICK = 8192
-"""Characters or tokens, beyond which the work leaves the event loop."""
-MAX_CHARS = 1 << 22
 MAX_TOKENS = 1 << 20
-"""Most characters and tokens of one request: far more than any model reads."""
+"""Most tokens of one request: far more than any model reads."""
 
 
 @router.post("/tokenize", openapi_extra=body_docs(TokenizeTextRequest, Tokens))
@@ -59,10 +51,10 @@ async def detokenize(raw: Request) -> Response:
     context.in_flight.check_open()
     request = convert(parse_object(await read_json_body(raw)), DetokenizeRequest)
     context.model_name(request.model)
-    tokenizer = _tokenizer(context, "tokens")
+    tokenizer = tokenizer_of(context, "tokens")
     if len(request.tokens) > MAX_TOKENS:
         raise InvalidRequest(f"tokens takes at most {MAX_TOKENS} ids", field="tokens")
-    text = await _done(
+    text = await aside(
         context, lambda: tokenizer.decode(request.tokens, skip_special_tokens=False), size=len(request.tokens)
     )
     return _json(DetokenizedText(text))
@@ -72,7 +64,7 @@ async def detokenize(raw: Request) -> Response:
 async def tokenizer_info(raw: Request) -> Response:
     """What the tokenizer is, and its chat template."""
     context = context_of(raw)
-    tokenizer = _tokenizer(context, None)
+    tokenizer = tokenizer_of(context, None)
     return _json(
         TokenizerInfo(
             type(tokenizer).__name__,
@@ -104,27 +96,12 @@ async def _of_chat(request: TokenizeChatRequest, context: ServerContext) -> Toke
 
 
 async def _tokens(context: ServerContext, text: str, field: str, *, special: bool, spell: bool) -> Tokens:
-    tokenizer = _tokenizer(context, field)
-    if len(text) > MAX_CHARS:
-        raise InvalidRequest(f"{field} takes at most {MAX_CHARS} characters", field=field)
-
-    def work() -> Tokens:
-        ids = tokenizer.encode(text, special)
-        spelled = tokenizer.convert_ids_to_tokens(ids) if spell else None
-        return Tokens(len(ids), context.llm.ready.max_model_len, ids, spelled)
-
-    return await _done(context, work, size=len(text))
-
-
-async def _done(context: ServerContext, work: Callable[[], T], *, size: int) -> T:
-    return await context.llm.in_renderer(work) if size > QUICK else work()
-
-
-def _tokenizer(context: ServerContext, field: str | None) -> "Tokenizer":
-    tokenizer = context.llm.tokenizer
-    if tokenizer is None:
-        raise Unsupported("this server has no tokenizer: it takes token ids only", field=field)
-    return tokenizer
+    ids = await encode(context, text, field, special=special)
+    spelled = None
+    if spell:
+        tokenizer = tokenizer_of(context, field)
+        spelled = await aside(context, lambda: tokenizer.convert_ids_to_tokens(ids), size=len(text))
+    return Tokens(len(ids), context.llm.ready.max_model_len, ids, spelled)
 
 
 def _json(answer: Any) -> Response:

@@ -1,0 +1,201 @@
+"""``/v1/messages``: conversations in Anthropic's shape become prompts, outputs become its messages and events."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import make_client, make_context
+from tests.server.fake_llm import FakeLLM, letters
+from vllm_server.app import build_app
+
+ROUTE = "/v1/messages"
+HI = [{"role": "user", "content": "hi"}]
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "max_tokens": 4, "messages": HI, **fields}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The events of a stream, each named by its own type."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in response.text.split("\n\n")[:-1]:
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    assert response.text.endswith("\n\n")
+    return found
+
+
+def gathered(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The message that the events of a stream add up to."""
+    message: dict[str, Any] = parts[0]["message"]
+    for part in parts:
+        if part["type"] == "content_block_start":
+            message["content"].append(part["content_block"])
+        elif part["type"] == "content_block_delta":
+            message["content"][part["index"]]["text"] += part["delta"]["text"]
+        elif part["type"] == "message_delta":
+            message |= part["delta"] | {"usage": part["usage"]}
+    return message
+
+
+async def test_an_answer_is_a_message(client: httpx.AsyncClient) -> None:
+    response = await client.post(ROUTE, json=body(), headers={"anthropic-version": "2023-06-01", "X-Request-Id": "me"})
+    answer = response.json()
+    assert response.headers["request-id"] == response.headers["x-request-id"] == "me"
+    assert answer.pop("id").startswith("msg")
+    assert answer == {
+        "type": "message",
+        "role": "assistant",
+        "model": "fake",
+        "content": [{"type": "text", "text": letters(4), "citations": None}],
+        "stop_reason": "max_tokens",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": len("<user>hi</><assistant>"),
+            "output_tokens": 4,
+            "cache_creation_input_tokens": None,
+            "cache_read_input_tokens": None,
+        },
+    }
+
+
+async def test_a_stream_has_the_events_in_their_order(client: httpx.AsyncClient) -> None:
+    parts = events(await client.post(ROUTE, json=body(stream=True)))
+    assert [part["type"] for part in parts] == [
+        "message_start",
+        "content_block_start",
+        "ping",
+        *["content_block_delta"] * 4,
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    start = parts[0]["message"]
+    assert (start["content"], start["stop_reason"], start["usage"]["output_tokens"]) == ([], None, 0)
+    assert parts[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
+
+
+@pytest.mark.parametrize("details", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": 1}, {"stop_sequences": ["d", "c"], "max_tokens": 9}])
+async def test_a_stream_adds_up_to_the_whole_answer(fields: dict[str, Any], details: bool) -> None:
+    app = build_app(make_context(FakeLLM(), enable_prompt_tokens_details=details))
+    async with make_client(app) as client:
+        whole = await client.post(ROUTE, json=body(**fields))
+        stream = await client.post(ROUTE, json=body(stream=True, **fields))
+    added, expected = gathered(events(stream)), whole.json()
+    assert added.pop("id") != expected.pop("id")
+    assert added == expected
+
+
+async def test_a_stop_sequence_is_told(client: httpx.AsyncClient) -> None:
+    answer = (await client.post(ROUTE, json=body(stop_sequences=["x", "c"], max_tokens=9))).json()
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "c")
+
+
+async def test_what_the_operator_stops_at_ends_a_turn() -> None:
+    async with make_client(build_app(make_context(FakeLLM(defaults={"stop": "b"})))) as client:
+        answer = (await client.post(ROUTE, json=body())).json()
+    assert (answer["stop_reason"], answer["stop_sequence"], answer["usage"]["output_tokens"]) == ("end_turn", None, 2)
+
+
+async def test_cached_tokens_are_told_apart_where_the_operator_wants_it() -> None:
+    async with make_client(build_app(make_context(FakeLLM(), enable_prompt_tokens_details=True))) as client:
+        usage = (await client.post(ROUTE, json=body())).json()["usage"]
+    assert usage == {
+        "input_tokens": 6,
+        "output_tokens": 4,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 16,
+    }
+
+
+CALL = {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"system": "be good"}, "<system>be good</><user>hi</><assistant>"),
+        ({"system": [text("be"), text("good")]}, "<system>be\ngood</><user>hi</><assistant>"),
+        ({"system": ""}, "<user>hi</><assistant>"),
+        ({"messages": [{"role": "user", "content": [text("a"), text("b")]}]}, "<user>a\nb</><assistant>"),
+        ({"messages": [*HI, *HI]}, "<user>hi\nhi</><assistant>"),
+        ({"messages": [*HI, {"role": "assistant", "content": "We"}]}, "<user>hi</><assistant>We"),
+        ({"messages": [*HI, {"role": "assistant", "content": [text("We")]}]}, "<user>hi</><assistant>We"),
+        (
+            {"messages": [*HI, {"role": "system", "content": "now"}, *HI]},
+            "<user>hi</><system>now</><user>hi</><assistant>",
+        ),
+        (
+            {
+                "messages": [
+                    *HI,
+                    {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, text("so"), CALL]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "2"}, text("?")],
+                    },
+                ]
+            },
+            "<user>hi</><assistant>so[call add [('a', 1)]]</><tool>2</><user>?</><assistant>",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": [CALL]},
+                    {
+                        "role": "user",
+                        "content": [
+                            {
+                                "type": "tool_result",
+                                "tool_use_id": "t1",
+                                "is_error": True,
+                                "content": [text("a"), text("b")],
+                            },
+                            {"type": "tool_result", "tool_use_id": "t2"},
+                        ],
+                    },
+                ]
+            },
+            "<assistant>[call add [('a', 1)]]</><tool>Error: a\nb</><tool></><assistant>",
+        ),
+        (
+            {"tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}]},
+            '[tools [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": '
+            '"object"}}}]]<user>hi</><assistant>',
+        ),
+        (
+            {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "none"}},
+            "<user>hi</><assistant>",
+        ),
+    ],
+)
+async def test_a_conversation_becomes_a_prompt(
+    client: httpx.AsyncClient, llm: FakeLLM, fields: dict[str, Any], prompt: str
+) -> None:
+    answer = await client.post(ROUTE, json=body(**fields))
+    assert answer.status_code == 200, answer.text
+    assert llm.calls[0].prompt == {"prompt": prompt, "add_special_tokens": False}
+    # The same conversation is counted as it is read.
+    counted = {name: value for name, value in body(**fields).items() if name != "max_tokens"}
+    count = await client.post(f"{ROUTE}/count_tokens", json=counted)
+    assert count.json() == {"input_tokens": answer.json()["usage"]["input_tokens"]}
+
+
+async def test_sampling_reaches_the_engine(client: httpx.AsyncClient, llm: FakeLLM) -> None:
+    fields = {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "stop_sequences": ["x"], "max_tokens": 7}
+    await client.post(ROUTE, json=body(**fields, cache_salt="salt", vllm_xargs={"a": 1}))
+    (call,) = llm.calls
+    assert (call.params.temperature, call.params.top_k, call.params.top_p) == (0.5, 5, 0.5)
+    assert (call.params.stop, call.params.max_tokens, call.params.extra_args) == (["x"], 7, {"a": 1})
+    assert call.cache_salt == "salt"
