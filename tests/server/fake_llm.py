@@ -155,6 +155,7 @@ class FakeLLM:
         cache_salt: str | None = None,
         tenant: str = "",
         on_abandoned: Callable[[RequestOutput], None] | None = None,
+        on_accepted: Callable[[], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         self.calls.append(Call(prompt, params, request_id, priority, cache_salt, tenant))
         token_ids = self._token_ids(prompt)
@@ -169,6 +170,8 @@ class FakeLLM:
         text_of_prompt = parse_prompt(prompt).text
         writers = [_Writer(index, params, limit) for index in range(params.n)]
         self.running.add(request_id)
+        if on_accepted is not None:
+            on_accepted()
         metrics = RequestMetrics(queued_ts=time.monotonic(), submitted_ts=time.monotonic())
         metrics.num_cached_tokens = params.n * (len(token_ids) // 16 * 16)
         done = False

@@ -254,6 +254,7 @@ class AsyncLLM:
         cache_salt: str | None = None,
         tenant: str = "",
         on_abandoned: Callable[[RequestOutput], None] | None = None,
+        on_accepted: Callable[[], None] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate, and yield outputs as ``params.output_kind`` says. The last one is ``finished``.
 
@@ -268,6 +269,7 @@ class AsyncLLM:
             tenant: who asks, by a name that is no secret: the shares of tenants are fair where the policy is.
             on_abandoned: is given what nobody takes any more when the loop is left early: the last output, with
                 ``finish_reason`` ``abort`` for what had to be ended. It must not raise.
+            on_accepted: is called once the request is in the core: nothing is wrong with it, and it is not refused.
 
         Raises:
             InvalidRequest: with the name of the field at fault.
@@ -289,6 +291,8 @@ class AsyncLLM:
             processed = await self._prepare(label, prompt, params, priority, cache_salt, tenant)
             self._submit(processed)
             prepared = processed
+            if on_accepted is not None:
+                on_accepted()
             while True:
                 output = await queue.get()
                 _raise_failure(output)

@@ -40,6 +40,19 @@ class InFlight:
         for task in self._tasks:
             task.cancel()
 
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Let ``work`` run on by itself, as a request whose client need not wait. ``abort_all`` cancels it.
+
+        Raises ``ShuttingDown`` when that has been called.
+        """
+        if self.aborting:
+            work.close()
+            raise ShuttingDown(_SHUTTING_DOWN)
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def run(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         """Await ``work`` while listening on ``receive``, whose request body has been read.
 

@@ -1,7 +1,7 @@
 """From prompts to outputs: one stream of outputs for all prompts of a request."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Generation:
     """Everything the engine needs for one HTTP request. ``request_id`` is made by the server.
 
-    ``field_names`` tells what the engine's fields are called in the request, for its error messages.
+    ``field_names`` tells what the engine's fields are called in the request, for its error messages. ``on_accepted`` is
+    called once the engine has taken a prompt: what can be wrong with the request has been found by then.
     """
 
     llm: "AsyncLLM"
@@ -32,6 +33,7 @@ class Generation:
     priority: int = 0
     cache_salt: str | None = None
     field_names: Mapping[str, str] = field(default_factory=dict)
+    on_accepted: Callable[[], None] | None = None
 
     async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Outputs as they come, each with the index of its prompt. Closing this aborts what still runs.
@@ -43,7 +45,7 @@ class Generation:
             EngineDead, Overloaded: as the engine raises them.
         """
         record = current_record()
-        record.response_id, record.num_completions = self.request_id, self.params.n
+        record.response_id, record.params = self.request_id, self.params
         with named_as_in_request(self.field_names), current_tenant().request() as meter:
             merged = self._of_one(meter) if len(self.prompts) == 1 else self._of_many(meter)
             async with aclosing(merged):
@@ -73,6 +75,7 @@ class Generation:
             priority=self.priority,
             cache_salt=self.cache_salt,
             tenant=current_tenant().name,
+            on_accepted=self.on_accepted,
             # A client that goes away has had this computed all the same.
             on_abandoned=lambda rest: meter.count(index, rest, self.params.output_kind),
         )
