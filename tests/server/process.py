@@ -20,9 +20,9 @@ def without_phases(log: str) -> list[str]:
 class Process:
     """A running ``fake_serve``, read line by line."""
 
-    def __init__(self, *flags: str, **script: Any) -> None:
+    def __init__(self, *flags: str, listen: tuple[str, ...] = ("--port", "0"), **script: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.server.fake_serve", "demo", "--port", "0", *flags],
+            [sys.executable, "-m", "tests.server.fake_serve", "demo", *listen, *flags],
             cwd=ROOT,
             env={**os.environ, "FAKE": json.dumps(script), "VLLM_LOGGING_LEVEL": "INFO"},
             stdout=subprocess.PIPE,

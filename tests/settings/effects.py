@@ -116,6 +116,9 @@ EFFECTS: dict[str, list[str]] = {
     "revision": [
         "engine/loading/test_load_settings.py::test_everything_from_the_hub_comes_with_its_revision_cache_and_token"
     ],
+    "h11_max_header_count": ["server/test_front_end_options.py::test_the_head_of_a_request_has_bounds"],
+    "h11_max_incomplete_event_size": ["server/test_front_end_options.py::test_the_head_of_a_request_has_bounds"],
+    "uds": ["server/test_front_end_options.py::test_a_unix_socket_is_listened_on_and_gone_at_the_end"],
     "root_path": ["server/test_routes.py::test_a_root_path_is_taken_off"],
     "safetensors_load_strategy": ["engine/loading/test_load_settings.py::test_every_strategy_gives_the_same_model"],
     "safetensors_prefetch_block_size": [

@@ -35,6 +35,7 @@ class ServerConfig:
     port: Annotated[int, Meta(ge=0, le=65535)] = option(
         8000, help="TCP port to listen on; 0 picks a free one", common=True
     )
+    uds: str | None = option(None, help="listen on a Unix domain socket at this path, and on no port", metavar="PATH")
     root_path: (
         Annotated[str, Meta(pattern=r"^(/[^/\s]+)*$", description="a path such as /llm, without a slash at its end")]
         | None
@@ -127,6 +128,10 @@ class ServerConfig:
     disable_frontend_multiprocessing: bool = option(
         False, help="run the engine core in a thread of the server's process (for debugging)"
     )
+    h11_max_incomplete_event_size: Annotated[int, Meta(ge=1024)] = option(
+        4 << 20, help="most bytes of a request before its body: its first line and its headers", metavar="BYTES"
+    )
+    h11_max_header_count: Positive = option(256, help="most headers of a request")
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option(
         "info", help="lowest level that uvicorn logs"
     )

@@ -26,6 +26,10 @@ def check_server_relations(config: "ServerConfig") -> None:
     for name in ("max_concurrency_per_key", "max_tokens_per_minute_per_key"):
         if getattr(config, name) and not config.api_key:
             raise ConfigError(f"{name} needs api_key: without keys, nobody is told from another", field=name)
+    if config.uds is not None:
+        for name in ("host", "port"):
+            if getattr(config, name) != getattr(type(config), name):
+                raise ConfigError(f"{name} and uds exclude each other: the server listens in one place", field=name)
     _check_cors(config)
     _check_tls(config)
 

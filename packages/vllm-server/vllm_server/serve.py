@@ -8,7 +8,7 @@ from vllm_engine.logging import configure_logging, get_logger, startup_phase
 from vllm_server.command_line import Program, Settings, add_program_arguments, run_program
 from vllm_server.config import CONFIGS, DEFAULT_HOST, OldServerOptions, ServerConfig, create_server_config
 from vllm_server.running.event_loop import loop_factory
-from vllm_server.running.sockets import bind
+from vllm_server.running.sockets import bind, unix_socket
 
 logger = get_logger(__name__)
 
@@ -39,8 +39,12 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     with startup_phase(logger, "server imports", {}):
         from vllm_server.running import lifecycle
 
-    listener = bind(server_config.host or DEFAULT_HOST, server_config.port)
-    with listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
+    where = (
+        bind(server_config.host or DEFAULT_HOST, server_config.port)
+        if server_config.uds is None
+        else unix_socket(server_config.uds)
+    )
+    with where as listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(lifecycle.serve(engine_config, server_config, listener))
 
 

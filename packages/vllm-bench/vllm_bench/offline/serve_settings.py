@@ -48,7 +48,7 @@ def read_serve_settings(arguments: Sequence[str], benchmark: str = "bench startu
     except ConfigError as error:
         raise CommandError(f"vllm serve: {error}", exit_code=2) from error
     server: dict[str, Any] = settings.server
-    for name in ("host", "port"):
+    for name in ("host", "port", "uds"):
         if name in server:
             raise CommandError(f"--{name}: the benchmark chooses the address itself", exit_code=2)
     if str(server.get("ssl_cert_reqs", 0)) == str(_CLIENT_CERTIFICATE):

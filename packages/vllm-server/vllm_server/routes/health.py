@@ -44,7 +44,7 @@ async def well(raw: Request) -> Response:
 
 @router.get("/readyz")
 async def ready(raw: Request) -> Response:
-    """As ``/health``, and 503 while the engine sleeps: balancers should send requests elsewhere, and restart nothing."""
+    """As ``/health``, and 503 while the engine sleeps: balancers send requests elsewhere, and nobody restarts it."""
     answer = await well(raw)
     if context_of(raw).llm.asleep:
         raise EngineAsleep

@@ -23,8 +23,9 @@ def announce(context: "ServerContext", listener: socket.socket, seconds: float) 
         body = {"messages": [{"role": "user", "content": "Hello!"}]}
         route = "/v1/chat/completions"
     data = shlex.quote(json.dumps({"model": name, **body, "max_tokens": 32}))
-    print(f"ready after {seconds:.2f} s: {name} at {url}", flush=True)
-    options = ""
+    where = f"unix:{listener.getsockname()}" if config.uds is not None else url
+    print(f"ready after {seconds:.2f} s: {name} at {where}", flush=True)
+    options = "" if config.uds is None else f" --unix-socket {shlex.quote(listener.getsockname())}"
     if config.ssl_certfile:
         # -k: this machine need not trust the certificate, and it hardly names this machine's own address.
         options += " -k" if config.ssl_cert_reqs < 2 else " -k --cert CLIENT.pem"

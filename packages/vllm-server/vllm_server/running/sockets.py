@@ -1,7 +1,12 @@
 """The socket of the server, bound before the model loads: a port in use is found out at once."""
 
+import contextlib
 import errno
+import os
 import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 from vllm_engine.errors import ConfigError
 
@@ -11,6 +16,9 @@ _HINTS = {
     errno.EADDRNOTAVAIL: "; name an address of this machine, or 0.0.0.0 for all of them",
 }
 """What to do about an error of the operating system."""
+_NOT_FOR_OTHERS = 0o117
+"""Permissions that a Unix socket never has; the process's umask may take the group's, too."""
+_BOUND_SOCKETS = Path("/proc/net/unix")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -43,8 +51,78 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+@contextlib.contextmanager
+def unix_socket(path: str) -> Iterator[socket.socket]:
+    """A bound Unix domain socket, not listening yet; its file is gone at the end.
+
+    Those may connect who may write to the file: the user, and the group unless the umask takes it out. The file of a
+    server that was killed is replaced.
+
+    Raises:
+        ConfigError: naming ``uds`` when the path cannot be had, is no socket, or a server has it.
+    """
+    path = os.path.abspath(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            _remove_left_over(path)
+            before = os.umask(0)
+            os.umask(before | _NOT_FOR_OTHERS)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(before)
+            made = os.lstat(path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"uds: cannot listen on {path}: {reason}", field="uds") from error
+        listener.setblocking(False)
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                now = os.lstat(path)
+                if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
+                    os.unlink(path)
+    finally:
+        listener.close()
+
+
+def _remove_left_over(path: str) -> None:
+    """Make room for a socket at ``path``. Raises ``ConfigError`` for what is not a dead server's socket."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"uds: {path} is there already, and is no socket", field="uds")
+    if _has_owner(path):
+        raise ConfigError(f"uds: another server listens on {path}", field="uds")
+    os.unlink(path)
+
+
+def _has_owner(path: str) -> bool:
+    """Whether a process has the socket at ``path``, also one that does not listen yet."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor:
+        visitor.settimeout(1)
+        try:
+            visitor.connect(path)
+            return True
+        except ConnectionRefusedError:
+            pass
+        except OSError:  # it is there, and too busy, or not for this user
+            return True
+    try:
+        bound = _BOUND_SOCKETS.read_text(errors="surrogateescape").splitlines()
+    except OSError:  # another system than Linux
+        return False
+    return any(line.partition("/")[2] == path[1:] for line in bound)
+
+
 def url_of(listener: socket.socket, scheme: str = "http") -> str:
-    """The URL under which a client on this machine reaches the socket."""
+    """The URL under which a client on this machine reaches the socket; for a Unix socket, it goes to its path."""
+    if listener.family == socket.AF_UNIX:
+        return f"{scheme}://localhost"
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "localhost"

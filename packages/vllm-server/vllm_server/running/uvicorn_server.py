@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from vllm_engine.logging import logging_in_force
 from vllm_server.config import ServerConfig
+from vllm_server.running.http_bounds import bounded_protocol
 
 FORCED_END_AFTER = 5
 """Seconds after the time for running requests in which they must have taken their abortion."""
@@ -39,7 +40,7 @@ def create_server(
     settings = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=bounded_protocol(config.h11_max_incomplete_event_size, config.h11_max_header_count),
         ws="none",
         lifespan="off",
         log_config=None,
