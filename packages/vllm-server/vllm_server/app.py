@@ -26,11 +26,23 @@ from vllm_server.errors import (
     handle_vllm_error,
 )
 from vllm_server.openapi import add_schemas
-from vllm_server.routes import chat, completions, dev, health, invocations, load, messages, metrics, models, tokens
+from vllm_server.routes import (
+    chat,
+    chat_batch,
+    completions,
+    dev,
+    health,
+    invocations,
+    load,
+    messages,
+    metrics,
+    models,
+    tokens,
+)
 
 logger = get_logger(__name__)
 
-_ROUTES = (models, completions, chat, messages, tokens, invocations, health, metrics)
+_ROUTES = (models, completions, chat, chat_batch, messages, tokens, invocations, health, metrics)
 
 
 def json_urls() -> tuple[str, ...]:

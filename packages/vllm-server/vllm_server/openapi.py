@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from vllm_server.anthropic_errors import MessagesErrorBody
 from vllm_server.errors import ErrorBody
-from vllm_server.protocol.chat import ChatCompletion, ChatRequest
+from vllm_server.protocol.chat import ChatBatchRequest, ChatCompletion, ChatRequest
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from vllm_server.protocol.models import ModelList
@@ -24,6 +24,7 @@ _TYPES = (
     CompletionRequest,
     Completion,
     ChatRequest,
+    ChatBatchRequest,
     ChatCompletion,
     MessagesRequest,
     AnthropicMessage,

@@ -79,6 +79,12 @@ class ChatRequest(SamplingFields, kw_only=True):
     echo: bool | None = None
 
 
+class ChatBatchRequest(ChatRequest, kw_only=True):
+    """Several conversations, to which all other fields apply; each gets one answer."""
+
+    messages: list[list[Message]]  # type: ignore[assignment]
+
+
 class TopLogprob(msgspec.Struct):
     """A token that could have stood here; ``bytes`` is its text in UTF-8."""
 
@@ -118,6 +124,9 @@ class ChatChoice(msgspec.Struct):
     finish_reason: str | None
     stop_reason: int | str | None
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    # In the answer to a batch, of the choice's conversation.
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: list[dict[int, dict[str, Any]] | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):

@@ -41,8 +41,8 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     take_label(raw, request.request_id)
     receipts = receipt_book(raw, request)
     model = context.model_name(request.model)
-    _check(request, context.llm.config.scheduler.scheduling_policy)
-    names = _field_names(request)
+    check_chat(request, context.llm.config.scheduler.scheduling_policy)
+    names = chat_field_names(request)
     with named_as_in_request(names):
         params = chat_params(request, context)
     conversation = conversation_of(request, trust_template=context.config.trust_request_chat_template)
@@ -61,7 +61,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
         context.llm.tokenizer,
         context.config,
         receipts,
-        _echo(request, conversation, role),
+        echoed(request, conversation, role),
     )
     generation = Generation(
         context.llm, [prompt], params, response_id, request.priority or 0, request.cache_salt, names
@@ -72,7 +72,8 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     return Response(receipts.sealed(writer.whole(outputs[0])), media_type="application/json")
 
 
-def _check(request: ChatRequest, policy: str) -> None:
+def check_chat(request: ChatRequest, policy: str) -> None:
+    """Raises ``InvalidRequest`` for fields that do not go together."""
     check_stream_options(request)
     check_priority(request, policy)
     if request.top_logprobs is not None and not request.logprobs:
@@ -81,14 +82,15 @@ def _check(request: ChatRequest, policy: str) -> None:
         raise InvalidRequest("prompt_logprobs needs stream to be false", field="prompt_logprobs")
 
 
-def _field_names(request: ChatRequest) -> dict[str, str]:
+def chat_field_names(request: ChatRequest) -> dict[str, str]:
+    """What the engine's fields are called in a request, for error messages."""
     names = {"logprobs": "top_logprobs", "prompt": "messages", "prompt_token_ids": "messages"}
     if request.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     return names
 
 
-def _echo(request: ChatRequest, conversation: Conversation, role: str) -> str:
+def echoed(request: ChatRequest, conversation: Conversation, role: str) -> str:
     """What ``echo`` puts before the answer: the last message, if the answer goes on with that speaker's words."""
     last = conversation.messages[-1]
     if not request.echo or last["role"] != role:
