@@ -212,7 +212,6 @@ async def test_too_long_a_body_is_a_413_announced_or_not(llm: FakeLLM, monkeypat
     async with make_client(build_app(make_context(llm))) as client:
         response = await client.post("/v1/completions", content=b"x" * 1001)
         check_error(response, 413)
-        assert response.headers["connection"] == "close"
         check_error(await client.post("/v1/completions", content=pieces()), 413)
         assert taken == 1100
         fits = b'{"prompt": "x", "max_tokens": 1}'.ljust(1000)

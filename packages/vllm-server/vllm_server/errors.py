@@ -137,8 +137,6 @@ def error_response(error: Exception) -> Response:
         headers["connection"] = "close"  # the next request of this client belongs to another server
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, PayloadTooLarge):
-        headers["connection"] = "close"  # the rest of the body is not worth reading
     return _json_response(error_body(error), http_status(error), headers)
 
 
