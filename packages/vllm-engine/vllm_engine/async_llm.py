@@ -29,10 +29,11 @@ from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
 
 if TYPE_CHECKING:
+    from vllm_engine.core.clients.attached import AttachedClient, CoreAddress
     from vllm_engine.core.clients.process import ProcessClient
     from vllm_engine.core.clients.thread import ThreadClient
 
-    CoreClient = ProcessClient | ThreadClient
+    CoreClient = ProcessClient | ThreadClient | AttachedClient
 
 logger = get_logger(__name__)
 
@@ -59,6 +60,7 @@ class AsyncLLM:
         stat_loggers: Sequence[StatLogger] = (),
         max_log_len: int | None = None,
         bounded: bool = False,
+        core: "CoreAddress | None" = None,
     ) -> None:
         """Check the settings; nothing is loaded yet.
 
@@ -69,10 +71,12 @@ class AsyncLLM:
             max_log_len: most characters, and most token ids, of a prompt in the log of requests; None is no limit.
             bounded: refuse requests that would wait behind more than ``max_num_queued_reqs`` and
                 ``max_num_queued_tokens`` say, which is for servers; else any number may wait.
+            core: a core that another process holds, in place of one of its own; the settings must be those of it.
         """
         self.config: EngineConfig = resolve_config(args)
         self._bounded = bounded
         self._multiprocess = multiprocess
+        self._core = core
         self._stat_loggers = list(stat_loggers)
         if not self.config.engine.disable_log_stats:
             self._stat_loggers.append(LoggingStatLogger())
@@ -138,9 +142,12 @@ class AsyncLLM:
             self._step_watch = asyncio.create_task(self._watch_steps(self._step_seconds), name="step-watch")
 
     def _create_client(self, model_path: Path) -> "CoreClient":
+        from vllm_engine.core.clients.attached import AttachedClient
         from vllm_engine.core.clients.process import ProcessClient
         from vllm_engine.core.clients.thread import ThreadClient
 
+        if self._core is not None:
+            return AttachedClient(self.config, model_path, self._core)
         return ProcessClient(self.config, model_path) if self._multiprocess else ThreadClient(self.config, model_path)
 
     async def close(self) -> None:
@@ -221,7 +228,9 @@ class AsyncLLM:
 
     @property
     def asleep(self) -> bool:
-        """Whether ``sleep`` has been called here, and not ``wake_up`` since. ``is_sleeping`` asks the core itself."""
+        """Whether ``sleep`` has been called, here or by another client, and not ``wake_up`` since, as far as is known
+        here. ``is_sleeping`` asks the core itself.
+        """
         return self._asleep
 
     def check_health(self) -> None:
@@ -441,6 +450,8 @@ class AsyncLLM:
             self._deliver(part)
             total.extend(part)
             await asyncio.sleep(0)
+        if step.stats.sleep_level != self.scheduler_stats.sleep_level:
+            self._asleep = step.stats.sleep_level is not None
         self.scheduler_stats = step.stats
         for stat_logger in self._stat_loggers:
             try:

@@ -97,6 +97,23 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     error: str | None = None
 
 
+class HistogramCounts(msgspec.Struct, array_like=True):
+    """Values counted by upper bound, the last of them without one, and their sum."""
+
+    counts: list[int]
+    sum: float
+
+
+class KVResidency(msgspec.Struct, array_like=True):
+    """Seconds in the life of the KV blocks that are followed: from allocation to eviction, from the last use to
+    eviction, and between uses.
+    """
+
+    lifetime: HistogramCounts
+    idle_before_evict: HistogramCounts
+    reuse_gap: HistogramCounts
+
+
 class SchedulerStats(msgspec.Struct, array_like=True):
     """State of the scheduler and the cache after a step. Counters count since start."""
 
@@ -109,6 +126,14 @@ class SchedulerStats(msgspec.Struct, array_like=True):
     """Tokens found there."""
     num_preemptions: int = 0
     num_steps: int = 0
+    sleep_level: int | None = None
+    """None while the engine is awake."""
+    num_corrupted: int = 0
+    """Requests that ended because their logits held NaN."""
+    step_tokens: HistogramCounts | None = None
+    """Steps by the tokens that they computed."""
+    kv_residency: KVResidency | None = None
+    """None unless KV blocks are followed."""
 
 
 class EngineOutputs(msgspec.Struct, array_like=True, tag="outputs"):
@@ -206,5 +231,15 @@ class Shutdown(msgspec.Struct, array_like=True, tag="shutdown"):
     """End the engine core now."""
 
 
-ToCore = AddRequests | AbortRequests | RpcCall | Ping | Shutdown
+class Hello(msgspec.Struct, array_like=True, tag="hello"):
+    """A client beside the core's parent is there: it wants ``EngineReady`` as soon as that is known."""
+
+
+class ClientGone(msgspec.Struct, array_like=True, tag="gone"):
+    """The parent tells that the process of a client has ended: nobody waits for its requests any more."""
+
+    client: str
+
+
+ToCore = AddRequests | AbortRequests | RpcCall | Ping | Shutdown | Hello | ClientGone
 FromCore = EngineOutputs | EngineReady | EngineFailed | RpcResult | Pong

@@ -196,7 +196,9 @@ class EngineCore:
                 )
             if self._check_invariants:
                 self.scheduler.kv.check_invariants()
-        return EngineOutputs(updates=updates, timestamp=time.monotonic(), stats=self.scheduler.stats())
+        stats = self.scheduler.stats()
+        stats.sleep_level = self._sleep_level
+        return EngineOutputs(updates=updates, timestamp=time.monotonic(), stats=stats)
 
     def _contain(self, error: Exception, updates: list[RequestUpdate]) -> list[RequestUpdate]:
         self.executor.reset()

@@ -3,6 +3,7 @@
 The parent writes one ``Launch`` message to standard input and keeps that pipe open for as long as it lives. When the
 pipe closes, however the parent ended, this process ends too: no orphan survives a ``kill -9``. Requests and outputs
 go over a ZMQ socket in a folder that only this user can enter; messages are msgpack of the types in ``messages``.
+Where the launch names a ``clients_path``, other processes (``AttachedClient``) are clients, too: see ``core.routing``.
 """
 
 import os
@@ -11,34 +12,45 @@ import signal
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.core.routing import PARENT, Routing
 from vllm_engine.core.stacks import offer_stacks
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import configure_logging, get_logger, startup_phase
 from vllm_engine.messages import EngineFailed, FromCore, ToCore
 
+if TYPE_CHECKING:
+    from vllm_engine.core.loop import Receive
+
 logger = get_logger("vllm_engine.core.process")  # not __name__, which is "__main__" in a program
 
 LENGTH = struct.Struct("<I")
 """Length in bytes of the launch message, ahead of it on the pipe."""
+LINGER_MS = 2000
+"""How long the last messages get to leave when the core ends."""
+
+Send = Callable[[FromCore], None]
 
 
 class Launch(msgspec.Struct, frozen=True):
     """All that the engine process needs to know at its start.
 
     ``socket_path`` is a UNIX socket in a private folder; ``log_config`` is how the parent logs, see
-    ``logging_in_force``.
+    ``logging_in_force``. ``clients_path`` is where clients beside the parent connect; None where there are none.
     """
 
     config: EngineConfig
     model_path: str
     socket_path: str
     log_config: str | None = None
+    clients_path: str | None = None
 
 
 def read_launch(pipe: int) -> Launch:
@@ -73,22 +85,14 @@ def _die_with_parent(pipe: int, socket_path: str) -> None:
 def serve(launch: Launch) -> int:
     """Connect, load, serve. Returns the exit code."""
     context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    socket.setsockopt(zmq.LINGER, 2000)
-    socket.set_hwm(0)
-    socket.connect(f"ipc://{launch.socket_path}")
-    encoder = msgspec.msgpack.Encoder()
-    decoder: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
-
-    def receive(*, block: bool) -> ToCore | None:
-        if not socket.poll(None if block else 0):
-            return None
-        return decoder.decode(socket.recv())
-
-    def send(message: FromCore) -> None:
-        socket.send(encoder.encode(message))
-
+    parent = _socket(context, zmq.PAIR)
+    parent.connect(f"ipc://{launch.socket_path}")
+    receive, send = _to_parent(parent)
     try:
+        if launch.clients_path is not None:
+            clients = _socket(context, zmq.ROUTER)
+            clients.bind(f"ipc://{launch.clients_path}")
+            receive, send = _to_all(parent, clients)
         configure_logging(config=launch.log_config)
         # Torch comes in only here, so that a broken launch fails before its import.
         with startup_phase(logger, "engine imports", {}):
@@ -108,8 +112,60 @@ def serve(launch: Launch) -> int:
         send(EngineFailed.of(error))
         return 1
     finally:
-        socket.close()
-        context.term()
+        context.destroy(linger=LINGER_MS)
+
+
+def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+    socket = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.set_hwm(0)
+    return socket
+
+
+def _to_parent(parent: "zmq.Socket[bytes]") -> tuple["Receive", Send]:
+    """How the core talks to the one client that it has."""
+    encoder = msgspec.msgpack.Encoder()
+    decoder: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
+
+    def receive(*, block: bool) -> ToCore | None:
+        if not parent.poll(None if block else 0):
+            return None
+        return decoder.decode(parent.recv())
+
+    def send(message: FromCore) -> None:
+        parent.send(encoder.encode(message))
+
+    return receive, send
+
+
+def _to_all(parent: "zmq.Socket[bytes]", clients: "zmq.Socket[bytes]") -> tuple["Receive", Send]:
+    """How the core talks to its parent and to clients beside it, each by the name that is its routing id."""
+    encoder = msgspec.msgpack.Encoder()
+    decoder: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
+    poller = zmq.Poller()
+    poller.register(parent, zmq.POLLIN)
+    poller.register(clients, zmq.POLLIN)
+
+    def send_to(client: str, message: FromCore) -> None:
+        data = encoder.encode(message)
+        if client == PARENT:
+            parent.send(data)
+        else:
+            clients.send_multipart((client.encode(), data))  # dropped where nobody of that name is connected
+
+    routing = Routing(send_to)
+
+    def receive(*, block: bool) -> ToCore | None:
+        while True:
+            waiting = dict(poller.poll(None if block else 0))
+            if not waiting:
+                return None
+            name, data = (b"", parent.recv()) if parent in waiting else clients.recv_multipart()
+            message = routing.take(name.decode(), decoder.decode(data))
+            if message is not None:
+                return message
+
+    return receive, routing.give
 
 
 def main() -> int:

@@ -8,31 +8,25 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
-from vllm_engine.core.clients.base import AsyncClient
+from vllm_engine.core.clients.attached import CoreAddress
 from vllm_engine.core.clients.cpu_time import process_cpu_seconds
+from vllm_engine.core.clients.socket_client import SocketClient
 from vllm_engine.core.process import LENGTH, Launch
 from vllm_engine.core.stacks import stacks_of
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.logging import get_logger, logging_in_force
-from vllm_engine.messages import (
-    EngineReady,
-    FromCore,
-    Shutdown,
-    ToCore,
-)
-
-if TYPE_CHECKING:
-    import zmq.asyncio
+from vllm_engine.messages import ClientGone, EngineReady, Shutdown
 
 logger = get_logger(__name__)
 
 SOCKET_NAME = "core.sock"
+CLIENTS_NAME = "clients.sock"
+"""Where clients beside the parent connect."""
 PROCESS_POLL_SECONDS = 0.2
 """How often a silent engine process is looked after."""
 SHUTDOWN_SECONDS = 2.0
@@ -43,27 +37,27 @@ MAX_SOCKET_PATH_BYTES = 107
 """Longest name of a UNIX socket (``sun_path`` of ``sockaddr_un``, less its terminator)."""
 
 
-class ProcessClient(AsyncClient):
+class ProcessClient(SocketClient):
     """The core in a process of its own, which ends when this one does.
 
     The process starts on construction, so that it loads while the caller goes on with other things.
     """
 
-    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+    def __init__(self, config: EngineConfig, model_path: Path, *, with_others: bool = False) -> None:
+        """``with_others`` lets processes that have an ``address`` be clients of the core, too."""
         super().__init__(config, model_path)
-        self._folder = _private_folder()
-        self.socket_path = os.path.join(self._folder, SOCKET_NAME)
+        self.folder = _private_folder()
+        """A folder that no other user can enter; it goes with the core."""
+        self.socket_path = os.path.join(self.folder, SOCKET_NAME)
+        self._clients_path = os.path.join(self.folder, CLIENTS_NAME) if with_others else None
         try:
-            self._process = _launch(Launch(config, str(model_path), self.socket_path, logging_in_force()))
+            self._process = _launch(
+                Launch(config, str(model_path), self.socket_path, logging_in_force(), self._clients_path)
+            )
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
-        self._socket: zmq.asyncio.Socket | None = None
-        self._context: zmq.asyncio.Context | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._was_asked = False
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
 
     @property
     def pid(self) -> int:
@@ -81,29 +75,28 @@ class ProcessClient(AsyncClient):
 
     async def stacks(self) -> str:
         """Where the threads of the process are, or why that is not known."""
-        return await stacks_of(self.pid, self._folder)
+        return await stacks_of(self.pid, self.folder)
+
+    def address(self, name: str, *, tells_stacks: bool) -> CoreAddress:
+        """For another client. Its name is one that none has had; one of them should tell the stacks of a stall."""
+        if self._clients_path is None:
+            raise ValueError("this core has no other clients")
+        return CoreAddress(self._clients_path, self.pid, name, self.folder if tells_stacks else "")
+
+    def forget(self, name: str) -> None:
+        """The process of another client has ended: its requests end at once. Ignored after a death."""
+        if self._death is None:
+            self._send(ClientGone(name))
 
     async def start(self) -> EngineReady:
         """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
         import zmq
-        import zmq.asyncio
 
         ready = self._begin()
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.set_hwm(0)
-        self._socket.bind(f"ipc://{self.socket_path}")
-        self._tasks = [asyncio.create_task(self._read(self._socket)), asyncio.create_task(self._watch())]
+        socket = self._open(zmq.PAIR)
+        socket.bind(f"ipc://{self.socket_path}")
+        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._watch())]
         return await ready
-
-    async def _read(self, socket: "zmq.asyncio.Socket") -> None:
-        try:
-            while True:
-                self._receive(self._decoder.decode(await socket.recv()))
-        except Exception as error:
-            logger.exception("a message of the engine process cannot be read")
-            self._die(f"a message of the engine process cannot be read ({type(error).__name__})")
 
     async def _watch(self) -> None:
         while self._process.poll() is None:
@@ -111,17 +104,8 @@ class ProcessClient(AsyncClient):
         await asyncio.sleep(0.05)  # its last words may still be on the way
         self._die(f"the engine process ended with code {self._process.returncode}")
 
-    def _send(self, message: ToCore) -> None:
-        if self._death is not None:
-            raise self._death
-        if self._socket is None:
-            raise EngineDead("the engine is not started")
-        # Goes out at once or, without a limit, into the socket's queue; the future is of no interest.
-        self._socket.send(self._encoder.encode(message))
-
     def _ask_to_end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._stop_reading()
         if self.is_alive:
             with contextlib.suppress(EngineDead):
                 self._send(Shutdown())
@@ -143,11 +127,8 @@ class ProcessClient(AsyncClient):
             self._process.wait()
 
     def _clean_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-        if self._context is not None:
-            self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._close_socket()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _private_folder() -> str:
@@ -164,7 +145,7 @@ def _private_folder() -> str:
         raise ConfigError(
             f"there is no place for the engine's socket ({error}): set {variable}", field=variable
         ) from error
-    if len(os.fsencode(os.path.join(folder, SOCKET_NAME))) > MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(os.path.join(folder, CLIENTS_NAME))) > MAX_SOCKET_PATH_BYTES:
         os.rmdir(folder)
         raise ConfigError(
             f"{base or tempfile.gettempdir()} is too long a path for a socket: set {variable}", field=variable

@@ -1,0 +1,67 @@
+"""What the clients share that talk to a core over a socket."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vllm_engine.config import EngineConfig
+from vllm_engine.core.clients.base import AsyncClient
+from vllm_engine.errors import EngineDead
+from vllm_engine.logging import get_logger
+from vllm_engine.messages import FromCore, ToCore
+
+if TYPE_CHECKING:
+    import zmq.asyncio
+
+logger = get_logger(__name__)
+
+
+class SocketClient(AsyncClient):
+    """Messages as msgpack over a ZMQ socket, which ``_open`` makes."""
+
+    def __init__(self, config: EngineConfig, model_path: Path) -> None:
+        super().__init__(config, model_path)
+        self._socket: zmq.asyncio.Socket | None = None
+        self._context: zmq.asyncio.Context | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+
+    def _open(self, kind: int) -> "zmq.asyncio.Socket":
+        """A new socket, without limits to what waits in it; it is neither bound nor connected yet."""
+        import zmq
+        import zmq.asyncio
+
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(kind)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.set_hwm(0)
+        return self._socket
+
+    async def _read(self, socket: "zmq.asyncio.Socket") -> None:
+        try:
+            while True:
+                self._receive(self._decoder.decode(await socket.recv()))
+        except Exception as error:
+            logger.exception("a message of the engine process cannot be read")
+            self._die(f"a message of the engine process cannot be read ({type(error).__name__})")
+
+    def _send(self, message: ToCore) -> None:
+        if self._death is not None:
+            raise self._death
+        if self._socket is None:
+            raise EngineDead("the engine is not started")
+        # Goes out at once or, without a limit, into the socket's queue; the future is of no interest.
+        self._socket.send(self._encoder.encode(message))
+
+    def _stop_reading(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._context is not None:
+            self._context.term()
