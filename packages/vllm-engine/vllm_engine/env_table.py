@@ -150,6 +150,9 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_API_KEY": EnvVar(TEXT, None, "key that requests must carry, and that our clients send"),
     "VLLM_ADMIN_API_KEY": EnvVar(TEXT, None, "key that opens the server's routes for operators too"),
     "VLLM_SERVER_DEV_MODE": EnvVar(YES_NO, False, "serve routes for development, such as POST /reset_prefix_cache"),
+    "VLLM_ENABLE_RESPONSES_API_STORE": EnvVar(
+        YES_NO, True, "keep responses of /v1/responses, within bounds, for those who ask for them again"
+    ),
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": EnvVar(
         YES_NO, False, "keep the server up after its engine has died; it answers 503"
     ),

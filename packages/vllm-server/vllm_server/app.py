@@ -37,12 +37,13 @@ from vllm_server.routes import (
     messages,
     metrics,
     models,
+    responses,
     tokens,
 )
 
 logger = get_logger(__name__)
 
-_ROUTES = (models, completions, chat, chat_batch, messages, tokens, invocations, health, metrics)
+_ROUTES = (models, completions, chat, chat_batch, messages, responses, tokens, invocations, health, metrics)
 
 
 def json_urls() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from vllm_engine.errors import NotFound
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
+from vllm_server.response_store import ResponseStore
 from vllm_server.telemetry.registry import Registry
 from vllm_server.templates.process import TemplateProcess
 
@@ -29,6 +30,8 @@ class ServerContext:
     in_flight: InFlight = field(default_factory=InFlight)
     templates: TemplateProcess = field(default_factory=TemplateProcess)
     """For chat templates that come with requests."""
+    responses: ResponseStore = field(default_factory=ResponseStore.from_environment)
+    """What ``/v1/responses`` keeps."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -11,6 +11,14 @@ from vllm_server.protocol.chat import ChatBatchRequest, ChatCompletion, ChatRequ
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from vllm_server.protocol.models import ModelList
+from vllm_server.protocol.responses import (
+    DeletedResponse,
+    InputTokens,
+    ItemList,
+    ResponseObject,
+    ResponsesRequest,
+    TokenCountRequest,
+)
 from vllm_server.protocol.tokens import (
     DetokenizedText,
     DetokenizeRequest,
@@ -37,6 +45,12 @@ _TYPES = (
     Tokens,
     DetokenizeRequest,
     DetokenizedText,
+    ResponsesRequest,
+    ResponseObject,
+    DeletedResponse,
+    ItemList,
+    TokenCountRequest,
+    InputTokens,
     ErrorBody,
 )
 
@@ -45,8 +59,12 @@ def body_docs(
     request: type[msgspec.Struct], response: type[msgspec.Struct], *, error: type[msgspec.Struct] = ErrorBody
 ) -> dict[str, Any]:
     """``openapi_extra`` of a route that takes and gives JSON."""
+    return {"requestBody": {"required": True, "content": _json(request)}, **response_docs(response, error=error)}
+
+
+def response_docs(response: type[msgspec.Struct], *, error: type[msgspec.Struct] = ErrorBody) -> dict[str, Any]:
+    """``openapi_extra`` of a route that gives JSON."""
     return {
-        "requestBody": {"required": True, "content": _json(request)},
         "responses": {
             "200": {"description": "The answer, or a stream of events", "content": _json(response)},
             "4XX": {"description": "What is wrong with the request", "content": _json(error)},

@@ -69,6 +69,31 @@ REFUSED_MESSAGES: dict[str, tuple[Any, ...]] = {
 }
 """The same for ``/v1/messages``."""
 
+HINTS_OF_RESPONSES = frozenset({"session_id"})
+"""The same as ``HINTS`` for ``/v1/responses``, which gives the other labels back."""
+
+REFUSED_RESPONSES: dict[str, tuple[Any, ...]] = {
+    "conversation": (),
+    "context_management": ([],),
+    "ec_transfer_params": ({},),
+    "include_reasoning": (True,),
+    "kv_transfer_params": ({},),
+    "max_tool_calls": (),
+    "media_io_kwargs": ({},),
+    "mm_payload": (),
+    "mm_processor_kwargs": ({},),
+    "moderation": (),
+    "parallel_tool_calls": (True,),
+    "prompt": (),
+    "prompt_cache_options": ({}, {"mode": "implicit"}),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "return_mm_kwargs": (False,),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "structured_outputs": ({},),
+    "watermarking": (False,),
+}
+"""The same for ``/v1/responses``."""
+
 NOT_FOR_TEXT: dict[str, tuple[Any, ...]] = {"media_io_kwargs": ({},), "mm_processor_kwargs": ({},)}
 """The same for ``/tokenize`` of a conversation."""
 
@@ -76,6 +101,7 @@ _NO_SEARCH = "completions are sampled, not searched for"
 _NO_GRAMMAR = "this server does not yet hold answers to a grammar"
 _TEXT_ONLY = "models of this server take and give text only"
 _ONE_ENGINE = "this server exchanges no caches with others"
+_NO_TOOLS = "this server calls no tools itself"
 _NOTHING_KEPT = "this server keeps no answers"
 
 REASONS = {
@@ -112,6 +138,13 @@ REASONS = {
     "prediction": "this version does not guess tokens ahead",
     "web_search_options": "this server searches nothing",
     "verbosity": "no model of this server knows it",
+    "conversation": "use previous_response_id",
+    "context_management": "use truncation",
+    "max_tool_calls": _NO_TOOLS,
+    "moderation": "this server judges no content",
+    "prompt": "this server keeps no prompts; send instructions and input",
+    "prompt_cache_options": "the prefix cache keeps what it has room for",
+    "stream_options": "streams carry no padding",
     "speed": "all requests are served alike",
     "container": "this server runs no code",
     "mcp_servers": "this server calls no tools",
