@@ -70,6 +70,19 @@ async def test_cached_tokens_are_told_when_that_is_enabled(route: str, enabled: 
     assert ("prompt_tokens_details" in whole) == enabled
 
 
+@ROUTES
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
+async def test_every_stream_ends_with_usage_where_that_is_set(route: str, options: dict[str, Any]) -> None:
+    usages = []
+    for forced, asked in [(True, options), (False, {"stream_options": {"include_usage": True}}), (False, options)]:
+        async with client_of(enable_force_include_usage=forced) as client:
+            text = (await client.post(route, json={**BODIES[route], "stream": True, **asked})).text
+        *_, last, _ = sse_events(text)
+        usages.append(json.loads(last).get("usage"))
+    assert usages[0] == usages[1] is not None
+    assert usages[2] is None
+
+
 async def test_without_load_tracking_there_is_no_such_route() -> None:
     async with client_of() as client:
         response = await client.get("/load")

@@ -19,6 +19,9 @@ EFFECTS: dict[str, list[str]] = {
         "server/test_answer_options.py::test_content_reaches_the_template_in_the_form_that_is_set"
     ],
     "disable_fastapi_docs": ["server/test_routes.py::test_the_documentation_can_be_switched_off"],
+    "disable_access_log_for_endpoints": [
+        "server/test_request_log.py::test_lines_of_some_paths_and_secrets_of_queries_stay_out_of_the_log"
+    ],
     "disable_frontend_multiprocessing": ["e2e/test_serve_demo.py::test_the_core_can_run_in_the_server_process"],
     "disable_hybrid_kv_cache_manager": [
         "engine/core/test_engine_settings.py::"
@@ -36,6 +39,11 @@ EFFECTS: dict[str, list[str]] = {
         "engine/loading/test_load_settings.py::test_everything_from_the_hub_comes_with_its_revision_cache_and_token"
     ],
     "enable_log_requests": ["engine/test_async_llm.py::test_requests_are_logged_without_their_text_when_asked"],
+    "enable_force_include_usage": [
+        "server/test_answer_options.py::test_every_stream_ends_with_usage_where_that_is_set"
+    ],
+    "enable_log_deltas": ["server/test_request_log.py::test_what_is_generated_is_logged_where_that_is_wanted"],
+    "enable_log_outputs": ["server/test_request_log.py::test_what_is_generated_is_logged_where_that_is_wanted"],
     "enable_logging_iteration_details": [
         "engine/core/test_engine_settings.py::test_each_step_has_its_line_when_asked_for_and_none_else"
     ],
@@ -75,6 +83,8 @@ EFFECTS: dict[str, list[str]] = {
         "engine/test_cache_formats.py::test_skipped_layers_keep_the_models_data_type",
         "engine/test_cache_formats.py::test_a_layer_that_is_not_there_cannot_be_skipped",
     ],
+    "log_error_stack": ["server/test_request_log.py::test_the_stacks_of_errors_are_logged_where_that_is_wanted"],
+    "log_format": ["server/test_request_log.py::test_a_process_logs_json_and_never_a_key"],
     "log_config_file": ["server/test_log_settings.py::test_a_file_tells_where_server_and_uvicorn_log"],
     "logits_processors": ["engine/sampling/test_processors.py::test_a_processor_steers_the_requests_that_ask_for_it"],
     "logprobs_mode": ["engine/sampling/test_logprobs_mode.py::test_an_engine_returns_what_its_setting_says"],

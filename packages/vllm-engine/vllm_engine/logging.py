@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
+from unicodedata import category
 
 from vllm_engine import envs
 from vllm_engine.errors import ConfigError
@@ -18,7 +20,58 @@ _ALL_TREES = "vllm"
 """Name under which a configuration may set up all trees at once."""
 _FLAG, _VARIABLE = "log_config_file", "VLLM_LOGGING_CONFIG_PATH"
 
+_ODD_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
+"""Characters that end a line, move a cursor, hide or turn text around, or cannot be written at all."""
+
 _in_force: str | None = None
+
+
+def printable(text: str) -> str:
+    """``text`` with every character escaped that a terminal or a reader of lines might act upon."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(char) if category(char) in _ODD_CATEGORIES else char for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("ascii", "backslashreplace").decode() if ord(char) > 127 else f"\\x{ord(char):02x}"
+
+
+class LineFormatter(logging.Formatter):
+    """Lines that nobody can forge: what a record holds cannot begin a line of the log, nor hide what stands in it.
+
+    The first line of a record begins at the margin, all others are indented; other control characters are escaped.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record, with its traceback."""
+        return "\n    ".join(map(printable, super().format(record).split("\n")))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object in one line for each record: ``time``, ``level``, ``logger``, ``process``, ``message``, the
+    ``fields`` that came with it (``extra={"fields": {...}}``), and ``error``, a traceback.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        """``prefix``: stands as ``prefix`` in each object, if there is one."""
+        super().__init__()
+        self._prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object, in ASCII."""
+        told: dict[str, Any] = {"prefix": self._prefix} if self._prefix else {}
+        told |= {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        told |= getattr(record, "fields", {})
+        if record.exc_info:
+            told["error"] = self.formatException(record.exc_info)
+        return json.dumps(told, default=str)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -26,7 +79,9 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def configure_logging(*, config_file: str | None = None, config: str | None = None) -> None:
+def configure_logging(
+    *, config_file: str | None = None, config: str | None = None, style: Literal["text", "json"] = "text"
+) -> None:
     """Set up the log of a program: by a configuration if there is one, else on stderr at ``VLLM_LOGGING_LEVEL``.
 
     Called by programs (the server, the command line, the engine process). A library user who configures
@@ -37,6 +92,7 @@ def configure_logging(*, config_file: str | None = None, config: str | None = No
             ``VLLM_LOGGING_CONFIG_PATH`` names. It is the operator's own and may name any class. Its entry for the
             logger ``vllm`` stands for those of all wheels that it does not name.
         config: such JSON itself, as ``logging_in_force`` gives it; wins over a file.
+        style: how a line on stderr looks where there is no configuration.
 
     Raises:
         ConfigError: for a file that cannot be read or used, naming the flag or the variable.
@@ -45,6 +101,10 @@ def configure_logging(*, config_file: str | None = None, config: str | None = No
     field = _VARIABLE if config_file is None and config is None else _FLAG
     path = envs.get(_VARIABLE) if config_file is None else config_file
     given = json.loads(config) if config is not None else None if path is None else _read(path, field)
+    if style == "json":
+        if given is not None:
+            raise ConfigError(f"log_format and {field} exclude each other: the file has its own", field="log_format")
+        given, field = _json_to_stderr(), "log_format"
     if not envs.get("VLLM_CONFIGURE_LOGGING"):
         if given is not None:
             raise ConfigError(f"{field} and VLLM_CONFIGURE_LOGGING=0 exclude each other", field=field)
@@ -95,10 +155,22 @@ def _use(given: Mapping[str, Any], field: str, path: str | None) -> None:
         raise ConfigError(f"{field}: {path or 'it'} cannot configure logging: {reason}", field=field) from error
 
 
+def _json_to_stderr() -> dict[str, Any]:
+    """The configuration of a log of JSON objects on stderr, for our loggers and uvicorn's."""
+    logger = {"handlers": ["stderr"], "level": envs.get("VLLM_LOGGING_LEVEL"), "propagate": False}
+    formatter = {"()": f"{__name__}.{JsonFormatter.__name__}", "prefix": envs.get("VLLM_LOGGING_PREFIX")}
+    return {
+        "version": 1,
+        "formatters": {"json": formatter},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "loggers": {_ALL_TREES: logger, "uvicorn": logger},
+    }
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     prefix = envs.get("VLLM_LOGGING_PREFIX").replace("%", "%%")
-    handler.setFormatter(logging.Formatter(prefix + _FORMAT, datefmt="%m-%d %H:%M:%S"))
+    handler.setFormatter(LineFormatter(prefix + _FORMAT, datefmt="%m-%d %H:%M:%S"))
     for tree in _TREES:
         logger = logging.getLogger(tree)
         logger.handlers[:] = [handler]

@@ -13,7 +13,7 @@ from vllm_server import __version__
 from vllm_server.access.auth import AdminOnly, AuthMiddleware
 from vllm_server.access.cors import with_cors
 from vllm_server.access.key_limits import KeyLimits
-from vllm_server.access.recording import RecordMiddleware
+from vllm_server.access.recording import Observer, RecordMiddleware
 from vllm_server.access.request_id import RequestIdMiddleware
 from vllm_server.access.root_path import RootPathMiddleware
 from vllm_server.access.tenant import TenantMiddleware
@@ -40,6 +40,8 @@ from vllm_server.routes import (
     responses,
     tokens,
 )
+from vllm_server.telemetry.error_log import ErrorLog, remembered
+from vllm_server.telemetry.request_log import RequestLog
 
 logger = get_logger(__name__)
 
@@ -80,7 +82,7 @@ def build_app(context: ServerContext) -> ASGIApp:
             logger.warning("VLLM_SERVER_DEV_MODE: whoever may call this server may also reset what its requests share")
         app.include_router(dev.router, dependencies=operators)
     add_schemas(app)
-    app.add_exception_handler(VllmError, handle_vllm_error)
+    app.add_exception_handler(VllmError, remembered(handle_vllm_error))
     app.add_exception_handler(ClientDisconnect, handle_client_gone)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(Exception, handle_unexpected_error)
@@ -89,5 +91,16 @@ def build_app(context: ServerContext) -> ASGIApp:
     limits = KeyLimits(config.max_concurrency_per_key, config.max_tokens_per_minute_per_key)
     known = TenantMiddleware(app, limits)
     guarded = AuthMiddleware(known, config.api_key or (), config.admin_api_key or (), config.root_path)
-    whole = RecordMiddleware(with_cors(RequestIdMiddleware(guarded), config))
+    whole = _recorded(with_cors(RequestIdMiddleware(guarded), config), context)
     return RootPathMiddleware(whole, config.root_path) if config.root_path else whole
+
+
+def _recorded(app: ASGIApp, context: ServerContext) -> ASGIApp:
+    """``app`` with a record of each request for those who want to be told of it."""
+    config = context.config
+    observers: list[Observer] = [ErrorLog()] if config.log_error_stack else []
+    log = None
+    if context.llm.config.async_engine.enable_log_requests:
+        log = RequestLog(outputs=config.enable_log_outputs, deltas=config.enable_log_deltas, max_len=config.max_log_len)
+        observers.append(log)
+    return RecordMiddleware(app, observers, listener=log if config.enable_log_outputs else None)

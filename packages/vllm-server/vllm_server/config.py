@@ -19,6 +19,7 @@ from vllm_server.relations import check_server_relations
 
 DEFAULT_HOST = "127.0.0.1"
 
+_PlainPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path such as /health")]
 _NO_TOOLS = "this version of the server does not parse tool calls"
 _ONE_SERVER = "this version has one server process"
 
@@ -120,6 +121,9 @@ class ServerConfig:
     enable_prompt_tokens_details: bool = option(
         False, help="tell in usage how many tokens of a prompt came out of the prefix cache"
     )
+    enable_force_include_usage: bool = option(
+        False, help="tell the token counts at the end of every stream, whether it is asked for or not"
+    )
     enable_server_load_tracking: bool = option(False, help="tell at GET /load how many requests run")
     enable_tokenizer_info_endpoint: bool = option(
         False, help="tell at GET /tokenizer_info the tokenizer's special tokens and chat template"
@@ -141,8 +145,21 @@ class ServerConfig:
         help="JSON file with a configuration of Python's logging, for server, engine and uvicorn",
         metavar="FILE",
     )
+    disable_access_log_for_endpoints: list[_PlainPath] | None = option(
+        None, help="paths whose requests have no log line, such as /health,/metrics", commas=True, metavar="PATH"
+    )
+    log_format: Literal["text", "json"] = option(
+        "text", help="how a line of the log looks: a text, or a JSON object with the facts of requests as fields"
+    )
+    enable_log_outputs: bool = option(
+        False, help="log what is generated for each request, too; needs enable_log_requests"
+    )
+    enable_log_deltas: bool = option(
+        True, help="with enable_log_outputs, log each part of a stream and not only the whole"
+    )
+    log_error_stack: bool = option(False, help="log the stack of each error that a request is answered with")
     max_log_len: Annotated[int, Meta(ge=0)] | None = option(
-        None, help="most characters, and most token ids, of a prompt in the log of requests; unset: all"
+        None, help="most characters, and most token ids, of a prompt or an output in the log of requests; unset: all"
     )
 
 

@@ -8,6 +8,7 @@ from vllm_engine.logging import get_logger
 from vllm_server.api_keys import check_keys
 
 if TYPE_CHECKING:
+    from vllm_engine.config import EngineConfig
     from vllm_server.config import ServerConfig
 
 logger = get_logger(__name__)
@@ -32,6 +33,12 @@ def check_server_relations(config: "ServerConfig") -> None:
                 raise ConfigError(f"{name} and uds exclude each other: the server listens in one place", field=name)
     _check_cors(config)
     _check_tls(config)
+
+
+def check_relations_to_engine(server: "ServerConfig", engine: "EngineConfig") -> None:
+    """Raise ``ConfigError`` for a setting of the server that cannot hold beside the engine's."""
+    if server.enable_log_outputs and not engine.async_engine.enable_log_requests:
+        raise ConfigError("enable_log_outputs needs enable_log_requests", field="enable_log_outputs")
 
 
 def _check_cors(config: "ServerConfig") -> None:

@@ -7,6 +7,7 @@ from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.logging import configure_logging, get_logger, startup_phase
 from vllm_server.command_line import Program, Settings, add_program_arguments, run_program
 from vllm_server.config import CONFIGS, DEFAULT_HOST, OldServerOptions, ServerConfig, create_server_config
+from vllm_server.relations import check_relations_to_engine
 from vllm_server.running.event_loop import loop_factory
 from vllm_server.running.sockets import bind, unix_socket
 
@@ -51,7 +52,8 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
 def _serve_settings(settings: Settings) -> int:
     with startup_phase(logger, "config", {}):
         server_config = create_server_config(settings.server)
-        if server_config.log_config_file is not None:
-            configure_logging(config_file=server_config.log_config_file)
+        if server_config.log_config_file is not None or server_config.log_format != "text":
+            configure_logging(config_file=server_config.log_config_file, style=server_config.log_format)
         engine_config = EngineArgs(**settings.engine).create_config()
+        check_relations_to_engine(server_config, engine_config)
     return serve(engine_config, server_config)

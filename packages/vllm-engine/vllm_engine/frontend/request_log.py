@@ -31,11 +31,13 @@ class RequestLog:
             logger.debug(
                 "request %s: prompt %s, token ids %s",
                 label,
-                self._cut(request.prompt),
-                self._cut(request.prompt_token_ids),
+                shortened(request.prompt, self._max_len),
+                shortened(request.prompt_token_ids, self._max_len),
             )
 
-    def _cut(self, value: Any) -> str:
-        if value is None or self._max_len is None or len(value) <= self._max_len:
-            return repr(value)
-        return f"{value[: self._max_len]!r}... ({self._max_len} of {len(value)})"
+
+def shortened(value: Any, max_len: int | None) -> str:
+    """A text or list as Python writes it, or so much of its beginning, and how long it is."""
+    if value is None or max_len is None or len(value) <= max_len:
+        return repr(value)
+    return f"{value[:max_len]!r}... ({max_len} of {len(value)})"

@@ -1,22 +1,72 @@
-"""The record of each HTTP request, from its head to the end of its answer."""
+"""The record of each HTTP request, from its head to the end of its answer, and who is told of it then."""
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import time
+from collections.abc import Sequence
+from typing import Protocol
 
-from vllm_server.telemetry.request_record import RequestRecord, enter_record, leave_record
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_engine.logging import get_logger
+from vllm_server.telemetry.request_record import OutputListener, RequestRecord, enter_record, leave_record
+
+logger = get_logger(__name__)
+
+
+class Observer(Protocol):
+    """Somebody who is told of requests. Called in the event loop: must be quick."""
+
+    def on_end(self, record: RequestRecord) -> None:
+        """The answer is out, or the client is gone."""
+        ...
 
 
 class RecordMiddleware:
     """Gives each request its ``RequestRecord``. It stands outside of all others, so that no time is missing."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, observers: Sequence[Observer] = (), listener: OutputListener | None = None
+    ) -> None:
+        """``observers`` are told at the end; ``listener`` hears of all that is generated."""
         self.app = app
+        self._observers = observers
+        self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        token = enter_record(RequestRecord())
+        record = RequestRecord(scope["method"], listener=self._listener)
+
+        async def send_recorded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                record.complete = True
+            record.num_bytes += len(message.get("body", b""))
+
+        token = enter_record(record)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_recorded)
         finally:
             leave_record(token)
+            if self._observers:
+                self._tell(record, scope)
+
+    def _tell(self, record: RequestRecord, scope: Scope) -> None:
+        record.ended = time.monotonic()
+        record.content_length = _content_length(scope)
+        record.label = scope.get("state", {}).get("request_id")
+        record.route = getattr(scope.get("route"), "path", None)
+        for observer in self._observers:
+            try:
+                observer.on_end(record)
+            except Exception:
+                logger.exception("a request could not be told of")
+
+
+def _content_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() and len(value) < 20 else 0
+    return 0

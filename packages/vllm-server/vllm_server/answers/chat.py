@@ -54,6 +54,7 @@ class ChatAnswer:
         self._created = int(time.time())
         self._names = token_names(request, tokenizer, config)
         self._details = config.enable_prompt_tokens_details
+        self._force_usage = config.enable_force_include_usage
         self._receipts = receipts
 
     def whole(self, output: RequestOutput) -> ChatCompletion:
@@ -81,7 +82,7 @@ class ChatAnswer:
     async def blocks(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         """The events of a stream: who speaks, then one chunk for each choice of each output, then the usage."""
         options = self._request.stream_options
-        with_usage = bool(options and options.include_usage)
+        with_usage = self._force_usage or bool(options and options.include_usage)
         usage_each_time = bool(options and options.continuous_usage_stats)
         counts = TokenCounts()
         begun: set[int] = set()

@@ -48,6 +48,7 @@ class CompletionAnswer:
         self._created = int(time.time())
         self._names = token_names(request, tokenizer, config)
         self._details = config.enable_prompt_tokens_details
+        self._force_usage = config.enable_force_include_usage
         self._receipts = receipts
         self._drop_output = request.max_tokens == 0
         if request.echo and tokenizer is None:
@@ -66,7 +67,7 @@ class CompletionAnswer:
     async def blocks(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         """The events of a stream: one chunk for each choice of each output, and the usage if that is asked for."""
         options = self._request.stream_options
-        with_usage = bool(options and options.include_usage)
+        with_usage = self._force_usage or bool(options and options.include_usage)
         usage_each_time = bool(options and options.continuous_usage_stats)
         counts = TokenCounts()
         lengths: dict[int, int] = {}

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from vllm_engine.errors import VllmError
 from vllm_server.errors import ShuttingDown, error_body
 from vllm_server.in_flight import InFlight
+from vllm_server.telemetry.request_record import current_record
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class EventStream(Response):
                 raise
             if not isinstance(error, VllmError):
                 logger.exception("a stream failed")
+            current_record().fail(error)
             last = self._failure(error)
         if not started:
             await self._send_start(send)

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from vllm_engine.logging import logging_in_force
 from vllm_server.config import ServerConfig
+from vllm_server.running.access_log import filter_access_log
 from vllm_server.running.http_bounds import bounded_protocol
 
 FORCED_END_AFTER = 5
@@ -37,6 +38,7 @@ def create_server(
         tls: what wraps the connections; without it they are plain.
     """
     _share_log_handlers()
+    filter_access_log(config.disable_access_log_for_endpoints or (), config.root_path)
     settings = uvicorn.Config(
         app,
         loop="none",

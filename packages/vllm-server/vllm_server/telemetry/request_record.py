@@ -4,9 +4,13 @@ import time
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from itertools import accumulate, pairwise
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
 
 from vllm_engine.outputs import RequestMetrics, RequestOutput
-from vllm_engine.params import OutputKind
+from vllm_engine.params import OutputKind, SamplingParams
 from vllm_server.protocol.receipt import Receipt
 
 PHASES = ("preparation", "queue", "prefill", "decode", "delivery")
@@ -26,16 +30,33 @@ class PromptRecord:
 
 
 class RequestRecord:
-    """Made when the head of the request has come; whoever serves it adds what comes to be known."""
+    """Made when the head of the request has come; whoever serves it adds what comes to be known.
 
-    def __init__(self) -> None:
+    ``listener`` hears of the outputs. ``label`` is the one of the answer's ``X-Request-Id``, ``route`` the path of the
+    route that served it, with the names of its parameters. ``status`` is None while no answer has begun, ``complete``
+    tells whether all of it went out, and ``error`` is what went wrong. ``content_length`` is what the request's head
+    says of its body, 0 for nothing, and ``num_bytes`` the size of the answer's body as far as it went out.
+    """
+
+    def __init__(self, method: str = "", *, listener: "OutputListener | None" = None) -> None:
+        self.method = method
         self.arrived = time.monotonic()
         self.arrived_at = time.time()
+        self.ended: float | None = None
+        self.label: str | None = None
+        self.route: str | None = None
+        self.status: int | None = None
+        self.complete = False
+        self.content_length = 0
+        self.num_bytes = 0
+        self.error: Exception | None = None
+        self.stack: TracebackType | None = None
         self.response_id: str | None = None
         self.model: str | None = None
-        self.num_completions = 0
-        """Of each prompt."""
+        self.params: SamplingParams | None = None
         self.prompts: dict[int, PromptRecord] = {}
+        self._listener = listener
+        self._kept: dict[tuple[int, int], tuple[list[str], list[int]]] = {}
 
     def take(self, index: int, output: RequestOutput, kind: OutputKind) -> None:
         """Take in an output of prompt ``index``, as it is on the way to the client."""
@@ -49,6 +70,22 @@ class RequestRecord:
             if completion.finish_reason is not None:
                 prompt.finish_reasons[completion.index] = completion.finish_reason
         prompt.num_generated = num_tokens + (prompt.num_generated if kind is OutputKind.DELTA else 0)
+        if self._listener is not None:
+            self._listener.on_output(self, index, output, kind)
+
+    def fail(self, error: Exception) -> None:
+        """Remember what went wrong, and where: whoever raises an error again may take its stack away."""
+        self.error, self.stack = error, error.__traceback__
+
+    def keep_output(self, index: int, number: int, text: str, token_ids: list[int]) -> None:
+        """Remember what is new of completion ``number`` of prompt ``index``."""
+        texts, ids = self._kept.setdefault((index, number), ([], []))
+        texts.append(text)
+        ids.extend(token_ids)
+
+    def kept_outputs(self) -> dict[tuple[int, int], tuple[str, list[int]]]:
+        """All that ``keep_output`` was told, by prompt and completion."""
+        return {place: ("".join(texts), ids) for place, (texts, ids) in sorted(self._kept.items())}
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -90,7 +127,8 @@ class RequestRecord:
         # Whole microseconds from the start on: so the phases add up to the total exactly.
         ticks = [round((moment - self.arrived) * 1e6) for moment in moments]
         times = [(end - begin) / 1e6 for begin, end in pairwise(ticks)]
-        num_computed = self.num_completions * self.num_prompt_tokens - self.num_cached
+        num_completions = 1 if self.params is None else self.params.n
+        num_computed = num_completions * self.num_prompt_tokens - self.num_cached
         return Receipt(
             *times,
             ticks[-1] / 1e6,
@@ -100,6 +138,33 @@ class RequestRecord:
             generated_tokens=self.num_generated,
             preemptions=self.num_preemptions,
         )
+
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """What the log tells of the request: nothing that stands in its prompt or its headers but its label."""
+        ended = time.monotonic() if self.ended is None else self.ended
+        facts: dict[str, str | int | float | bool | None] = {
+            "request_id": self.label,
+            "response_id": self.response_id,
+            "method": self.method,
+            "route": self.route or "unknown",
+            "status": self.status,
+            "complete": self.complete,
+            "error": None if self.error is None else type(self.error).__name__,
+            "model": self.model,
+            "total_time": round(ended - self.arrived, 6),
+        }
+        if self.prompts:
+            reasons = {reason for prompt in self.prompts.values() for reason in prompt.finish_reasons.values()}
+            facts |= {"finish_reason": "+".join(sorted(reasons)) or None, **msgspec.structs.asdict(self.receipt(ended))}
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+class OutputListener(Protocol):
+    """Somebody who hears of what is generated."""
+
+    def on_output(self, record: RequestRecord, index: int, output: RequestOutput, kind: OutputKind) -> None:
+        """An output of prompt ``index`` is on its way to the client."""
+        ...
 
 
 def _first(moments: Iterable[float]) -> float:
