@@ -13,6 +13,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from tests.server.demo_process import DemoProcess
 from tests.server.fake_llm import FakeLLM
 from tests.server.process import Process
 from vllm_server.app import build_app
@@ -81,6 +82,18 @@ def shared_live() -> Iterator[str]:
     """One server for all tests that leave no trace in the engine."""
     with running(make_context(FakeLLM())) as url:
         yield url
+
+
+KEY_OF_DEMO = "key-of-demo"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
+    """``vllm serve demo`` for the official clients; it wants ``KEY_OF_DEMO``."""
+    flags = ("--api-key", KEY_OF_DEMO, "--enable-prompt-tokens-details")
+    process = DemoProcess(tmp_path_factory.mktemp("demo"), *flags)
+    yield process
+    process.clean_up()
 
 
 Post = Callable[..., Any]

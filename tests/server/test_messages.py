@@ -1,14 +1,21 @@
 """``/v1/messages``: conversations in Anthropic's shape become prompts, outputs become its messages and events."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from tests.server.batch_folder import Folder, answer, line
 from tests.server.conftest import make_client, make_context
-from tests.server.fake_llm import FakeLLM, letters
+from tests.server.fake_llm import CHAT_TEMPLATE, FakeLLM, letters
 from vllm_server.app import build_app
+from vllm_server.batch.app import Answer
+from vllm_server.batch.result import answered
+from vllm_server.protocol.fields import REFUSED_MESSAGES
+from vllm_server.protocol.messages import CountTokensRequest, MessagesRequest
 
 ROUTE = "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
@@ -199,3 +206,100 @@ async def test_sampling_reaches_the_engine(client: httpx.AsyncClient, llm: FakeL
     assert (call.params.temperature, call.params.top_k, call.params.top_p) == (0.5, 5, 0.5)
     assert (call.params.stop, call.params.max_tokens, call.params.extra_args) == (["x"], 7, {"a": 1})
     assert call.cache_salt == "salt"
+
+
+# The request class of the peer's newest release.
+DOCUMENTED = """
+    model messages max_tokens metadata output_config thinking stop_sequences stream system temperature tool_choice tools
+    top_k top_p mm_payload return_mm_kwargs cache_salt watermarking kv_transfer_params ec_transfer_params vllm_xargs
+    chat_template_kwargs
+""".split()
+TOOLS = [{"name": "f", "input_schema": {}}]
+
+# Field -> a value, and what must stand beside it with and without.
+EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "model": ("alias", {}),
+    "messages": ([*HI, {"role": "assistant", "content": "We"}], {}),
+    "system": ("be good", {}),
+    "tools": (TOOLS, {}),
+    "tool_choice": ({"type": "none"}, {"tools": TOOLS}),
+    "thinking": ({"type": "disabled"}, {}),
+    "output_config": ({"effort": "low"}, {}),
+    "chat_template_kwargs": ({"mood": "good"}, {}),
+    "max_tokens": (2, {}),
+    "stop_sequences": (["b"], {}),
+    "stream": (True, {}),
+    "temperature": (0.5, {}),
+    "top_k": (5, {}),
+    "top_p": (0.5, {}),
+    "cache_salt": ("salt", {}),
+    "vllm_xargs": ({"a": 1}, {}),
+}
+HINTS: dict[str, Any] = {"metadata": {"user_id": "me"}, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+"""Labels for the operator's books and caches: read, checked, and without a promised effect."""
+
+
+def names_of(kind: type[msgspec.Struct]) -> set[str]:
+    return {field.name for field in msgspec.structs.fields(kind)}
+
+
+async def seen(route: str, sent: dict[str, Any]) -> str:
+    """All that can be seen of a request, but for what is made up anew for each."""
+    llm = FakeLLM()
+    assert llm.tokenizer is not None
+    llm.tokenizer.chat_templates = {"default": CHAT_TEMPLATE + "{{ reasoning_effort }}{{ enable_thinking }}"}
+    async with make_client(build_app(make_context(llm))) as client:
+        response = await client.post(route, json=sent)
+    assert response.status_code == 200, response.text
+    parts = events(response) if sent.get("stream") else [response.json()]
+    parts[0].get("message", parts[0]).pop("id", None)
+    calls = [(call.prompt, call.params, call.priority, call.cache_salt) for call in llm.calls]
+    return f"{parts} {calls}"
+
+
+def test_each_documented_field_is_honoured_or_refused_or_a_hint() -> None:
+    assert set(DOCUMENTED) <= names_of(MessagesRequest) | REFUSED_MESSAGES.keys()
+    assert names_of(MessagesRequest) == EFFECTS.keys() | HINTS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(EFFECTS))
+async def test_a_field_changes_something(name: str) -> None:
+    value, beside = EFFECTS[name]
+    assert await seen(ROUTE, body(**beside) | {name: value}) != await seen(ROUTE, body(**beside))
+
+
+@pytest.mark.parametrize("name", sorted((names_of(CountTokensRequest) & EFFECTS.keys()) - {"model"}))
+async def test_a_field_changes_the_count(name: str) -> None:
+    value, beside = EFFECTS[name]
+    counted = {"messages": HI, **beside}
+    route = f"{ROUTE}/count_tokens"
+    assert await seen(route, counted | {name: value}) != await seen(route, counted)
+
+
+@pytest.mark.parametrize("name", sorted(HINTS))
+async def test_a_hint_changes_nothing(name: str) -> None:
+    assert await seen(ROUTE, body(**{name: HINTS[name]})) == await seen(ROUTE, body())
+
+
+async def test_a_hint_may_stand_at_each_block() -> None:
+    marked = [{**text("hi"), "cache_control": HINTS["cache_control"]}]
+    assert await seen(ROUTE, body(messages=[{"role": "user", "content": marked}])) == await seen(ROUTE, body())
+
+
+async def test_the_page_of_schemas_has_its_shapes(client: httpx.AsyncClient) -> None:
+    description = (await client.get("/openapi.json")).json()
+    answers = description["paths"][ROUTE]["post"]["responses"]
+    assert answers["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/MessagesErrorBody")
+    assert {"max_tokens", "messages"} <= set(description["components"]["schemas"]["MessagesRequest"]["required"])
+
+
+async def test_a_line_of_a_batch_may_be_a_message(tmp_path: Path, client: httpx.AsyncClient) -> None:
+    folder = Folder(tmp_path)
+    lines = [line(name, url=ROUTE, **body(max_tokens=count)) for name, count in (("good", 4), ("bad", 0))]
+    assert await answer(folder, FakeLLM(), *lines) == (2, 1)
+    good, bad = folder.results()
+    assert good["response"]["body"]["content"][0]["text"] == letters(4)
+    assert "max_tokens" in bad["error"]["message"]
+    whole = (await client.post(ROUTE, json=body())).content
+    counted = answered("good", Answer(200, "label", whole))
+    assert (counted.prompt_tokens, counted.completion_tokens) == (len("<user>hi</><assistant>"), 4)
