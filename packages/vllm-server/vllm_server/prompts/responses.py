@@ -94,7 +94,7 @@ def check_parts(fields: dict[str, Any]) -> None:
         if isinstance(kind, str) and kind != "function":
             raise Unsupported(
                 f"tools[{index}] is of type {kind[:100]!a}: this server calls no tools itself, and knows function only",
-                field="tools",
+                field=f"tools[{index}].type",
             )
 
 
