@@ -101,6 +101,7 @@ _FACES: tuple[tuple[type[Exception], _HttpFace], ...] = (
 )
 _INTERNAL = _HttpFace(500, "server_error", "internal_error")
 _INTERNAL_MESSAGE = "The server met an unexpected error; its log has the details."
+_MAX_MESSAGE = 2000
 _DEAD_MESSAGE = "The engine has stopped and serves no more requests."
 
 
@@ -117,6 +118,8 @@ def error_body(error: Exception) -> ErrorBody:
         message = _INTERNAL_MESSAGE
     elif isinstance(error, EngineDead):
         message = _DEAD_MESSAGE
+    if len(message) > _MAX_MESSAGE:  # it quotes what the client has sent
+        message = f"{message[: _MAX_MESSAGE // 2]} ... {message[-_MAX_MESSAGE // 2 :]}"
     return ErrorBody(ErrorDetail(message, face.type, getattr(error, "field", None), face.code))
 
 
