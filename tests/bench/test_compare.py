@@ -7,6 +7,8 @@ import numpy
 import pytest
 
 from vllm_bench.measure.intervals import time_intervals
+from vllm_bench.measure.start_phases import StartPhases
+from vllm_bench.startup import StartupTiming, startup_figures
 from vllm_cli.main import main
 
 FLAGS = {"dataset_name": "random", "num_prompts": 400, "random_input_len": 32, "base_url": "http://a:1", "goodput": []}
@@ -107,6 +109,122 @@ def test_iterations_of_a_batch_are_compared_by_their_own_spread(tmp_path, capsys
     code, found = figures(tmp_path, capsys, *sides, "--fail-if-worse-than", "5%")
     low, high = found["figures"]["avg_latency"]["ratio_interval"]
     assert (code, low < 1.1 < high, high - low < 0.05) == (1, True, True)
+
+
+def latency_result(**changes) -> dict:
+    return {"model_id": "m", "avg_latency": 1.0, "latencies": [1.0, 1.01, 0.99], "percentiles": {}} | changes
+
+
+def throughput_result(**changes) -> dict:
+    keys = {"elapsed_time": 2.0, "num_requests": 8, "requests_per_second": 4.0, "tokens_per_second": 99.0}
+    return {"model_id": "m", "output_tokens_per_second": 66.0} | keys | changes
+
+
+def startup_result(seconds: list[float], **changes) -> dict:
+    """Starts whose weights take half of the time."""
+    runs = [
+        StartupTiming(value - 0.1, value, StartPhases({"python": value / 2, "weights": value / 2}, {}, 0.0))
+        for value in seconds
+    ]
+    return {"model_id": "m"} | startup_figures(runs) | changes
+
+
+def test_a_few_iterations_of_a_batch_have_an_interval_too(tmp_path, capsys):
+    slower = latency_result(avg_latency=1.2, latencies=[1.2, 1.19, 1.21])
+    code, found = figures(tmp_path, capsys, [latency_result()], [slower], "--fail-if-worse-than", "5%")
+    low, high = found["figures"]["avg_latency"]["ratio_interval"]
+    assert (code, low < 1.2 < high, found["figures"]["avg_latency"]["verdict"]) == (1, True, "worse")
+
+
+def test_starts_are_compared_by_their_means_and_phase_by_phase(tmp_path, capsys):
+    base, new = startup_result([1.0, 1.02, 0.98, 1.01]), startup_result([1.5, 1.52, 1.49, 1.51])
+    code, found = figures(tmp_path, capsys, [base], [new], "--fail-if-worse-than", "10%")
+    first = found["figures"]["first_token_seconds"]
+    assert code == 1
+    assert first["base"] == pytest.approx(1.0025)
+    assert first["ratio"] == pytest.approx(1.505 / 1.0025)
+    # Student's t for four values each: the reach of a mean is 3.182 standard errors.
+    errors = [numpy.std(values, ddof=1) / 2 for values in ([1.0, 1.02, 0.98, 1.01], [1.5, 1.52, 1.49, 1.51])]
+    reach = 3.182 * numpy.hypot(errors[0] / 1.0025, errors[1] / 1.505) * first["ratio"]
+    assert first["ratio_interval"] == pytest.approx([first["ratio"] - reach, first["ratio"] + reach], rel=0.005)
+    assert {"phase: python", "phase: weights", "healthy_seconds"} <= set(found["figures"])
+    assert found["figures"]["phase: weights"]["threshold"] is None
+    assert figures(tmp_path, capsys, [base], [base], "--fail-if-worse-than", "10%")[0] == 0
+
+
+def test_throughput_without_a_server_needs_several_runs(tmp_path, capsys):
+    one = throughput_result()
+    assert compare(tmp_path, [one], [one], "--fail-if-worse-than", "5%") == 3
+    runs = [[throughput_result(tokens_per_second=each) for each in side] for side in ((99, 100, 101), (79, 80, 81))]
+    code, found = figures(tmp_path, capsys, *runs, "--fail-if-worse-than", "5%")
+    assert (code, found["figures"]["tokens_per_second"]["verdict"]) == (1, "worse")
+    assert "output_tokens_per_second" in found["figures"]
+
+
+def test_other_settings_of_the_engine_are_told_and_compared(tmp_path, capsys):
+    sides = [
+        [latency_result(fingerprint={"flags": {"num_iters": n}, "settings": {"max_num_seqs": str(n)}, "seed": 0})]
+        for n in (3, 4)
+    ]
+    code, found = figures(tmp_path, capsys, *sides)
+    assert (code, found["objections"]) == (0, [])
+    assert "settings of the engine differ: max_num_seqs" in found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "said"),
+    [
+        ([latency_result()], [throughput_result()], "BASE is of bench latency, NEW of bench throughput"),
+        ([startup_result([1.0])], [result(1, 1)], "BASE is of bench startup, NEW of bench serve"),
+        ([latency_result(), result(1, 1)], [result(1, 1)], "BASE mixes results of bench latency and bench serve"),
+        ([result(1, 1)], [{"x": 1}], "NEW holds no result of a benchmark"),
+    ],
+)
+def test_results_of_several_benchmarks_are_not_mixed(tmp_path, capsys, base, new, said):
+    assert compare(tmp_path, base, new) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+def sweep_folder(folder: Path, factors: dict[int, float], seed: int) -> Path:
+    """Two runs with each ``max-concurrency``."""
+    folder.mkdir()
+    for number in range(2):
+        for places, factor in factors.items():
+            about = {"name": f"{places}-{number}", "serve": {}, "bench": {"max-concurrency": places}, "run": number}
+            content = {"sweep": about | {"status": "failed", "error": "no server"}}
+            if factor:
+                content = result(factor, seed + number, max_concurrency=places, sweep=about | {"status": "done"})
+            (folder / f"{places}--run{number}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_sweeps_are_compared_setting_by_setting(tmp_path, capsys):
+    base = sweep_folder(tmp_path / "a", {4: 1.0, 8: 1.0, 16: 1.0, 32: 0}, 1)
+    new = sweep_folder(tmp_path / "b", {4: 1.0, 8: 1.3, 32: 1.0}, 1)
+    command = ["bench", "compare", str(base), str(new), "--fail-if-worse-than", "mean_ttft_ms:5%"]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "max-concurrency=8: worse: mean_ttft_ms" in captured.err
+    assert "max-concurrency=4: " not in captured.err
+    for note in (
+        "BASE: 2 runs failed and are left out",
+        "only BASE has the settings max-concurrency=16",
+        "only NEW has the settings max-concurrency=32",
+    ):
+        assert f"note: {note}" in captured.out
+    assert main([*command, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(each["settings"], each["exit_code"], each["runs"]) for each in found["pairs"]] == [
+        ("max-concurrency=4", 0, [2, 2]),
+        ("max-concurrency=8", 1, [2, 2]),
+    ]
+    empty = tmp_path / "c"
+    empty.mkdir()
+    assert main(["bench", "compare", str(base), str(empty)]) == 2
+    assert main(["bench", "compare", str(base), str(sweep_folder(tmp_path / "d", {64: 1.0, 65: 1.0}, 1))]) == 2
+    assert "no settings of a sweep in common" in capsys.readouterr().err
 
 
 def test_chance_is_not_taken_for_a_worsening(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def engines(monkeypatch):
     return seen
 
 
-def test_latency_has_the_documented_keys_and_times_of_whole_batches(tmp_path, calls, capsys):
+def test_latency_has_the_documented_keys_and_times_of_whole_batches(tmp_path, calls, capsys, monkeypatch):
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     began = time.perf_counter()
     result = bench(tmp_path, "latency", "demo", *LATENCY, "--batch-size", "3", "--n", "2", "--disable-detokenize")
     wall = time.perf_counter() - began
@@ -71,6 +73,12 @@ def test_latency_has_the_documented_keys_and_times_of_whole_batches(tmp_path, ca
     assert [len(prompt) for prompt in prompts] == [16] * 3
     assert (params.n, params.max_tokens, params.ignore_eos, params.detokenize) == (2, 8, True, False)
     assert all(call == calls[0] for call in calls)
+    told = result["fingerprint"]
+    assert (told["flags"]["batch_size"], told["flags"]["num_iters"], told["seed"]) == (3, 3, result["seed"])
+    assert told["versions"]["vllm_engine"] and told["versions"]["torch"] == metadata.version("torch")
+    assert told["machine"]["cpu"]
+    assert told["environment"]["VLLM_NO_USAGE_STATS"] == "1"
+    assert not {"model", "config", "api_key"} & set(told["flags"])
 
 
 def test_the_flags_of_the_engine_reach_it_from_the_command_line_and_a_file(tmp_path, engines):

@@ -1,3 +1,4 @@
+import argparse
 import json
 import signal
 import socket
@@ -17,11 +18,14 @@ from vllm_bench import server_process
 from vllm_bench.commands import startup as startup_command
 from vllm_bench.measure.start_phases import StartPhases
 from vllm_bench.offline.serve_settings import ServeSettings, read_serve_settings
+from vllm_bench.result.fingerprint import HIDDEN, engine_fingerprint
 from vllm_bench.server_process import ServerProcess, free_port
 from vllm_bench.startup import StartupTiming, measure_start, startup_figures, startup_lines
 from vllm_bench.startup_probe import StartupProbe
 from vllm_cli.command import CommandError
 from vllm_cli.main import main
+from vllm_engine.config.settings import settings_of
+from vllm_server.config import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 MOCK = [sys.executable, mock_openai.__file__]
@@ -137,8 +141,29 @@ def test_the_command_launches_vllm_serve_and_saves_its_figures(tmp_path, monkeyp
     content = json.loads(saved.read_text())
     assert content["serve_options"] == ["--max-model-len", "256"]
     assert content["healthy_seconds"]["median"] == 1.0
+    assert content["fingerprint"]["settings"] == {"model": "demo", "max_model_len": "256"}
+    assert content["fingerprint"]["flags"]["num_iters"] == 2
     assert "start 2: ready 1.00 s, first token 2.00 s" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is not startup_command._end
+
+
+def test_what_is_secret_is_not_saved(tmp_path, monkeypatch):
+    timing = StartupTiming(1.0, 2.0, StartPhases({"weights": 2.0}, {}, 0.0))
+    monkeypatch.setattr("vllm_bench.startup.measure_start", lambda *_, **__: timing)
+    saved = tmp_path / "startup.json"
+    secrets = ["--api-key", "k1", "k2-of-mine", "--hf-token=t3", "--admin-api-key", "a4"]
+    assert main(["bench", "startup", "--num-iters", "1", "--output-json", str(saved), "demo", *secrets]) == 0
+    content = json.loads(saved.read_text())
+    assert content["serve_options"] == ["--api-key", "***", "***", "--hf-token=***", "--admin-api-key", "***"]
+    assert not [word for word in ("k1", "k2-of-mine", "t3", "a4") if f'"{word}"' in saved.read_text()]
+
+
+def test_every_secret_setting_is_known_to_the_fingerprint():
+    settings = {name: each for config in CONFIGS for name, each in settings_of(config).items()}
+    secret = {name: "x" for name, each in settings.items() if each.facts.get("secret")}
+    assert {"api_key", "hf_token"} <= set(secret)
+    shown = engine_fingerprint(argparse.Namespace(), secret, 0)["settings"]
+    assert set(shown.values()) == {HIDDEN}
 
 
 def test_the_probe_brings_the_servers_own_key(tmp_path, monkeypatch):

@@ -69,9 +69,12 @@ def run(options: Namespace) -> int:
     figures = startup_figures(timings)
     print("\n" + "\n".join(startup_lines(figures)))
     if options.output_json is not None:
+        from vllm_bench.result.fingerprint import engine_fingerprint, words_without_secrets
         from vllm_bench.result.save import save
 
-        content = {"model_id": options.model, "serve_options": options.serve_options, **figures}
+        words = words_without_secrets(options.serve_options, settings.given)
+        content = {"model_id": options.model, "serve_options": words, **figures}
+        content["fingerprint"] = engine_fingerprint(options, settings.given, None)
         save(content, options.output_json)
     return 0
 

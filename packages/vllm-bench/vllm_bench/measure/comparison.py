@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_bench.measure.intervals import time_intervals
+from vllm_bench.measure.kinds import PHASE
 from vllm_bench.measure.ratio import Observed, Ratio, ratio
 
 Results = Sequence[Mapping[str, Any]]
@@ -13,9 +13,9 @@ Results = Sequence[Mapping[str, Any]]
 _TIMES = ("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue")
 _MORE_IS_BETTER = (
     *("request_throughput", "request_goodput", "output_throughput", "total_token_throughput"),
-    *("input_sequence_throughput", "requests_per_second", "tokens_per_second"),
+    *("input_sequence_throughput", "requests_per_second", "tokens_per_second", "output_tokens_per_second"),
 )
-_LESS_IS_BETTER = ("avg_latency",)
+_LESS_IS_BETTER = ("avg_latency", "healthy_seconds", "first_token_seconds")
 HEADLINES = (*_MORE_IS_BETTER, "mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", *_LESS_IS_BETTER)
 """What a threshold without a metric holds for."""
 
@@ -29,6 +29,7 @@ NO_MATTER = frozenset(
         *("base_url", "host", "port", "insecure", "header", "model", "served_model_name", "backend", "tokenizer"),
         *("label", "percentile_metrics", "metric_percentiles", "goodput", "disable_tqdm", "request_id_prefix"),
         *("save_result", "save_detailed", "append_result", "result_dir", "result_filename", "output_json"),
+        *("num_iters", "num_iters_warmup", "timeout"),
         *("ready_check_timeout_sec", "tokenizer_mode", "skip_tokenizer_init", "endpoint", "profile", "self_timed"),
     }
 )
@@ -97,6 +98,7 @@ def compare(base: Results, new: Results, limits: Mapping[str, float]) -> list[Co
     """Every figure that all results have.
 
     Args:
+        base: results in the shape of ``kinds.in_one_shape``; ``new``, too.
         limits: figure -> share that it may be worse by; the empty name stands for the headlines.
     """
     found = []
@@ -139,6 +141,11 @@ def notes(base: Results, new: Results) -> list[str]:
     prints = [result.get("fingerprint") or {} for result in (*base, *new)]
     if len({str(each.get("machine")) for each in prints}) > 1:
         found.append("the machines of the client differ")
+    settings = [each.get("settings") or {} for each in prints]
+    names = sorted({name for each in settings for name in each})
+    differing = [name for name in names if len({str(each.get(name)) for each in settings}) > 1]
+    if differing:
+        found.append(f"settings of the engine differ: {', '.join(differing)}")
     if any("trusted" not in result and "duration" in result for result in (*base, *new)):
         found.append("a result does not say whether its client kept up")
     return found
@@ -200,7 +207,7 @@ def _better(name: str) -> int | None:
         return 1
     figure, _, rest = name.partition("_")
     is_time = rest.endswith("_ms") and rest.removesuffix("_ms") in _TIMES and figure != "std"
-    return -1 if is_time or name in _LESS_IS_BETTER else None
+    return -1 if is_time or name in _LESS_IS_BETTER or name.startswith(PHASE) else None
 
 
 def _is_number(value: object) -> bool:
@@ -209,9 +216,6 @@ def _is_number(value: object) -> bool:
 
 def _observed(result: Mapping[str, Any], name: str) -> Observed:
     value, intervals = float(result[name]), result.get("confidence_intervals") or {}
-    if name == "avg_latency" and (latencies := result.get("latencies")):
-        low, high = time_intervals("x", [[seconds] for seconds in latencies], []).get("mean_x_ms", (None, None))
-        return Observed(value, (None if low is None else low / 1e3, None if high is None else high / 1e3))
     interval = intervals.get(name) or (None, None)
     return Observed(value, (interval[0], interval[1]))
 

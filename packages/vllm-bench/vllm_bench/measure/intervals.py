@@ -57,6 +57,15 @@ def time_intervals(name: str, requests: Sequence[Sequence[float]], percents: Seq
     return found
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Interval of the mean of values that have nothing to do with one another, such as starts of a server."""
+    if len(values) < 2:
+        return None, None
+    each = numpy.asarray(values, dtype=numpy.float64)
+    reach = t_quantile((1 + LEVEL) / 2, len(each) - 1) * float(each.std(ddof=1)) / len(each) ** 0.5
+    return float(each.mean()) - reach, float(each.mean()) + reach
+
+
 def rate_interval(moments: _Floats, amounts: _Floats, begin: float, seconds: float) -> Interval:
     """Interval of what came in a second, of ``amounts`` that came at ``moments`` within ``seconds`` from ``begin``."""
     tenths = numpy.clip((moments - begin) / seconds * BATCHES, 0, BATCHES - 1).astype(numpy.int64)

@@ -1,7 +1,7 @@
 """What a benchmark must know of the ``vllm serve`` command that it launches: how to reach the server and ask it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cli.command import CommandError
@@ -21,6 +21,8 @@ class ServeSettings:
     api_key: str | None
     """One that it accepts; None: that of ``VLLM_API_KEY``, if any."""
     has_tokenizer: bool
+    given: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """All settings by name, as they were written, secrets included."""
 
 
 def read_serve_settings(arguments: Sequence[str], benchmark: str = "bench startup") -> ServeSettings:
@@ -59,4 +61,5 @@ def read_serve_settings(arguments: Sequence[str], benchmark: str = "bench startu
         tls=bool(server.get("ssl_certfile")),
         api_key=keys if isinstance(keys, str) else keys[0],
         has_tokenizer=not skipped,
+        given={**settings.engine, **server},
     )

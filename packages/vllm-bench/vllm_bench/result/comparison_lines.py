@@ -16,9 +16,14 @@ def comparison_lines(compared: Sequence[Compared]) -> list[str]:
         ends = [found.low, found.high] if found is not None else [None, None]
         low, high = (_short(end) if end is not None else "?" for end in ends)
         limit = f" beyond {100 * each.threshold:g} %" if each.fails and each.threshold is not None else ""
-        row = f"{each.name:<{width}}{each.base:>12.2f}{each.new:>12.2f}{value:>10}{low:>8} .. {high:<7} "
+        row = f"{each.name:<{width}}{_amount(each.base):>12}{_amount(each.new):>12}{value:>10}{low:>8} .. {high:<7} "
         lines.append(f"{row} {each.verdict}{limit}")
     return lines
+
+
+def _amount(value: float) -> str:
+    """Two digits after the point, and four of what is small, such as seconds."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _short(ratio: float) -> str:

@@ -4,19 +4,22 @@ import math
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vllm_bench import __version__
 from vllm_cli import machine
-from vllm_cli.masked_variables import masked
+from vllm_cli.masked_variables import masked, variables
 
 HIDDEN = "(not shown)"
 
 _LEFT_OUT = frozenset({"api_key", "benchmark", "metadata", "seed"})
 """A secret, the command's own, and what the result has elsewhere."""
+_OF_THE_COMMAND = frozenset({"model_tag", "model", "config", "print_config", "only_keys", "serve_options"})
+"""What is among the settings, or only says where they stand."""
 _SECRET = re.compile(
-    r"api.?key|secret|passw|credential|authorization|cookie|(auth|access|bearer).?token", re.IGNORECASE
+    r"api.?key|secret|passw|credential|authorization|cookie|(auth|access|bearer|hf).?token", re.IGNORECASE
 )
 _SURELY_NO_WORD = 8
 """Letters from which on a secret may be looked for in any text: a shorter one may be a part of a word."""
@@ -24,8 +27,24 @@ _SURELY_NO_WORD = 8
 
 def fingerprint(options: Namespace, server_version: str | None) -> dict[str, Any]:
     """``machine`` (of the client), ``versions`` (``server`` None if it does not say), ``flags`` and ``seed``."""
+    return _fingerprint(vars(options), {"server": server_version}, getattr(options, "seed", None))
+
+
+def engine_fingerprint(options: Namespace, settings: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    """The same for a benchmark that holds or starts the engine on this machine.
+
+    ``flags`` are those of the benchmark, ``settings`` those given to engine and server, ``environment`` the variables
+    that either may heed.
+    """
+    own = {name: value for name, value in vars(options).items() if name not in {*settings, *_OF_THE_COMMAND}}
+    versions = {name.replace("-", "_"): _version(name) for name in ("vllm-engine", "vllm-kernels", "torch")}
+    shown = {name: _shown(name, value) for name, value in sorted(settings.items())}
+    return _fingerprint(own, versions, seed) | {"settings": shown, "environment": variables()}
+
+
+def _fingerprint(flags: Mapping[str, Any], versions: Mapping[str, str | None], seed: int | None) -> dict[str, Any]:
     system, cpu, memory = machine.system(), machine.cpu(), machine.memory()
-    flags = {name: value for name, value in vars(options).items() if name not in _LEFT_OUT}
+    flags = {name: value for name, value in flags.items() if name not in _LEFT_OUT}
     return {
         "machine": {
             "cpu": cpu.get("model"),
@@ -36,10 +55,29 @@ def fingerprint(options: Namespace, server_version: str | None) -> dict[str, Any
             "os": system.get("os"),
             "kernel": system.get("kernel"),
         },
-        "versions": {"vllm_bench": __version__, "python": system["python"].split()[0], "server": server_version},
+        "versions": {"vllm_bench": __version__, "python": system["python"].split()[0], **versions},
         "flags": {name: _shown(name, value) for name, value in sorted(flags.items())},
-        "seed": getattr(options, "seed", None),
+        "seed": seed,
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def words_without_secrets(words: Iterable[str], settings: Mapping[str, Any]) -> list[str]:
+    """A command's ``words`` without the values of the secret ones among its ``settings``."""
+    values = [value for name, value in settings.items() if _SECRET.search(name)]
+    secrets = {str(each) for value in values for each in (value if isinstance(value, (list, tuple)) else [value])}
+
+    def shown(word: str) -> str:
+        flag, equals, value = word.partition("=")
+        return "***" if word in secrets else f"{flag}=***" if equals and value in secrets else masked("word", word)
+
+    return [shown(word) for word in words]
 
 
 def without_secrets(result: Mapping[str, Any], secrets: Iterable[str]) -> dict[str, Any]:

@@ -6,17 +6,29 @@ from typing import Any
 
 from vllm_cli.command import CommandError
 
+RUNS_OF_A_SWEEP = "*--run*.json"
+"""The names of a sweep's results in its folder."""
+
 
 def read_side(text: str) -> list[dict[str, Any]]:
-    """The results of ``a.json,b.json``: each file holds one, or several that were appended.
+    """The results of ``a.json,b.json``: each file holds one, or several that were appended; a folder those of a sweep.
 
     Raises:
         CommandError: (exit code 2) a file is not there, or holds no result.
     """
-    names = [text] if Path(text).is_file() else [name for name in text.split(",") if name]
+    names = [text] if Path(text).exists() else [name for name in text.split(",") if name]
     if not names:
         raise CommandError(f"{text!r} names no file", exit_code=2)
-    return [result for name in names for result in read(Path(name))]
+    return [result for name in names for path in _files(Path(name)) for result in read(path)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    runs = sorted(path.glob(RUNS_OF_A_SWEEP))
+    if not runs:
+        raise CommandError(f"{path} is a folder without results of a sweep", exit_code=2)
+    return runs
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from vllm_bench.result.read import read
+from vllm_bench.result.read import RUNS_OF_A_SWEEP, read
 from vllm_bench.result.save import save, save_text
 from vllm_bench.sweep.plan import Run
 from vllm_cli.command import CommandError
@@ -28,7 +28,7 @@ class Store:
     @property
     def used(self) -> bool:
         """It holds results of this or of another sweep."""
-        return any(self.folder.glob("*--run*.json"))
+        return any(self.folder.glob(RUNS_OF_A_SWEEP))
 
     @property
     def table_path(self) -> Path:
