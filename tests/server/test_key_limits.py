@@ -1,6 +1,7 @@
 """What one key may do: counts on a clock of the test, and the same over HTTP."""
 
 import asyncio
+import os
 from collections.abc import Callable
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from tests.server.conftest import make_client, make_context, running
 from tests.server.fake_llm import FakeLLM
 from vllm_engine.errors import ConfigError
+from vllm_engine.frontend.tally import SharedTable
 from vllm_server.access.key_limits import KeyLimits
 from vllm_server.app import build_app
 from vllm_server.config import create_server_config
@@ -151,3 +153,36 @@ async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def test_limits_hold_for_several_processes_together() -> None:
+    names = ["", "one"]
+    file = SharedTable.create(["running", "charged"], 2, names)
+    now = [0.0]
+    first, second = (
+        KeyLimits(2, 600, running=table.tally("running"), charged=table.tally("charged"), clock=lambda: now[0])
+        for table in (SharedTable(file, ["running", "charged"], 2, names, own) for own in range(2))
+    )
+    first.enter("one")
+    second.enter("one")
+    for limits in (first, second):
+        with pytest.raises(RateLimited, match="2 requests"):
+            limits.enter("one")
+    first.charge("one", 400)
+    second.charge("one", 300)
+    first.leave("one")
+    for limits in (first, second):  # 100 tokens too many: they flow in within ten seconds
+        with pytest.raises(RateLimited, match="600 tokens a minute") as caught:
+            limits.enter("one")
+        assert caught.value.retry_after == pytest.approx(11)
+    now[0] = 10.5
+    second.enter("one")
+    second.leave("one")
+    # What the other used long ago has flowed in again, as the news came in time.
+    for _ in range(60):
+        now[0] += 1
+        second.charge("one", 5)
+        first.take_in()
+    first.charge("one", 300)  # beside 295 that have not flowed in yet
+    first.enter("one")
+    os.close(file)

@@ -20,6 +20,7 @@ from vllm_engine.frontend.output_queue import OutputQueue
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.renderer_threads import RendererThreads
 from vllm_engine.frontend.request_log import RequestLog
+from vllm_engine.frontend.tally import Tally
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineOutputs, EngineReady, SchedulerStats
@@ -61,6 +62,7 @@ class AsyncLLM:
         max_log_len: int | None = None,
         bounded: bool = False,
         core: "CoreAddress | None" = None,
+        tallies: tuple[Tally, Tally] | None = None,
     ) -> None:
         """Check the settings; nothing is loaded yet.
 
@@ -72,11 +74,13 @@ class AsyncLLM:
             bounded: refuse requests that would wait behind more than ``max_num_queued_reqs`` and
                 ``max_num_queued_tokens`` say, which is for servers; else any number may wait.
             core: a core that another process holds, in place of one of its own; the settings must be those of it.
+            tallies: of requests and of tokens that wait, shared by those who have the core; the bounds hold for all.
         """
         self.config: EngineConfig = resolve_config(args)
         self._bounded = bounded
         self._multiprocess = multiprocess
         self._core = core
+        self._tallies = tallies or (None, None)
         self._stat_loggers = list(stat_loggers)
         if not self.config.engine.disable_log_stats:
             self._stat_loggers.append(LoggingStatLogger())
@@ -114,7 +118,10 @@ class AsyncLLM:
         """
         if self._client is not None or self._death is not None:
             raise RuntimeError("an AsyncLLM starts once")
-        model_path = await asyncio.to_thread(resolve_model_path, self.config)
+        if self._core is None:
+            model_path = await asyncio.to_thread(resolve_model_path, self.config)
+        else:
+            model_path = Path(self._core.model_path)
         self._check_not_closed()
         client = self._client = self._create_client(model_path)
         try:
@@ -134,7 +141,10 @@ class AsyncLLM:
         self._inputs, self._outputs = self._model.processors(self.config, self._ready)
         self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
         if self._bounded:
-            self.admission = Admission(self.config.scheduler, self._ready.max_num_seqs)
+            requests, tokens = self._tallies
+            self.admission = Admission(
+                self.config.scheduler, self._ready.max_num_seqs, requests=requests, tokens=tokens
+            )
         self._pulse = Pulse(client.ping, client.cpu_seconds)
         client.on_message = self._pulse.heard
         self._pulse_watch = asyncio.create_task(self._watch_pulse(client, self._pulse), name="pulse-watch")

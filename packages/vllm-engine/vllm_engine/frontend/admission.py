@@ -1,11 +1,12 @@
 """The bounded queue: how many requests, and tokens of prompts, may wait before new ones are turned away."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from vllm_engine.config import SchedulerConfig
 from vllm_engine.errors import Overloaded
+from vllm_engine.frontend.tally import LocalTally, Tally
 from vllm_engine.messages import EngineRequest, RequestUpdate
 
 _RATE_OVER = 64
@@ -25,39 +26,56 @@ class Admission:
     """
 
     def __init__(
-        self, config: SchedulerConfig, max_num_seqs: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        config: SchedulerConfig,
+        max_num_seqs: int,
+        *,
+        requests: Tally | None = None,
+        tokens: Tally | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A limit of 0 in ``config`` is none. ``max_num_seqs`` requests run at once."""
+        """A limit of 0 in ``config`` is none. ``max_num_seqs`` requests run at once.
+
+        ``requests`` and ``tokens`` count by tenant: those of all processes where several have one engine, and then the
+        limits are those of all, too. None counts those of this process alone.
+        """
         self._max_requests = max_num_seqs + config.max_num_queued_reqs if config.max_num_queued_reqs else None
         self._max_tokens = config.max_num_queued_tokens or None
         self._clock = clock
         self._fair = config.scheduling_policy == "fair"
         self._queued: dict[str, tuple[str, int]] = {}  # tenant and tokens of the prompt, by id in the engine
-        self._requests_of: Counter[str] = Counter()  # by tenant, as are the tokens: of those that have any
-        self._tokens_of: Counter[str] = Counter()
+        self._requests: Tally = LocalTally() if requests is None else requests
+        self._tokens: Tally = LocalTally() if tokens is None else tokens
         self._ended: deque[float] = deque(maxlen=_RATE_OVER)
-        self.num_requests = 0
-        self.num_queued_tokens = 0
         self.num_rejected = {"max_num_queued_reqs": 0, "max_num_queued_tokens": 0}
         """Refusals by the limit that was reached."""
 
+    @property
+    def num_requests(self) -> int:
+        """Requests that run or wait."""
+        return self._requests.total
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Tokens of the prompts that wait."""
+        return self._tokens.total
+
     def take(self, count: int, tenant: str = "") -> None:
         """Count ``count`` more requests. Raises ``Overloaded`` when they are too many, and counts none of them."""
-        if self._is_too_much(self._requests_of, count, tenant, self.num_requests, self._max_requests):
+        if self._is_too_much(self._requests, count, tenant, self._max_requests):
             self.num_rejected["max_num_queued_reqs"] += 1
             raise Overloaded(
                 f"The engine is overloaded: {self.num_requests} requests run or wait, and it takes "
                 f"{self._max_requests} (max_num_queued_reqs).",
                 retry_after=self._retry_after(),
             )
-        self.num_requests += count
-        self._requests_of[tenant] += count
+        self._requests.add(tenant, count)
 
     def enqueue(self, requests: Sequence[EngineRequest]) -> None:
         """Count the prompts of requests. Raises ``Overloaded`` when they are too long, and counts none of them."""
         count = sum(len(request.prompt_token_ids) for request in requests)
         tenant = requests[0].tenant
-        if self._queued and self._is_too_much(self._tokens_of, count, tenant, self.num_queued_tokens, self._max_tokens):
+        if self._tokens.total and self._is_too_much(self._tokens, count, tenant, self._max_tokens):
             self.num_rejected["max_num_queued_tokens"] += 1
             raise Overloaded(
                 f"The engine is overloaded: prompts of {self.num_queued_tokens} tokens wait, and no more than "
@@ -66,8 +84,7 @@ class Admission:
             )
         for request in requests:
             self._queued[request.request_id] = (tenant, len(request.prompt_token_ids))
-        self.num_queued_tokens += count
-        self._tokens_of[tenant] += count
+        self._tokens.add(tenant, count)
 
     def on_updates(self, updates: Iterable[RequestUpdate]) -> None:
         """What a step brought: who got something waits no more."""
@@ -80,35 +97,27 @@ class Admission:
         for request in requests:
             self._dequeue(request.request_id)
             self._ended.append(now)
-        self.num_requests -= count
-        _take_off(self._requests_of, tenant, count)
+        self._requests.add(tenant, -count)
 
     @property
     def num_tenants(self) -> int:
         """Tenants of which anything is kept."""
-        return len(self._requests_of.keys() | self._tokens_of.keys())
+        return len(self._requests.holders() | self._tokens.holders())
 
     def _dequeue(self, request_id: str) -> None:
         tenant, count = self._queued.pop(request_id, ("", 0))
         if count:
-            self.num_queued_tokens -= count
-            _take_off(self._tokens_of, tenant, count)
+            self._tokens.add(tenant, -count)
 
-    def _is_too_much(self, of: Counter[str], count: int, tenant: str, total: int, limit: int | None) -> bool:
-        if limit is None or total + count <= limit:
+    def _is_too_much(self, tally: Tally, count: int, tenant: str, limit: int | None) -> bool:
+        if limit is None or tally.total + count <= limit:
             return False
-        others = len(of) - (tenant in of)
-        return not (self._fair and others and of.get(tenant, 0) + count <= limit // (others + 1))
+        others = len(tally.holders() - {tenant}) if self._fair else 0
+        return not (others and tally.of(tenant) + count <= limit // (others + 1))
 
     def _retry_after(self) -> float:
-        """Seconds in which half of what runs and waits will have ended, at the pace of the last ones."""
+        """Seconds in which half of what runs and waits here will have ended, at the pace of the last ones."""
         if len(self._ended) < 2 or self._ended[-1] == self._ended[0]:
             return 1.0
         pace = (len(self._ended) - 1) / (self._clock() - self._ended[0])
-        return min(max(self.num_requests / 2 / pace, 1.0), MAX_RETRY_SECONDS)
-
-
-def _take_off(counts: Counter[str], tenant: str, count: int) -> None:
-    counts[tenant] -= count
-    if not counts[tenant]:
-        del counts[tenant]
+        return min(max(self._requests.own / 2 / pace, 1.0), MAX_RETRY_SECONDS)

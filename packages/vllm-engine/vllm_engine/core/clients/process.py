@@ -81,7 +81,9 @@ class ProcessClient(SocketClient):
         """For another client. Its name is one that none has had; one of them should tell the stacks of a stall."""
         if self._clients_path is None:
             raise ValueError("this core has no other clients")
-        return CoreAddress(self._clients_path, self.pid, name, self.folder if tells_stacks else "")
+        return CoreAddress(
+            self._clients_path, self.pid, name, str(self._model_path), self.folder if tells_stacks else ""
+        )
 
     def forget(self, name: str) -> None:
         """The process of another client has ended: its requests end at once. Ignored after a death."""
