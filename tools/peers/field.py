@@ -10,6 +10,8 @@ from pathlib import Path
 from vllm_bench.server_process import free_port
 from vllm_bench.startup import measure_start
 from vllm_bench.startup_probe import StartupProbe
+from vllm_bench.workload.seeds import generator
+from vllm_bench.workload.token_ids import random_ids
 from vllm_cli.command import CommandError
 
 from .driver import SCRIPTS, Driver, DriverError
@@ -74,15 +76,15 @@ class Field:
         contest, work = outcome.contest, outcome.contest.work
         warm = Work("generate", min(2, work.requests), work.input_len, min(4, work.output_len))
         for driver in (ours, peer):
-            self._seconds(driver, warm, seed=-1)
+            self._seconds(driver, warm, "warm-ups", 0)
         first = Work("generate", work.requests, work.input_len, 1)
 
         def measure(driver: Driver, times: list[float], first_times: list[float], number: int) -> None:
             driver.others = 0.0
-            times.append(self._seconds(driver, work, number))
+            times.append(self._seconds(driver, work, "prompts", number))
             outcome.others = max(outcome.others or 0.0, driver.others)
             if contest.measure_bandwidth:
-                first_times.append(self._seconds(driver, first, number))
+                first_times.append(self._seconds(driver, first, "prompts", number))
 
         with ExitStack() as stack:
             kernels = stack.enter_context(self._kernels()) if contest.measure_bandwidth else None
@@ -187,15 +189,11 @@ class Field:
             raise DriverError(f"{name} cannot load: {error}") from error
         self.say(f"{name} loaded in {answer['seconds']:.1f} s")
 
-    def _seconds(self, driver: Driver, work: Work, seed: int) -> float:
+    def _seconds(self, driver: Driver, work: Work, purpose: str, seed: int) -> float:
+        """Of the same prompts for everyone who does this work: those of ``vllm bench``."""
         # The last two entries of the vocabulary are special tokens.
-        answer = driver.ask(
-            "generate",
-            requests=work.requests,
-            input_len=work.input_len,
-            output_len=work.output_len,
-            vocabulary=self.shape.vocabulary - 2,
-            seed=seed,
-        )
+        vocabulary = self.shape.vocabulary - 2
+        prompts = random_ids(vocabulary, work.requests, work.input_len, generator(seed, purpose))
+        answer = driver.ask("generate", prompts=prompts, output_len=work.output_len)
         seconds: float = answer["seconds"]
         return seconds

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +20,6 @@ def serve(commands: dict[str, Callable[..., dict[str, Any]]]) -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-def random_prompts(requests: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
-    """Token ids of ``requests`` prompts, the same for everyone who is asked with the same seed."""
-    numbers = random.Random(seed)
-    return [[numbers.randrange(vocabulary) for _ in range(length)] for _ in range(requests)]
 
 
 def check_lengths(lengths: list[int], requests: int, length: int) -> None:

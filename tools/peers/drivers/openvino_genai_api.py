@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai
-from command_loop import check_lengths, random_prompts, serve
+from command_loop import check_lengths, serve
 
 
 class Engine:
@@ -24,20 +24,17 @@ class Engine:
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU")
         return {"seconds": time.perf_counter() - start}
 
-    def generate(self, requests: int, input_len: int, output_len: int, vocabulary: int, seed: int) -> dict[str, Any]:
-        """Greedy tokens for random prompts, all requests at once; seconds of the whole."""
+    def generate(self, prompts: list[list[int]], output_len: int) -> dict[str, Any]:
+        """Greedy tokens for prompts of token ids, all requests at once; seconds of the whole."""
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = output_len
         config.ignore_eos = True
         config.do_sample = False
-        prompts = [
-            openvino.Tensor(np.array([ids], dtype=np.int64))
-            for ids in random_prompts(requests, input_len, vocabulary, seed)
-        ]
+        tensors = [openvino.Tensor(np.array([ids], dtype=np.int64)) for ids in prompts]
         start = time.perf_counter()
-        results = self._pipeline.generate(prompts, [config] * requests)
+        results = self._pipeline.generate(tensors, [config] * len(prompts))
         seconds = time.perf_counter() - start
-        check_lengths([len(result.m_generation_ids[0]) for result in results], requests, output_len)
+        check_lengths([len(result.m_generation_ids[0]) for result in results], len(prompts), output_len)
         return {"seconds": seconds}
 
 

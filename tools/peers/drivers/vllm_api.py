@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from command_loop import check_lengths, random_prompts, serve
+from command_loop import check_lengths, serve
 
 
 class Engine:
@@ -21,16 +21,16 @@ class Engine:
         self._llm = importlib.import_module(self._module).LLM(model=model, **options)
         return {"seconds": time.perf_counter() - start}
 
-    def generate(self, requests: int, input_len: int, output_len: int, vocabulary: int, seed: int) -> dict[str, Any]:
-        """Greedy tokens for random prompts, all requests at once; seconds of the whole."""
+    def generate(self, prompts: list[list[int]], output_len: int) -> dict[str, Any]:
+        """Greedy tokens for prompts of token ids, all requests at once; seconds of the whole."""
         sampling = importlib.import_module(self._module).SamplingParams(
             temperature=0.0, max_tokens=output_len, ignore_eos=True, detokenize=False
         )
-        prompts = [{"prompt_token_ids": ids} for ids in random_prompts(requests, input_len, vocabulary, seed)]
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
         start = time.perf_counter()
-        results = self._llm.generate(prompts, sampling, use_tqdm=False)
+        results = self._llm.generate(requests, sampling, use_tqdm=False)
         seconds = time.perf_counter() - start
-        check_lengths([len(result.outputs[0].token_ids) for result in results], requests, output_len)
+        check_lengths([len(result.outputs[0].token_ids) for result in results], len(prompts), output_len)
         return {"seconds": seconds}
 
 

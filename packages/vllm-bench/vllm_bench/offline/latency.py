@@ -9,6 +9,7 @@ import numpy
 from vllm_bench.offline.answers import count_tokens, engine_errors
 from vllm_bench.offline.model import look_up
 from vllm_bench.workload.seeds import generator
+from vllm_bench.workload.token_ids import random_ids
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -31,7 +32,7 @@ def measure_latency(options: Namespace, engine: dict[str, Any]) -> dict[str, Any
     from vllm_engine.params import SamplingParams
 
     rng = generator(model.seed, "prompts")
-    prompts = rng.integers(model.vocab_size, size=(options.batch_size, options.input_len)).tolist()
+    prompts = random_ids(model.vocab_size, options.batch_size, options.input_len, rng)
     params = SamplingParams(
         n=options.n,
         temperature=1.0,
