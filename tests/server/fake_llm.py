@@ -51,6 +51,7 @@ class FakeTokenizer:
         return "".join(self.token_text(item) for item in token_ids if not (skip_special_tokens and item == BOS))
 
     vocab_size = 0x110000
+    longest_token = 1
     all_special_ids = frozenset({BOS})
     bos_token, eos_token, pad_token = "<s>", None, None
 

@@ -16,6 +16,7 @@ from vllm_engine.errors import EngineDead, Overloaded
 from vllm_server.app import build_app
 from vllm_server.context import ServerContext
 from vllm_server.errors import http_status
+from vllm_server.protocol.responses import ResponsesRequest
 from vllm_server.response_store import KeptResponse, ResponseStore
 
 ROUTE = "/v1/responses"
@@ -371,3 +372,28 @@ async def test_the_oldest_turns_go_where_that_is_asked_for(client: httpx.AsyncCl
     assert "dropped_messages" not in (await client.post(ROUTE, json=short)).json()["usage"]["input_tokens_details"]
     long = await client.post(ROUTE, json={**short, "input": "x" * 600})
     assert (long.status_code, long.json()["error"]["param"]) == (400, "input")
+    huge = [{"role": "user", "content": "x" * 1_000_000}, {"role": "user", "content": "last"}]
+    for sent, dropped in ((huge, 1), ([*huge, *items], 12), (items[1:3], None)):
+        made = (await client.post(ROUTE, json={**short, "input": sent})).json()["usage"]["input_tokens_details"]
+        assert made.get("dropped_messages") == dropped
+
+
+async def test_too_long_an_input_is_not_counted(client: httpx.AsyncClient) -> None:
+    response = await client.post(f"{ROUTE}/input_tokens", json={"input": "x" * 5_000_000})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "input")
+
+
+# ---- the page ----
+
+
+async def test_the_page_describes_it(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/openapi.json")).json()
+    schemas = page["components"]["schemas"]
+    routes = {(path, method): item for path, methods in page["paths"].items() for method, item in methods.items()}
+    mine = {key: item for key, item in routes.items() if key[0].startswith(ROUTE)}
+    assert len(mine) == 6
+    for (path, method), item in mine.items():
+        answer = item["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+        assert "properties" in schemas[answer]
+        assert ("requestBody" in item) == (method == "post" and not path.endswith("cancel"))
+    assert set(schemas["ResponsesRequest"]["properties"]) == set(ResponsesRequest.__struct_fields__)

@@ -1,13 +1,11 @@
 """From a request of ``/v1/responses`` to the chat that it asks for, in the terms of ``/v1/chat/completions``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from vllm_engine.errors import InvalidRequest, Unsupported
-from vllm_engine.frontend.prompts import Prompt
 from vllm_server.context import ServerContext
 from vllm_server.field_names import named_as_in_request
 from vllm_server.prompts.conversation import conversation_of
@@ -19,7 +17,7 @@ from vllm_server.prompts.response_items import (
     items_of_messages,
     messages_of,
 )
-from vllm_server.prompts.truncation import shortened_prompt, tokens_of
+from vllm_server.prompts.truncation import FittingPrompt, fitting_prompt, tokens_of
 from vllm_server.protocol.chat import ChatRequest, Function, Message, Tool
 from vllm_server.protocol.fields import REASONS
 from vllm_server.protocol.responses import Item, ResponseObject, ResponsesRequest
@@ -27,6 +25,9 @@ from vllm_server.response_store import KeptResponse
 
 LOGPROBS = "message.output_text.logprobs"
 """What ``include`` can ask for."""
+
+MAX_COUNTED_CHARS = 1 << 22
+"""The longest text whose tokens are counted: far more than any model reads."""
 
 _SAME = (
     "model",
@@ -60,15 +61,6 @@ FIELD_NAMES = {
     "reasoning_effort": "reasoning",
 }
 """What the fields of a chat are called here."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResponsePrompt:
-    """What the model reads, and how many messages ``truncation`` left out of it."""
-
-    prompt: Prompt
-    text: str
-    dropped: int
 
 
 def check_parts(fields: dict[str, Any]) -> None:
@@ -130,7 +122,7 @@ def chat_of(request: ResponsesRequest, items: Sequence[Item]) -> ChatRequest:
     )
 
 
-async def prompt_of(request: ResponsesRequest, chat: ChatRequest, context: ServerContext) -> ResponsePrompt:
+async def prompt_of(request: ResponsesRequest, chat: ChatRequest, context: ServerContext) -> FittingPrompt:
     """The prompt, within the model's length where the request asks for that.
 
     Raises ``InvalidRequest`` for what cannot be rendered.
@@ -138,12 +130,14 @@ async def prompt_of(request: ResponsesRequest, chat: ChatRequest, context: Serve
     with named_as_in_request(FIELD_NAMES):
         conversation = conversation_of(chat)
         if request.truncation == "auto":
-            return ResponsePrompt(*await shortened_prompt(conversation, context, request.max_output_tokens or 1))
+            return await fitting_prompt(conversation, context, request.max_output_tokens or 1)
         text = await render(conversation, context)
     # A chat template writes the special tokens itself.
-    return ResponsePrompt({"prompt": text, "add_special_tokens": False}, text, 0)
+    return FittingPrompt({"prompt": text, "add_special_tokens": False}, text, 0)
 
 
-async def token_count(prompt: ResponsePrompt, context: ServerContext) -> int:
-    """How many tokens a prompt has."""
+async def token_count(prompt: FittingPrompt, context: ServerContext) -> int:
+    """How many tokens a prompt has. Raises ``InvalidRequest`` for one that would take long to count."""
+    if len(prompt.text) > MAX_COUNTED_CHARS:
+        raise InvalidRequest(f"input takes at most {MAX_COUNTED_CHARS} characters to be counted", field="input")
     return len(await tokens_of(prompt.text, context))
