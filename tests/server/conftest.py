@@ -21,15 +21,17 @@ from vllm_server.config import ServerConfig
 from vllm_server.context import ServerContext
 from vllm_server.running.uvicorn_server import create_server
 from vllm_server.telemetry.registry import Registry
+from vllm_server.telemetry.tracing import RequestTracer
 
 
-def make_context(llm: FakeLLM, **options: Any) -> ServerContext:
+def make_context(llm: FakeLLM, *, tracer: RequestTracer | None = None, **options: Any) -> ServerContext:
     """A context for ``build_app``; ``options`` are those of ``ServerConfig``."""
     return ServerContext(
         llm=llm,  # type: ignore[arg-type]
         config=ServerConfig(**options),
         chat_template=None,
         registry=Registry(),
+        tracer=tracer,
     )
 
 

@@ -113,6 +113,10 @@ EFFECTS: dict[str, list[str]] = {
         "engine/core/test_partial_prefills.py::test_any_load_under_any_limits_ends_within_them_with_the_solo_outputs"
     ],
     "middleware": ["server/test_middleware.py::test_streams_pass_through_it_and_end_when_their_client_leaves"],
+    "otlp_traces_endpoint": [
+        "server/test_tracing.py::test_a_process_sends_what_its_receipts_say",
+        "server/test_tracing.py::test_an_engine_without_a_server_refuses_to_send_traces",
+    ],
     "performance_mode": [
         "engine/core/test_engine_settings.py::test_the_performance_mode_decides_what_unset_limits_are"
     ],

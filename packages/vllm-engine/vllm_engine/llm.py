@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.errors import EngineDead, InvalidRequest
+from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest
 from vllm_engine.frontend.chat_template import check_template_kwargs, render_chat
 from vllm_engine.frontend.content_format import ContentFormat
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
@@ -58,6 +58,11 @@ class LLM:
         self._lock = threading.Lock()
         self._counter = itertools.count()
         self.config: EngineConfig = resolve_config(EngineArgs(model, **options))
+        if self.config.observability.otlp_traces_endpoint is not None:
+            raise ConfigError(
+                "otlp_traces_endpoint is for vllm serve and run-batch: spans are those of HTTP requests",
+                field="otlp_traces_endpoint",
+            )
         model_path = resolve_model_path(self.config)
         self._model = ModelFrontend.load(self.config, model_path)
         self._client = self._create_client(model_path)

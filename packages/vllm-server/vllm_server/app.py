@@ -103,4 +103,4 @@ def _recorded(app: ASGIApp, context: ServerContext) -> ASGIApp:
     if context.llm.config.async_engine.enable_log_requests:
         log = RequestLog(outputs=config.enable_log_outputs, deltas=config.enable_log_deltas, max_len=config.max_log_len)
         observers.append(log)
-    return RecordMiddleware(app, observers, listener=log if config.enable_log_outputs else None)
+    return RecordMiddleware(app, observers, log if config.enable_log_outputs else None, context.tracer)

@@ -17,6 +17,7 @@ from vllm_server.templates.process import TemplateProcess
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
+    from vllm_server.telemetry.tracing import RequestTracer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class ServerContext:
     """For chat templates that come with requests."""
     responses: ResponseStore = field(default_factory=ResponseStore.from_environment)
     """What ``/v1/responses`` keeps."""
+    tracer: "RequestTracer | None" = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -1,7 +1,7 @@
 """The record of each HTTP request, from its head to the end of its answer, and who is told of it then."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,15 +20,28 @@ class Observer(Protocol):
         ...
 
 
+class Tracer(Observer, Protocol):
+    """Somebody who follows requests through several programs."""
+
+    def on_start(self, record: RequestRecord, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """The head of a request has come."""
+        ...
+
+
 class RecordMiddleware:
     """Gives each request its ``RequestRecord``. It stands outside of all others, so that no time is missing."""
 
     def __init__(
-        self, app: ASGIApp, observers: Sequence[Observer] = (), listener: OutputListener | None = None
+        self,
+        app: ASGIApp,
+        observers: Sequence[Observer] = (),
+        listener: OutputListener | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """``observers`` are told at the end; ``listener`` hears of all that is generated."""
+        """``observers`` are told at the end, ``tracer`` at both ends; ``listener`` hears of all that is generated."""
         self.app = app
-        self._observers = observers
+        self._observers = observers if tracer is None else (*observers, tracer)
+        self._tracer = tracer
         self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,10 +49,14 @@ class RecordMiddleware:
             await self.app(scope, receive, send)
             return
         record = RequestRecord(scope["method"], listener=self._listener)
+        if self._tracer is not None:
+            self._tracer.on_start(record, scope["headers"])
 
         async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                if record.trace_response is not None:
+                    message["headers"] = [*message.get("headers", ()), (b"traceresponse", record.trace_response)]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 record.complete = True

@@ -23,6 +23,7 @@ from vllm_server.running.stop_signals import StopSignals
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
     from vllm_server.telemetry.registry import Registry
+    from vllm_server.telemetry.tracing import RequestTracer
 
 logger = get_logger(__name__)
 
@@ -105,7 +106,11 @@ class _Run:
         from vllm_engine.async_llm import AsyncLLM
         from vllm_server.telemetry.metrics import EngineMetrics
         from vllm_server.telemetry.registry import new_registry
+        from vllm_server.telemetry.tracing import create_tracer
 
+        tracer = create_tracer(
+            self._engine_config.observability.otlp_traces_endpoint, served_names(self._engine_config)[0]
+        )
         registry = new_registry()
         metrics = []
         if not self._engine_config.engine.disable_log_stats:
@@ -125,11 +130,13 @@ class _Run:
                 await start
                 self.engine_was_ready = True
                 check_chat_template(llm, chat_template)
-                await self._work(llm, source, lines, journal, chat_template, registry)
+                await self._work(llm, source, lines, journal, chat_template, registry, tracer)
             finally:
                 start.cancel()
                 await asyncio.gather(start, return_exceptions=True)
                 await llm.close()
+                if tracer is not None:
+                    await tracer.close()
 
     async def _work(
         self,
@@ -139,6 +146,7 @@ class _Run:
         journal: Journal,
         chat_template: str | None,
         registry: "Registry",
+        tracer: "RequestTracer | None",
     ) -> None:
         from vllm_server.app import build_app, json_urls
         from vllm_server.batch.progress import BatchProgress
@@ -146,7 +154,7 @@ class _Run:
         from vllm_server.context import ServerContext
 
         settings = server_config(self._config)
-        context = ServerContext(llm=llm, config=settings, chat_template=chat_template, registry=registry)
+        context = ServerContext(llm=llm, config=settings, chat_template=chat_template, registry=registry, tracer=tracer)
         in_flight = self._config.max_inflight
         if in_flight is None:
             max_num_seqs = llm.config.scheduler.max_num_seqs

@@ -16,6 +16,7 @@ from vllm_server.running.announcement import announce
 from vllm_server.running.ending import serve_until_the_end
 from vllm_server.running.stop_signals import StopSignals
 from vllm_server.running.tls import create_tls, refreshed
+from vllm_server.telemetry.tracing import create_tracer
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -35,6 +36,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
     """
     launched = time.perf_counter()
     chat_template = load_chat_template(server_config.chat_template)
+    tracer = create_tracer(engine_config.observability.otlp_traces_endpoint, served_names(engine_config)[0])
     tls = create_tls(server_config)
     if server_config.middleware:
         from vllm_server.access.user_middleware import load_middleware
@@ -71,7 +73,9 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
                 return 0
             with startup_phase(logger, "listening", {}):
                 check_chat_template(llm, chat_template)
-                context = ServerContext(llm=llm, config=server_config, chat_template=chat_template, registry=registry)
+                context = ServerContext(
+                    llm=llm, config=server_config, chat_template=chat_template, registry=registry, tracer=tracer
+                )
                 server = create_server(
                     build_app(context),
                     server_config,
@@ -90,6 +94,8 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
                 )
         finally:
             await llm.close()
+            if tracer is not None:
+                await tracer.close()
 
 
 async def first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from itertools import accumulate, pairwise
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -52,7 +52,10 @@ class RequestRecord:
         self.error: Exception | None = None
         self.stack: TracebackType | None = None
         self.response_id: str | None = None
-        self.model: str | None = None
+        self.span: Any = None
+        """Of OpenTelemetry, where traces are sent."""
+        self.trace_response: bytes | None = None
+        """The header of the answer that names the span."""
         self.params: SamplingParams | None = None
         self.prompts: dict[int, PromptRecord] = {}
         self._listener = listener
@@ -86,6 +89,11 @@ class RequestRecord:
     def kept_outputs(self) -> dict[tuple[int, int], tuple[str, list[int]]]:
         """All that ``keep_output`` was told, by prompt and completion."""
         return {place: ("".join(texts), ids) for place, (texts, ids) in sorted(self._kept.items())}
+
+    @property
+    def finish_reasons(self) -> set[str]:
+        """Of all completions that have ended."""
+        return {reason for prompt in self.prompts.values() for reason in prompt.finish_reasons.values()}
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -150,12 +158,11 @@ class RequestRecord:
             "status": self.status,
             "complete": self.complete,
             "error": None if self.error is None else type(self.error).__name__,
-            "model": self.model,
             "total_time": round(ended - self.arrived, 6),
         }
         if self.prompts:
-            reasons = {reason for prompt in self.prompts.values() for reason in prompt.finish_reasons.values()}
-            facts |= {"finish_reason": "+".join(sorted(reasons)) or None, **msgspec.structs.asdict(self.receipt(ended))}
+            reasons = "+".join(sorted(self.finish_reasons))
+            facts |= {"finish_reason": reasons or None, **msgspec.structs.asdict(self.receipt(ended))}
         return {name: value for name, value in facts.items() if value is not None}
 
 

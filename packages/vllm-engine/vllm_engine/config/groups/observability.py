@@ -8,7 +8,7 @@ from msgspec import Meta
 from vllm_engine.config.groups.reasons import NO_GRAPHS
 from vllm_engine.config.option import option
 
-_NO_TRACES = "this version sends no traces"
+_NO_DETAILS = "model and worker compute many requests at once; spans tell queue, prefill and decode of each"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,13 @@ class ObservabilityConfig:
         metavar="VERSION",
     )
     otlp_traces_endpoint: str | None = option(
-        None, help="URL to which OpenTelemetry traces are sent", unsupported=_NO_TRACES, metavar="URL"
+        None,
+        help="URL to which vllm serve and run-batch send OpenTelemetry traces, such as http://localhost:4317; by the "
+        "protocol in OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, grpc or http/protobuf",
+        metavar="URL",
     )
     collect_detailed_traces: list[Literal["all", "model", "worker"]] | None = option(
-        None, help="parts of the engine to trace in detail", unsupported=_NO_TRACES, commas=True
+        None, help="parts of the engine to trace in detail", unsupported=_NO_DETAILS, commas=True
     )
     kv_cache_metrics: bool = option(
         False, help="metrics of the life of KV blocks", unsupported="this version does not follow single KV blocks"
