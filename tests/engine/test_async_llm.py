@@ -14,6 +14,7 @@ import pytest
 
 from tests.engine.frontend.scripted_core import AsyncDouble, ScriptedCore, echo, ids, model_folder, says
 from vllm_engine import AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
+from vllm_engine.async_llm import MAX_STEPS_AT_ONCE
 from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 from vllm_engine.frontend.engine_frontend import ModelFrontend
 from vllm_engine.messages import SchedulerStats
@@ -242,6 +243,15 @@ async def test_a_slow_consumer_finds_everything_in_one_piece(start: Callable[...
     assert len(rest) == 1
     assert first.outputs[0].text + rest[0].outputs[0].text == "the cat sat on the mat"
     assert first.outputs[0].token_ids + rest[0].outputs[0].token_ids == ids("the cat sat on the mat")
+
+
+async def test_steps_of_a_core_that_is_ahead_come_together_but_not_without_end(start: Callable[..., Any]) -> None:
+    llm, client = await start(ScriptedCore(says("the cat sat on the mat and the dog sat")))
+    client.is_ahead = True
+    outputs = await collect(llm.generate("a", delta()))
+    assert "".join(output.outputs[0].text for output in outputs) == "the cat sat on the mat and the dog sat"
+    counts = [len(output.outputs[0].token_ids) for output in outputs]
+    assert counts[:-1] == [MAX_STEPS_AT_ONCE] * (len(counts) - 1) and sum(counts) > 2 * MAX_STEPS_AT_ONCE
 
 
 async def test_a_request_id_can_run_only_once_at_a_time(start: Callable[..., Any]) -> None:

@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 STEP_POLL_SECONDS = 0.5
 """How often it is looked whether a step takes too long, where that has a limit."""
+MAX_STEPS_AT_ONCE = 4
+"""Steps that consumers find in one piece at most, when the core is ahead of them."""
 LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
 
@@ -437,10 +439,20 @@ class AsyncLLM:
     # ---- outputs ----
 
     async def _handle_outputs(self) -> None:
-        """Take what the core sends until it is gone; then tell everyone who waits."""
+        """Take what the core sends until it is gone; then tell everyone who waits.
+
+        Consumers get their turn after each step. Where the core is ahead of them, they get it after several: each then
+        finds the tokens of all in one output, which takes little more time than one, and so they catch up.
+        """
+        steps = 0
         try:
+            client = self._running_client
             while True:
-                await self._handle_step(await self._running_client.next_outputs())
+                await self._handle_step(await client.next_outputs())
+                steps += 1
+                if steps == MAX_STEPS_AT_ONCE or not client.has_outputs:
+                    steps = 0
+                    await asyncio.sleep(0)
         except EngineDead as error:
             self._die(error)
         except Exception as error:
@@ -454,12 +466,13 @@ class AsyncLLM:
             self.admission.on_updates(step.updates)
         total = ProcessedUpdates()
         for start in range(0, len(step.updates), self._slice_updates):
+            if start:
+                await asyncio.sleep(0)
             part = outputs.process(step.updates[start : start + self._slice_updates], step.timestamp)
             if part.aborts:
                 self._running_client.abort(part.aborts)
             self._deliver(part)
             total.extend(part)
-            await asyncio.sleep(0)
         if step.stats.sleep_level != self.scheduler_stats.sleep_level:
             self._asleep = step.stats.sleep_level is not None
         self.scheduler_stats = step.stats
@@ -474,8 +487,6 @@ class AsyncLLM:
                 )
             except Exception:
                 logger.exception("a statistics logger failed")
-        if not step.updates:
-            await asyncio.sleep(0)  # a core that is ahead must not keep the loop from everyone else
 
     async def _watch_steps(self, limit: float) -> None:
         """Take the engine for dead when requests wait, and no step ends for ``limit`` seconds."""

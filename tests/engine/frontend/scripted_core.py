@@ -104,7 +104,10 @@ class InprocDouble:
 
 
 class AsyncDouble:
-    """In the place of ``ProcessClient`` and ``ThreadClient``. ``pause`` holds the core; ``die`` ends it."""
+    """In the place of ``ProcessClient`` and ``ThreadClient``. ``pause`` holds the core; ``die`` ends it.
+
+    With ``is_ahead`` its next step is always there already.
+    """
 
     def __init__(self, core: ScriptedCore) -> None:
         self.core = core
@@ -115,6 +118,11 @@ class AsyncDouble:
         self._go = asyncio.Event()
         self._go.set()
         self.fault: Exception | None = None
+        self.is_ahead = False
+
+    @property
+    def has_outputs(self) -> bool:
+        return self.is_ahead and self._go.is_set() and self.core.has_unfinished()
 
     async def start(self) -> EngineReady:
         if self.fault is not None:

@@ -7,15 +7,19 @@ from vllm_engine.params import OutputKind
 
 
 class OutputQueue:
-    """Holds at most one output, so that its size is bounded by the request's own, however slow the consumer is."""
+    """Holds at most one output, so that its size is bounded by the request's own, however slow the consumer is.
 
-    __slots__ = ("_error", "_event", "_kind", "_output")
+    There is one consumer. It waits on a future of its own: an ``asyncio.Event`` would take as long for each token as
+    decoding it does.
+    """
+
+    __slots__ = ("_error", "_kind", "_output", "_waiter")
 
     def __init__(self, kind: OutputKind) -> None:
         self._kind = kind
         self._output: RequestOutput | None = None
         self._error: Exception | None = None
-        self._event = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, output: RequestOutput) -> None:
         """Add an output: merged with one that waits (``DELTA``), or in its place."""
@@ -23,22 +27,27 @@ class OutputQueue:
             merge_delta(self._output, output)
         else:
             self._output = output
-        self._event.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """Raise an error in the consumer, after what waits."""
         self._error = error
-        self._event.set()
+        self._wake()
 
     async def get(self) -> RequestOutput:
         """The next output. Raises the error of ``fail``."""
         while self._output is None:
             if self._error is not None:
                 raise self._error
-            self._event.clear()
-            await self._event.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         output, self._output = self._output, None
         return output
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def take(self) -> RequestOutput | None:
         """What waits, if anything does: for when nobody will call ``get`` again."""

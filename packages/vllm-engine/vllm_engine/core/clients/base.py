@@ -59,6 +59,11 @@ class AsyncClient(ABC):
         if self._death is None:
             self._send(Ping())
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether outputs of another step are here already."""
+        return not self._outputs.empty()
+
     async def next_outputs(self) -> EngineOutputs:
         """Wait for the outputs of the next step. Raises ``EngineDead`` when there will be none."""
         outputs = await self._outputs.get()
