@@ -16,7 +16,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install native serve test soak bench lint docs format types contracts check demo-model clean
+.PHONY: help install native serve test aot soak fuzz bench lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,11 +48,23 @@ native: $(STAMP) ## the C++ kernels, after a change of csrc
 serve: install native ## start the server on port 8000 with the demo model
 	@exec $(BIN)/vllm serve $(MODEL) $(ARGS)
 
-test: install native ## every quick test
+# Triton interprets and compiles GPU kernels on any machine; only their tests need it.
+$(STAMP).triton: $(STAMP)
+	@echo "installing Triton"
+	@$(PIP) install --group triton
+	@touch $@
+
+test: install native $(STAMP).triton ## every quick test
 	@$(BIN)/python -m pytest $(ARGS)
+
+aot: install $(STAMP).triton ## compile the GPU kernels without a GPU: a subset with every value of every parameter
+	@$(BIN)/python -m vllm_kernels.aot --cover $(ARGS)
 
 soak: install native ## one minute of load on a real server
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+fuzz: install native ## ten thousand requests made from our OpenAPI page, against a real server
+	@$(BIN)/python -m pytest -m fuzz -s tests/server/test_schema_fuzz.py $(ARGS)
 
 bench: install native ## figures of our engine: latency, throughput, start-up (ARGS="--model qwen3-0.6b")
 	@$(BIN)/python tools/bench_engine.py $(ARGS)
