@@ -41,6 +41,7 @@ class Recorder:
         num_prompt_tokens: int,
         num_generation_tokens: int,
         *,
+        num_cached_tokens: int,
         times_to_first_token: Any = (),
         inter_token_latencies: Any = (),
     ) -> None:

@@ -18,6 +18,7 @@ EFFECTS: dict[str, list[str]] = {
     "chat_template_content_format": [
         "server/test_answer_options.py::test_content_reaches_the_template_in_the_form_that_is_set"
     ],
+    "custom_histogram_buckets": ["server/test_metrics.py::test_buckets_can_be_chosen_by_family"],
     "disable_fastapi_docs": ["server/test_routes.py::test_the_documentation_can_be_switched_off"],
     "disable_access_log_for_endpoints": [
         "server/test_request_log.py::test_lines_of_some_paths_and_secrets_of_queries_stay_out_of_the_log"
@@ -78,6 +79,12 @@ EFFECTS: dict[str, list[str]] = {
         "engine/test_model_settings.py::test_a_cache_of_another_data_type_holds_more_and_says_nearly_the_same",
         "engine/test_cache_formats.py::test_an_8_bit_cache_changes_logprobs_by_what_its_format_takes",
         "engine/test_cache_formats.py::test_the_same_memory_holds_more_tokens",
+    ],
+    "kv_cache_metrics": [
+        "engine/core/test_kv_residency.py::test_an_engine_tells_of_its_blocks_where_that_is_asked_for"
+    ],
+    "kv_cache_metrics_sample": [
+        "engine/core/test_kv_residency.py::test_an_engine_tells_of_its_blocks_where_that_is_asked_for"
     ],
     "kv_cache_dtype_skip_layers": [
         "engine/test_cache_formats.py::test_skipped_layers_keep_the_models_data_type",
@@ -156,6 +163,7 @@ EFFECTS: dict[str, list[str]] = {
         "server/test_serve.py::test_with_a_timeout_streams_finish_and_nothing_new_is_taken",
         "server/test_serve.py::test_when_the_timeout_is_over_streams_are_ended",
     ],
+    "show_hidden_metrics_for_version": ["server/test_metrics.py::test_hidden_metrics_are_shown_for_one_version_more"],
     "ssl_ca_certs": ["server/test_tls.py::test_clients_are_asked_for_certificates"],
     "ssl_cert_reqs": ["server/test_tls.py::test_clients_are_asked_for_certificates"],
     "ssl_certfile": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],

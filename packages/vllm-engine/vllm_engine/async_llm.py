@@ -482,6 +482,7 @@ class AsyncLLM:
                     step.stats,
                     total.num_prompt_tokens,
                     total.num_generation_tokens,
+                    num_cached_tokens=total.num_cached_tokens,
                     times_to_first_token=total.times_to_first_token,
                     inter_token_latencies=total.inter_token_latencies,
                 )

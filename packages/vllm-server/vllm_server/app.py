@@ -98,7 +98,9 @@ def build_app(context: ServerContext) -> ASGIApp:
 def _recorded(app: ASGIApp, context: ServerContext) -> ASGIApp:
     """``app`` with a record of each request for those who want to be told of it."""
     config = context.config
-    observers: list[Observer] = [ErrorLog()] if config.log_error_stack else []
+    observers: list[Observer] = [context.http_metrics]
+    if config.log_error_stack:
+        observers.append(ErrorLog())
     log = None
     if context.llm.config.async_engine.enable_log_requests:
         log = RequestLog(outputs=config.enable_log_outputs, deltas=config.enable_log_deltas, max_len=config.max_log_len)

@@ -12,7 +12,9 @@ from vllm_engine.errors import NotFound
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
 from vllm_server.response_store import ResponseStore
+from vllm_server.telemetry.http_metrics import HttpMetrics
 from vllm_server.telemetry.registry import Registry
+from vllm_server.telemetry.sleep_metrics import SleepMetrics
 from vllm_server.templates.process import TemplateProcess
 
 if TYPE_CHECKING:
@@ -31,10 +33,17 @@ class ServerContext:
     in_flight: InFlight = field(default_factory=InFlight)
     templates: TemplateProcess = field(default_factory=TemplateProcess)
     """For chat templates that come with requests."""
+    http_metrics: HttpMetrics = field(default_factory=HttpMetrics)
+    sleep_metrics: SleepMetrics = field(default_factory=SleepMetrics)
     responses: ResponseStore = field(default_factory=ResponseStore.from_environment)
     """What ``/v1/responses`` keeps."""
     tracer: "RequestTracer | None" = None
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.registry.register(self.http_metrics)
+        if self.llm.config.model.enable_sleep_mode:
+            self.registry.register(self.sleep_metrics)
 
     @property
     def model_names(self) -> list[str]:

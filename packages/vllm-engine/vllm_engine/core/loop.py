@@ -36,6 +36,8 @@ def run_core(core: EngineCore, receive: Receive, send: Callable[[FromCore], None
 def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None]) -> None:
     if isinstance(message, AddRequests):
         core.add(message.unpacked())
+        if core.is_sleeping:
+            send(core.step())  # no step follows that would tell how many wait
     elif isinstance(message, AbortRequests):
         core.abort(message.request_ids)
         if not core.has_unfinished():

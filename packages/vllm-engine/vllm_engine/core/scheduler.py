@@ -14,6 +14,7 @@ from vllm_engine.core.fair import (
 )
 from vllm_engine.core.kv_cache.hashing import block_hasher
 from vllm_engine.core.kv_cache.manager import CachedPrefix, KVCacheManager
+from vllm_engine.core.kv_cache.residency import BlockResidency
 from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.prefill_limits import PrefillLimits
 from vllm_engine.core.queue import OrderKey, WaitingRequests, fcfs_order, priority_order
@@ -21,6 +22,8 @@ from vllm_engine.core.request import Request
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineRequest, PositionLogprobs, RequestUpdate, SchedulerStats
+from vllm_engine.metrics.buckets import bucket_bounds
+from vllm_engine.metrics.histogram import Histogram
 from vllm_engine.outputs import FinishReason
 
 logger = get_logger(__name__)
@@ -65,7 +68,11 @@ class Scheduler:
     def __init__(self, config: EngineConfig, limits: EngineLimits) -> None:
         self.config = config
         self.limits = limits
-        self.kv = KVCacheManager(limits.layout, enable_prefix_caching=config.cache.prefix_caching)
+        bounds = bucket_bounds(config.observability.custom_histogram_buckets)
+        residency = None
+        if config.observability.kv_cache_metrics:
+            residency = BlockResidency(config.observability.kv_cache_metrics_sample, bounds["kv_cache_residency"])
+        self.kv = KVCacheManager(limits.layout, enable_prefix_caching=config.cache.prefix_caching, residency=residency)
         self._prefills = PrefillLimits(config.scheduler, max_model_len=limits.max_model_len)
         self._tenants: Tenants | None = None
         self._order: OrderKey
@@ -89,6 +96,7 @@ class Scheduler:
         self._max_prefill_tokens = min(self._prefills.max_tokens or self._token_budget, self._token_budget)
         self._hasher = block_hasher(config.cache.prefix_caching_hash_algo)
         self._counters = SchedulerStats()
+        self._step_tokens = Histogram(bounds["iteration_tokens"])
 
     # -- requests in and out ------------------------------------------------------------------------------------
 
@@ -302,6 +310,8 @@ class Scheduler:
     def update(self, batch: ScheduledBatch, result: BatchResult) -> list[RequestUpdate]:
         """Take in what a step computed: progress, new tokens, and which requests are finished by them."""
         self._counters.num_steps += 1
+        self._counters.num_corrupted += result.num_corrupted
+        self._step_tokens.observe(batch.total_num_tokens)
         updates = []
         for request_id, count in batch.num_scheduled_tokens.items():
             request = self._requests.get(request_id)
@@ -424,6 +434,9 @@ class Scheduler:
             prefix_cache_hits=counters.prefix_cache_hits,
             num_preemptions=counters.num_preemptions,
             num_steps=counters.num_steps,
+            num_corrupted=counters.num_corrupted,
+            step_tokens=self._step_tokens.counts(),
+            kv_residency=None if self.kv.residency is None else self.kv.residency.counts(),
         )
 
 

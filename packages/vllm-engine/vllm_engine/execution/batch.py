@@ -50,9 +50,11 @@ class BatchResult:
     ``logprobs[request_id]`` has one entry per new token, for requests that asked.
     ``prompt_logprobs[request_id]`` has the entries of the prompt tokens after those computed in this step.
     ``errors[request_id]`` tells why a request cannot go on (for example NaN logits); the others are not affected.
+    ``num_corrupted`` of them have NaN in their logits.
     """
 
     sampled: dict[str, list[int]] = field(default_factory=dict)
     logprobs: dict[str, list[PositionLogprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[PositionLogprobs]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    num_corrupted: int = 0

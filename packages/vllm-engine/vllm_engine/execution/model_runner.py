@@ -16,7 +16,7 @@ from vllm_engine.layers.embedding import GivenEmbeds
 from vllm_engine.messages import PositionLogprobs
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.sampling.processors import LogitsProcessor
-from vllm_engine.sampling.sampler import LogprobsMode, Sampler, SamplingState
+from vllm_engine.sampling.sampler import NAN_LOGITS, LogprobsMode, Sampler, SamplingState
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, clear_kv_cache
 
@@ -138,6 +138,7 @@ class ModelRunner:
             request_id, error, logprobs = ids[sequence], output.errors[place], output.logprobs[place]
             if error is not None:
                 result.errors[request_id] = error
+                result.num_corrupted += error == NAN_LOGITS
                 continue
             result.sampled[request_id] = [output.token_ids[place]]
             if logprobs is not None:

@@ -25,6 +25,7 @@ class ProcessedUpdates:
     aborts: list[str] = field(default_factory=list)
     finished: list[RequestStats] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
     num_generation_tokens: int = 0
     times_to_first_token: list[float] = field(default_factory=list)
     inter_token_latencies: list[float] = field(default_factory=list)
@@ -33,6 +34,7 @@ class ProcessedUpdates:
         """Add the numbers of another part of the same step; its outputs and aborts are left where they are."""
         self.finished.extend(other.finished)
         self.num_prompt_tokens += other.num_prompt_tokens
+        self.num_cached_tokens += other.num_cached_tokens
         self.num_generation_tokens += other.num_generation_tokens
         self.times_to_first_token.extend(other.times_to_first_token)
         self.inter_token_latencies.extend(other.inter_token_latencies)
@@ -136,6 +138,7 @@ class OutputProcessor:
         result.inter_token_latencies.extend(times.inter_token_latencies)
         if times.time_to_first_token is not None:
             result.num_prompt_tokens += state.num_prompt_tokens
+            result.num_cached_tokens += state.num_cached_tokens
             result.times_to_first_token.append(times.time_to_first_token)
 
     def _end(self, state: RequestState, reason: str) -> list[str]:

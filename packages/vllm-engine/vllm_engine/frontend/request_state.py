@@ -58,6 +58,11 @@ class RequestState:
         """Tokens of the prompt."""
         return len(self._prepared.prompt_token_ids)
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that came from the prefix cache, for the first completion."""
+        return self._num_cached_tokens
+
     def update(self, index: int, update: RequestUpdate, timestamp: float) -> "TokenTimes":
         """Take what a step brought for one completion; ``timestamp`` is the moment of the step, monotonic seconds."""
         completion = self.completions[index]
@@ -126,6 +131,7 @@ class RequestState:
             finish_reason="error" if "error" in reasons else reasons[0] or "abort",
             num_prompt_tokens=self.num_prompt_tokens,
             num_generation_tokens=sum(completion.num_tokens for completion in self.completions),
+            max_num_generation_tokens=max(completion.num_tokens for completion in self.completions),
             num_cached_tokens=self._num_cached_tokens,
             num_preemptions=metrics.num_preemptions,
             n=len(self.completions),

@@ -38,6 +38,7 @@ class LoggingStatLogger:
         num_prompt_tokens: int,
         num_generation_tokens: int,
         *,
+        num_cached_tokens: int = 0,
         times_to_first_token: Sequence[float] = (),
         inter_token_latencies: Sequence[float] = (),
     ) -> None:

@@ -16,6 +16,7 @@ class RequestStats:
     first to the last token. ``inference_time``: both together. ``e2e_latency``: from arrival to the end.
     ``finish_reason`` is that of the first completion, or ``error`` if any failed. ``max_tokens`` is what was asked for,
     None for as much as fits. ``inter_token_latencies`` are the same as ``StatLogger.on_step`` told of step by step.
+    ``max_num_generation_tokens`` are those of the longest completion.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class RequestStats:
     decode_time: float | None = None
     inference_time: float | None = None
     inter_token_latencies: Sequence[float] = field(default=(), repr=False)
+    max_num_generation_tokens: int = 0
 
     @property
     def mean_time_per_output_token(self) -> float | None:
@@ -50,6 +52,7 @@ class StatLogger(Protocol):
         num_prompt_tokens: int,
         num_generation_tokens: int,
         *,
+        num_cached_tokens: int = 0,
         times_to_first_token: Sequence[float] = (),
         inter_token_latencies: Sequence[float] = (),
     ) -> None:
@@ -58,6 +61,7 @@ class StatLogger(Protocol):
         Args:
             stats: scheduler and cache after the step.
             num_prompt_tokens: prompts that got their first token in this step; each prompt counts once, whatever ``n``.
+            num_cached_tokens: tokens of those prompts that came from the prefix cache.
             num_generation_tokens: tokens for users; those after a stop string are cut before.
             times_to_first_token: one entry per request that got its first token.
             inter_token_latencies: one entry per token but the first of each completion.

@@ -13,7 +13,9 @@ from vllm_engine.sampling.uniforms import seed_streams, uniforms_at
 from vllm_kernels.ops import sampling as ops
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
-__all__ = ["Sampler", "SamplerOutput", "SamplingState", "check_token_ids"]
+NAN_LOGITS = "the logits hold NaN"
+"""What is wrong with a row that the model got wrong."""
+__all__ = ["NAN_LOGITS", "Sampler", "SamplerOutput", "SamplingState", "check_token_ids"]
 
 
 @dataclass(slots=True)
@@ -188,7 +190,7 @@ def _num_top(num_logprobs: int, vocab_size: int) -> int:
 def _why(row: torch.Tensor) -> str:
     """Why no token could be drawn from a row."""
     if row.isnan().any():
-        return "the logits hold NaN"
+        return NAN_LOGITS
     if row.isposinf().any():
         return "the logits hold infinity"
     return "no token is possible: all are masked"

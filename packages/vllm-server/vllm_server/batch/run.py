@@ -114,9 +114,9 @@ class _Run:
         registry = new_registry()
         metrics = []
         if not self._engine_config.engine.disable_log_stats:
-            metrics = [EngineMetrics(served_names(self._engine_config)[0])]
-        for collector in metrics:
-            registry.register(collector)
+            metrics = [EngineMetrics(served_names(self._engine_config)[0], self._engine_config)]
+        for one in metrics:
+            registry.register(one)
         with contextlib.ExitStack() as while_running:
             if config.enable_metrics:
                 from vllm_server.batch.metrics import metrics_server
@@ -129,6 +129,8 @@ class _Run:
                 await asyncio.to_thread(importlib.import_module, "vllm_server.batch.work")
                 await start
                 self.engine_was_ready = True
+                for one in metrics:
+                    one.describe(llm.config, llm.ready)
                 check_chat_template(llm, chat_template)
                 await self._work(llm, source, lines, journal, chat_template, registry, tracer)
             finally:

@@ -32,7 +32,9 @@ async def sleep(raw: Request) -> Response:
         raise InvalidRequest("mode can be keep only: requests are kept until wake_up", field="mode")
     if level not in ("0", "1"):
         raise InvalidRequest("level must be 0 or 1: weights are in main memory already", field="level")
-    await context_of(raw).llm.sleep(int(level))
+    context = context_of(raw)
+    with context.sleep_metrics.operation("sleep"):
+        await context.llm.sleep(int(level))
     return Response()
 
 
@@ -43,7 +45,9 @@ async def wake_up(raw: Request) -> Response:
     if not set(tags) <= {"kv_cache", "weights"}:
         raise InvalidRequest("tags can be kv_cache and weights", field="tags")
     if not tags or "kv_cache" in tags:
-        await context_of(raw).llm.wake_up()
+        context = context_of(raw)
+        with context.sleep_metrics.operation("wake_up"):
+            await context.llm.wake_up()
     return Response()
 
 

@@ -50,9 +50,10 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             from vllm_server.telemetry.registry import new_registry
 
         registry = new_registry()
-        metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(served_names(engine_config)[0])]
-        for collector in metrics:
-            registry.register(collector)
+        name = served_names(engine_config)[0]
+        metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(name, engine_config)]
+        for source in metrics:
+            registry.register(source)
         llm = AsyncLLM(
             engine_config,
             multiprocess=not server_config.disable_frontend_multiprocessing,
@@ -61,7 +62,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             bounded=True,
         )
         if metrics:
-            registry.register(AdmissionMetrics(llm, served_names(engine_config)[0]))
+            registry.register(AdmissionMetrics(llm, name))
         try:
             start = asyncio.create_task(llm.start())
             # In a thread, because importing takes a third of a second, and the engine's process is launched meanwhile.
@@ -71,6 +72,8 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
 
             if not await first(start, signals.stop.wait()):
                 return 0
+            for source in metrics:
+                source.describe(llm.config, llm.ready)
             with startup_phase(logger, "listening", {}):
                 check_chat_template(llm, chat_template)
                 context = ServerContext(

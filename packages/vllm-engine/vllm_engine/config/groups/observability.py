@@ -17,9 +17,13 @@ class ObservabilityConfig:
 
     show_hidden_metrics_for_version: str | None = option(
         None,
-        help="show metrics that were hidden since this version",
-        unsupported="no metric of this version is hidden",
+        help="show the deprecated metrics that are hidden since this version, such as 0.1, or were last shown in it",
         metavar="VERSION",
+    )
+    custom_histogram_buckets: dict[str, list[float]] = option(
+        {},
+        help="upper bounds of histograms, by family: request_latency, time_to_first_token, inter_token_latency, "
+        "iteration_tokens, request_params_n, request_num_preemptions, request_tokens, kv_cache_residency",
     )
     otlp_traces_endpoint: str | None = option(
         None,
@@ -31,10 +35,10 @@ class ObservabilityConfig:
         None, help="parts of the engine to trace in detail", unsupported=_NO_DETAILS, commas=True
     )
     kv_cache_metrics: bool = option(
-        False, help="metrics of the life of KV blocks", unsupported="this version does not follow single KV blocks"
+        False, help="metrics of the life of KV blocks: how long they stay, and when they are used again"
     )
     kv_cache_metrics_sample: Annotated[float, Meta(gt=0.0, le=1.0)] = option(
-        0.01, help="share of KV blocks to follow", unsupported="this version does not follow single KV blocks"
+        0.01, help="share of KV blocks to follow, with kv_cache_metrics"
     )
     cudagraph_metrics: bool = option(False, help="metrics of CUDA graphs", unsupported=NO_GRAPHS)
     enable_layerwise_nvtx_tracing: bool = option(

@@ -3,6 +3,7 @@
 from collections import OrderedDict, deque
 
 from vllm_engine.core.kv_cache.hashing import BlockHash
+from vllm_engine.core.kv_cache.residency import BlockResidency
 
 NULL_BLOCK = 0
 
@@ -22,9 +23,10 @@ class BlockPool:
     So free + cached + used = ``num_blocks - 1``. All operations are O(1) per block.
     """
 
-    def __init__(self, num_blocks: int) -> None:
-        """``num_blocks`` counts the null block, which is never handed out."""
+    def __init__(self, num_blocks: int, residency: BlockResidency | None = None) -> None:
+        """``num_blocks`` counts the null block, which is never handed out. ``residency`` is told of their lives."""
         self.num_blocks = num_blocks
+        self._residency = residency
         self._ref_counts = [0] * num_blocks
         self._keys: list[CacheKey | None] = [None] * num_blocks
         self._free: deque[int] = deque(range(1, num_blocks))
@@ -55,6 +57,8 @@ class BlockPool:
             else:
                 block, _ = self._evictable.popitem(last=False)
                 self._forget(block)
+            if self._residency is not None:
+                self._residency.allocated(block)
             self._ref_counts[block] = 1
             blocks.append(block)
         return blocks
@@ -71,6 +75,8 @@ class BlockPool:
         """One more user of a cached block."""
         if self._ref_counts[block] == 0:
             del self._evictable[block]
+        if self._residency is not None:
+            self._residency.used(block)
         self._ref_counts[block] += 1
 
     def register(self, block: int, key: CacheKey) -> None:
@@ -98,12 +104,16 @@ class BlockPool:
         self._keys = [None] * self.num_blocks
         self._free.extendleft(self._evictable)
         self._evictable.clear()
+        if self._residency is not None:
+            self._residency.forget_all()
 
     def _forget(self, block: int) -> None:
         key = self._keys[block]
         if key is not None:
             del self._cached[key]
             self._keys[block] = None
+            if self._residency is not None:
+                self._residency.evicted(block)
 
     def check_invariants(self, held: dict[int, int]) -> None:
         """Compare the books with who really holds what.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from vllm_engine.core.kv_cache.block_pool import NULL_BLOCK, BlockPool
 from vllm_engine.core.kv_cache.layout import blocks_of_group
+from vllm_engine.core.kv_cache.residency import BlockResidency
 from vllm_engine.core.request import Request
 from vllm_engine.kv_layout import KVCacheLayout, KVGroup
 
@@ -19,9 +20,13 @@ class CachedPrefix:
 class KVCacheManager:
     """Block tables of all requests, one table per KV group, over one pool of blocks."""
 
-    def __init__(self, layout: KVCacheLayout, *, enable_prefix_caching: bool) -> None:
+    def __init__(
+        self, layout: KVCacheLayout, *, enable_prefix_caching: bool, residency: BlockResidency | None = None
+    ) -> None:
         self.layout = layout
-        self.pool = BlockPool(layout.num_blocks)
+        self.residency = residency
+        """Follows blocks, where that is asked for."""
+        self.pool = BlockPool(layout.num_blocks, residency)
         self.enable_prefix_caching = enable_prefix_caching
         self._block_size = layout.block_size
         self._tables: dict[str, list[list[int]]] = {}
