@@ -199,6 +199,17 @@ async def test_a_conversation_becomes_a_prompt(
     assert count.json() == {"input_tokens": answer.json()["usage"]["input_tokens"]}
 
 
+async def test_a_receipt_comes_with_the_end(client: httpx.AsyncClient) -> None:
+    header = {"x-vllm-include-receipt": "true"}
+    whole = (await client.post(ROUTE, json=body(), headers=header)).json()["receipt"]
+    *_, last = events(await client.post(ROUTE, json=body(stream=True, include_receipt=True)))
+    assert last["type"] == "message_stop"
+    for receipt in (whole, last["receipt"]):
+        assert (receipt["prompt_tokens"], receipt["generated_tokens"]) == (22, 4)
+        parts = [receipt[f"{name}_time"] for name in ("preparation", "queue", "prefill", "decode", "delivery")]
+        assert sum(parts) == pytest.approx(receipt["total_time"], abs=2e-3)
+
+
 async def test_sampling_reaches_the_engine(client: httpx.AsyncClient, llm: FakeLLM) -> None:
     fields = {"temperature": 0.5, "top_k": 5, "top_p": 0.5, "stop_sequences": ["x"], "max_tokens": 7}
     await client.post(ROUTE, json=body(**fields, cache_salt="salt", vllm_xargs={"a": 1}))
@@ -234,6 +245,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "top_p": (0.5, {}),
     "cache_salt": ("salt", {}),
     "vllm_xargs": ({"a": 1}, {}),
+    "include_receipt": (True, {}),
 }
 HINTS: dict[str, Any] = {"metadata": {"user_id": "me"}, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
 """Labels for the operator's books and caches: read, checked, and without a promised effect."""

@@ -8,6 +8,7 @@ import msgspec
 from vllm_engine.outputs import CompletionOutput, RequestOutput
 from vllm_server.answers.event_stream import named_event
 from vllm_server.answers.generation import Generation
+from vllm_server.answers.receipts import ReceiptBook
 from vllm_server.protocol.messages import (
     AnswerText,
     AnthropicMessage,
@@ -36,14 +37,17 @@ class MessageAnswer:
     ``stop_sequences`` are those of the request; ``details``: usage tells what came out of the prefix cache.
     """
 
-    def __init__(self, response_id: str, model: str, stop_sequences: Sequence[str], *, details: bool) -> None:
+    def __init__(
+        self, response_id: str, model: str, stop_sequences: Sequence[str], receipts: ReceiptBook, *, details: bool
+    ) -> None:
         self._id = response_id
         self._model = model
         self._stop_sequences = frozenset(stop_sequences)
+        self._receipts = receipts
         self._details = details
 
     def whole(self, output: RequestOutput) -> AnthropicMessage:
-        """The answer, from the final output."""
+        """The answer, from the final output, before it gets its receipt."""
         (item,) = output.outputs
         ending = self._ending(item)
         return AnthropicMessage(
@@ -75,9 +79,10 @@ class MessageAnswer:
                     if item.finished:
                         if in_block:
                             events.append(BlockStop(0))
-                        events += [MessageDelta(self._ending(item), self._usage(output, output_tokens)), MessageStop()]
+                        events.append(MessageDelta(self._ending(item), self._usage(output, output_tokens)))
                 if events:
                     yield b"".join(map(tagged_event, events))
+        yield tagged_event(MessageStop(self._receipts.receipt()))
 
     def _ending(self, item: CompletionOutput) -> Ending:
         if item.finish_reason == "length":

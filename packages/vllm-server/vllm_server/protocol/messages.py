@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from vllm_server.protocol.receipt import Receipt
 from vllm_server.protocol.sampling import Int32, Salt
 
 
@@ -161,6 +162,7 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     metadata: Metadata | None = None
     cache_salt: Salt | None = None
     vllm_xargs: dict[str, Any] | None = None
+    include_receipt: bool | None = None
 
 
 class TokenCount(msgspec.Struct):
@@ -198,6 +200,7 @@ class AnthropicMessage(msgspec.Struct, tag_field="type", tag="message"):
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     role: Literal["assistant"] = "assistant"
+    receipt: Receipt | msgspec.UnsetType = msgspec.UNSET
 
 
 class MessageStart(msgspec.Struct, tag_field="type", tag="message_start"):
@@ -252,6 +255,8 @@ class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
 
 class MessageStop(msgspec.Struct, tag_field="type", tag="message_stop"):
     """The stream ends."""
+
+    receipt: Receipt | msgspec.UnsetType = msgspec.UNSET
 
 
 StreamEvent = MessageStart | BlockStart | Ping | BlockDelta | BlockStop | MessageDelta | MessageStop

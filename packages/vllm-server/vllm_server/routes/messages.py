@@ -11,12 +11,14 @@ from vllm_engine.frontend.prompts import Prompt
 from vllm_server.answers.event_stream import EventStream
 from vllm_server.answers.generation import Generation
 from vllm_server.answers.messages import MessageAnswer, tagged_event
+from vllm_server.answers.receipts import receipt_book
 from vllm_server.anthropic_errors import PATH, MessagesErrorBody, label_of
 from vllm_server.context import ServerContext, context_of, new_id
 from vllm_server.errors import messages_error_of
 from vllm_server.field_names import named_as_in_request
 from vllm_server.json_body import convert, parse_object, read_json_body
 from vllm_server.openapi import body_docs
+from vllm_server.prompts.chat import chat_params
 from vllm_server.prompts.conversation import conversation_of
 from vllm_server.prompts.encoding import encode
 from vllm_server.prompts.messages import FIELD_NAMES, chat_request_of
@@ -24,7 +26,6 @@ from vllm_server.prompts.rendering import render
 from vllm_server.protocol.chat import ChatRequest
 from vllm_server.protocol.fields import REFUSED_MESSAGES, without_refused
 from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
-from vllm_server.protocol.sampling import sampling_params
 
 router = APIRouter()
 
@@ -39,21 +40,14 @@ async def create_message(raw: Request) -> Response:
     model = context.model_name(request.model)
     chat = chat_request_of(request)
     _add_sampling(chat, request)
+    receipts = receipt_book(raw, chat)
     with named_as_in_request(FIELD_NAMES):
-        params = sampling_params(
-            chat,
-            context.default_sampling_params,
-            max_tokens=request.max_tokens,
-            max_tokens_asked=True,
-            logprobs=None,
-            prompt_logprobs=None,
-        )
+        params = chat_params(chat, context)
     # A chat template writes the special tokens itself.
     prompt: Prompt = {"prompt": await _text(chat, context), "add_special_tokens": False}
     response_id = new_id("msg")
-    writer = MessageAnswer(
-        response_id, model, request.stop_sequences or (), details=context.config.enable_prompt_tokens_details
-    )
+    details = context.config.enable_prompt_tokens_details
+    writer = MessageAnswer(response_id, model, request.stop_sequences or (), receipts, details=details)
     generation = Generation(
         context.llm, [prompt], params, response_id, cache_salt=request.cache_salt, field_names=FIELD_NAMES
     )
@@ -61,7 +55,7 @@ async def create_message(raw: Request) -> Response:
         failure = partial(_error_event, label_of(raw.scope))
         return EventStream(writer.blocks(generation), context.in_flight, end=b"", failure=failure)
     (output,) = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(msgspec.json.encode(writer.whole(output)), media_type="application/json")
+    return Response(receipts.sealed(writer.whole(output)), media_type="application/json")
 
 
 @router.post(f"{PATH}/count_tokens", openapi_extra=body_docs(CountTokensRequest, TokenCount, error=MessagesErrorBody))
@@ -83,12 +77,14 @@ async def _text(chat: ChatRequest, context: ServerContext) -> str:
 
 
 def _add_sampling(chat: ChatRequest, request: MessagesRequest) -> None:
+    chat.max_tokens = request.max_tokens
     chat.stop = request.stop_sequences
     chat.temperature = request.temperature
     chat.top_k = request.top_k
     chat.top_p = request.top_p
     chat.stream = request.stream
     chat.vllm_xargs = request.vllm_xargs
+    chat.include_receipt = request.include_receipt
 
 
 def _error_event(label: str | None, error: Exception) -> bytes:
