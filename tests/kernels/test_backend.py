@@ -35,7 +35,7 @@ def test_use_face_holds_inside_its_block_only():
 
 
 def test_an_unknown_face_is_refused_with_the_ones_there_are():
-    words = "VLLM_KERNELS_FACE must be one of reference, eager, cpu, got 'gpu'"
+    words = "VLLM_KERNELS_FACE must be one of reference, eager, cpu, triton, got 'gpu'"
     with pytest.raises(ValueError, match=words), use_face("gpu"):
         pass
 
@@ -83,7 +83,7 @@ def test_one_face_for_all_wins_over_a_choice(environment):
 
 def test_a_choice_of_an_unknown_face_is_refused():
     with (
-        pytest.raises(ValueError, match="norm must be one of reference, eager, cpu, got 'gpu'"),
+        pytest.raises(ValueError, match="norm must be one of reference, eager, cpu, triton, got 'gpu'"),
         choose_faces({"norm": "gpu"}),
     ):
         pass
@@ -128,5 +128,5 @@ def test_the_environment_variable_overrides_the_choice_by_device(environment, va
 
 def test_an_unknown_face_in_the_environment_is_refused(environment):
     environment("gpu")
-    with pytest.raises(ValueError, match="VLLM_KERNELS_FACE must be one of reference, eager, cpu, got 'gpu'"):
+    with pytest.raises(ValueError, match="VLLM_KERNELS_FACE must be one of reference, eager, cpu, triton, got 'gpu'"):
         face_of("norm", torch.device("cpu"))

@@ -167,7 +167,7 @@ def test_an_empty_step_writes_nothing(face):
 
 
 @pytest.mark.parametrize("slot", [4, 2**40])
-def test_a_slot_outside_of_the_cache_is_refused(face, slot):
+def test_a_slot_outside_of_the_cache_is_refused(refusing_face, slot):
     cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
     with pytest.raises(IndexError):
         write_kv(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), cache, torch.tensor([0, slot]))

@@ -206,7 +206,7 @@ def test_an_empty_step_is_an_empty_result(face):
 
 
 @pytest.mark.parametrize(("positions", "slots"), [([0, 4], [0, 1]), ([-1, 0], [0, 1]), ([0, 1], [0, 24])])
-def test_what_lies_outside_is_refused(face, positions, slots):
+def test_what_lies_outside_is_refused(refusing_face, positions, slots):
     cache = new_cache(16)
     with pytest.raises(IndexError):
         rope_and_cache(torch.ones(2, 128), HEADS, torch.tensor(positions), cos_sin(16, 4), cache, torch.tensor(slots))

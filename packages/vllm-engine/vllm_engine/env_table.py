@@ -111,7 +111,7 @@ YES_NO = Kind("0 or 1", _boolean)
 TEXT = Kind("any text", str)
 FOLDER = Kind("a path", str)
 LEVEL = Kind("DEBUG, INFO, WARNING, ERROR or CRITICAL", _log_level)
-FACE = Kind("reference or eager or cpu", _one_of("reference", "eager", "cpu"))
+FACE = Kind("reference or eager or cpu or triton", _one_of("reference", "eager", "cpu", "triton"))
 CPU_LEVEL = Kind("avx2 or avx512 or avx512_bf16 or amx", _one_of("avx2", "avx512", "avx512_bf16", "amx"))
 COUNT = Kind("a whole number of at least 1", _at_least(1))
 NUMBER = Kind("a whole number of at least 0", _at_least(0))
@@ -182,7 +182,7 @@ VARIABLES: dict[str, EnvVar] = {
     ),
     "VLLM_PLUGINS": EnvVar(NAMES, None, "plugins to load, with commas between", "this version loads no plugins"),
     "VLLM_TORCH_PROFILER_DIR": EnvVar(
-        FOLDER, None, "folder for traces of torch's profiler", "this version has no profiling of requests"
+        FOLDER, None, "folder for traces of torch's profiler, where --profiler-config says nothing"
     ),
     "VLLM_CHECK_INVARIANTS": EnvVar(YES_NO, False, "check the KV block accounting after every step (for tests)"),
     # ---- model ----

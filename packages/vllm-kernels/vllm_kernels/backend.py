@@ -12,10 +12,11 @@ from types import ModuleType
 import torch
 
 from vllm_kernels.cpu import native
+from vllm_kernels.triton.device import why_not as why_not_triton
 
 logger = logging.getLogger(__name__)
 
-FACES = ("reference", "eager", "cpu")
+FACES = ("reference", "eager", "cpu", "triton")
 
 
 class _Choice:
@@ -85,17 +86,29 @@ def choose_faces(faces: Mapping[str, str]) -> Iterator[None]:
 
 
 def _face_of_device(device: torch.device) -> str:
-    return _cpu_face() if device.type == "cpu" else "reference"
+    if device.type == "cpu":
+        return _cpu_face()
+    return _gpu_face() if device.type == "cuda" else "reference"
 
 
 @cache
 def _cpu_face() -> str:
-    """C++ where it can run, else torch's own operators. Any other device has the reference, which runs anywhere."""
+    """C++ where it can run, else torch's own operators."""
     reason = native.why_not()
     if reason is None:
         return "cpu"
     logger.warning("CPU operations are torch's own, several times slower than the native kernels: %s", reason)
     return "eager"
+
+
+@cache
+def _gpu_face() -> str:
+    """Triton where it is installed, else the reference, which runs anywhere."""
+    reason = why_not_triton(torch.device("cuda"))
+    if reason is None:
+        return "triton"
+    logger.warning("GPU operations are those of the reference, which is slow: %s", reason)
+    return "reference"
 
 
 @cache
@@ -107,6 +120,15 @@ def _from_environment() -> str | None:
 def _checked(face: str, name: str) -> str:
     if face not in FACES:
         raise ValueError(f"{name} must be one of {', '.join(FACES)}, got {face!r}")
-    if face == "cpu" and (reason := native.why_not()):
-        raise ValueError(f"{name}=cpu cannot be honoured: {reason}")
+    reason = {"cpu": native.why_not, "triton": _why_not_triton_anywhere}.get(face, _nothing)()
+    if reason:
+        raise ValueError(f"{name}={face} cannot be honoured: {reason}")
     return face
+
+
+def _why_not_triton_anywhere() -> str | None:
+    return why_not_triton(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _nothing() -> None:
+    """No reason against a face that runs anywhere."""

@@ -159,7 +159,7 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
 
     Raises:
         ValueError: shapes or dtypes do not fit.
-        IndexError: a slot is outside the cache.
+        IndexError: a slot is outside the cache. On a GPU its token is left out.
     """
     _, num_kv_heads, _, head_dim = cache.key.shape
     num_tokens = key.shape[0]

@@ -19,7 +19,7 @@ def embedding(ids: torch.Tensor, table: torch.Tensor, scale: float | None = None
 
     Raises:
         ValueError: shapes or dtypes do not fit.
-        IndexError: an id is outside of the table.
+        IndexError: an id is outside of the table. On a GPU its row is zeros.
     """
     check_shape("ids", ids, (None,))
     check_dtype("ids", ids, torch.int64)

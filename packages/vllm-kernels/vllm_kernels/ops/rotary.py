@@ -52,7 +52,8 @@ def rope_and_cache(
 
     Raises:
         ValueError: shapes or dtypes do not fit, or ``rotary_dim`` is odd or above ``head_dim``.
-        IndexError: a position is outside of ``cos_sin_cache``, or a slot outside of the cache.
+        IndexError: a position is outside of ``cos_sin_cache``, or a slot outside of the cache. On a GPU such a token is
+            not rotated, or left out.
     """
     _, num_kv_heads, _, head_dim = cache.key.shape
     num_tokens = qkv.shape[0]

@@ -1,0 +1,142 @@
+"""``python -m vllm_kernels.aot``: compile every Triton kernel in every configuration, without a GPU.
+
+Prints one line for each (or JSON lines with ``--json``): registers, spilled bytes and shared memory, and a summary.
+Exit code 1 when one does not compile.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_kernels.triton.kernel import Configuration, Kernel
+
+TARGETS = (80, 90, 100)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile as the command line says. Returns the exit code: 0, 1 for a failure, 2 without Triton."""
+    options = _parser().parse_args(arguments)
+    try:
+        from vllm_kernels.triton.catalogue import KERNELS
+    except ImportError as error:
+        print(f"vllm_kernels.aot: error: triton cannot be imported: {error}", file=sys.stderr)
+        return 2
+    names = sorted(kernel.name for kernel in KERNELS)
+    if not set(options.kernels or ()) <= set(names):
+        print(f"vllm_kernels.aot: error: --kernels must be of {', '.join(names)}", file=sys.stderr)
+        return 2
+    kernels = [kernel for kernel in KERNELS if not options.kernels or kernel.name in options.kernels]
+    if options.part is not None:
+        for compiled in _compile_part(kernels, options.targets, options.cover, *options.part):
+            print(json.dumps(compiled), flush=True)
+        return 0
+    count = failed = spilling = 0
+    for compiled in _in_processes(options):
+        count += 1
+        failed += compiled["error"] is not None
+        spilling += compiled["spilled"] > 0
+        print(json.dumps(compiled) if options.json else _line(compiled), flush=True)
+    summary = {"compiled": count, "failed": failed, "spilling": spilling, "targets": options.targets}
+    if options.json:
+        print(json.dumps({"summary": summary}))
+    else:
+        print(f"{count} configurations, {failed} failed, {spilling} with spills")
+    return 1 if failed or not count else 0
+
+
+def covering(configurations: "list[Configuration]") -> list[int]:
+    """Places of a small subset in which every type and constant of every parameter occurs."""
+    chosen: list[int] = []
+    seen: set[tuple[str, str, object]] = set()
+    for place, configuration in enumerate(configurations):
+        facts = {
+            *((name, "type", kind) for name, kind in configuration.types.items()),
+            *((name, "value", value) for name, value in configuration.constants.items()),
+        }
+        if facts - seen:
+            chosen.append(place)
+            seen |= facts
+    return chosen
+
+
+def _in_processes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All results, from ``--jobs`` processes of this command with a part of the work each.
+
+    Raises ``subprocess.CalledProcessError`` when one of them ends before its time.
+    """
+    command = [sys.executable, "-m", "vllm_kernels.aot", "--targets", ",".join(map(str, options.targets))]
+    command += ["--cover"] if options.cover else []
+    command += ["--kernels", *options.kernels] if options.kernels else []
+
+    def part(number: int) -> str:
+        words = [*command, "--part", f"{number}/{options.jobs}"]
+        return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for shown in pool.map(part, range(1, options.jobs + 1)):
+            yield from map(json.loads, shown.splitlines())
+
+
+def _compile_part(
+    kernels: "list[Kernel]", targets: list[int], cover: bool, number: int, parts: int
+) -> Iterator[dict[str, Any]]:
+    from vllm_kernels.triton.compilation import compile_for
+
+    work = []
+    for target in targets:
+        for kernel in kernels:
+            configurations = list(kernel.configurations(f"sm_{target}"))
+            places = covering(configurations) if cover else range(len(configurations))
+            work += [(kernel, configurations[place], target) for place in places]
+    for kernel, configuration, target in work[number - 1 :: parts]:
+        yield compile_for(kernel, configuration, target).as_dict()
+
+
+def _line(compiled: dict[str, Any]) -> str:
+    facts = compiled["error"] or (
+        f"{compiled['registers']} registers, {compiled['spilled']} bytes spilled, {compiled['shared']} bytes shared"
+    )
+    return f"sm_{compiled['target']} {compiled['kernel']} {compiled['configuration']}: {facts}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vllm_kernels.aot", description=__doc__)
+    parser.add_argument(
+        "--targets", type=_targets, default=list(TARGETS), help="compute capabilities, as 80,90,100 (the default)"
+    )
+    parser.add_argument("--kernels", nargs="+", help="these only")
+    parser.add_argument("--cover", action="store_true", help="a subset in which every value of every parameter occurs")
+    parser.add_argument("--json", action="store_true", help="JSON lines")
+    parser.add_argument("--jobs", type=_jobs, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--part", type=_part, help="in this process, as JSON lines: part 1/4 of the work, say")
+    return parser
+
+
+def _targets(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word in map(str, TARGETS) for word in words):
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(map(str, TARGETS))}, got {text!r}")
+    return [int(word) for word in words]
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"must be like 1/4, got {text!r}")
+    return int(number), int(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

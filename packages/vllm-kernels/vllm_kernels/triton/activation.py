@@ -1,0 +1,105 @@
+import torch
+import triton
+import triton.language as tl
+
+from vllm_kernels.eager import activation as eager
+from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer
+
+BLOCK = 1024
+
+
+@triton.jit
+def activate(x, KIND: tl.constexpr):
+    """The activation of fp32 values."""
+    if KIND == "silu":
+        result = x * tl.sigmoid(x)
+    elif KIND == "gelu":
+        result = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == "gelu_tanh":
+        # 0.5 (1 + tanh(u)) = sigmoid(2 u), without the cancellation.
+        result = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        # Not tl.maximum, which drops NaN.
+        result = tl.where(x < 0.0, 0.0, x)
+    return result
+
+
+@triton.jit
+def gated_kernel(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
+    """``out[row] = activate(x[row, :WIDTH]) * x[row, WIDTH:]`` for one row and BLOCK columns."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    present = column < WIDTH
+    gate = tl.load(x + row * (2 * WIDTH) + column, mask=present, other=0.0).to(tl.float32)
+    value = tl.load(x + row * (2 * WIDTH) + WIDTH + column, mask=present, other=0.0).to(tl.float32)
+    tl.store(out + row * WIDTH + column, (activate(gate, KIND) * value).to(out.dtype.element_ty), mask=present)
+
+
+@triton.jit
+def plain_kernel(x, out, size, BLOCK: tl.constexpr, KIND: tl.constexpr):
+    """``out = activate(x)`` for BLOCK entries."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    present = place < size
+    values = tl.load(x + place, mask=present, other=0.0).to(tl.float32)
+    tl.store(out + place, activate(values, KIND).to(out.dtype.element_ty), mask=present)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    return _gated(x, "silu") if x.dtype in FLOATS else eager.silu_and_mul(x)
+
+
+def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    return _gated(x, "gelu") if x.dtype in FLOATS else eager.gelu_and_mul(x)
+
+
+def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
+    return _gated(x, "gelu_tanh") if x.dtype in FLOATS else eager.gelu_tanh_and_mul(x)
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return _plain(x, "gelu") if x.dtype in FLOATS else eager.gelu(x)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return _plain(x, "gelu_tanh") if x.dtype in FLOATS else eager.gelu_tanh(x)
+
+
+def relu(x: torch.Tensor) -> torch.Tensor:
+    return _plain(x, "relu") if x.dtype in FLOATS else eager.relu(x)
+
+
+def _gated(x: torch.Tensor, kind: str) -> torch.Tensor:
+    x = x.contiguous()
+    width = x.shape[-1] // 2
+    out = x.new_empty(*x.shape[:-1], width)
+    rows = out.numel() // width if width else 0
+    gated.launch((rows, triton.cdiv(width, BLOCK)), x, out, WIDTH=width, BLOCK=BLOCK, KIND=kind)
+    return out
+
+
+def _plain(x: torch.Tensor, kind: str) -> torch.Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    plain.launch((triton.cdiv(x.numel(), BLOCK),), x, out, x.numel(), BLOCK=BLOCK, KIND=kind)
+    return out
+
+
+def _gated_configurations(family: str) -> list[Configuration]:
+    return [
+        Configuration({"x": pointer(dtype), "out": pointer(dtype)}, {"WIDTH": width, "BLOCK": BLOCK, "KIND": kind})
+        for dtype in FLOATS
+        for kind in ("silu", "gelu", "gelu_tanh")
+        for width in (3072, 4864, 11008, 14336, 28672)
+    ]
+
+
+def _plain_configurations(family: str) -> list[Configuration]:
+    return [
+        Configuration({"x": pointer(dtype), "out": pointer(dtype), "size": "i32"}, {"BLOCK": BLOCK, "KIND": kind})
+        for dtype in FLOATS
+        for kind in ("gelu", "gelu_tanh", "relu")
+    ]
+
+
+gated = Kernel(gated_kernel, _gated_configurations)
+plain = Kernel(plain_kernel, _plain_configurations)

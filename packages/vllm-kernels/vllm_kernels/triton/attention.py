@@ -1,0 +1,399 @@
+import torch
+import triton
+import triton.language as tl
+
+from vllm_kernels.cache_format import SCALED, CacheFormat
+from vllm_kernels.eager import attention as eager
+from vllm_kernels.ops.attention import AttentionMetadata
+from vllm_kernels.ops.cache import STORAGE, KVCache
+from vllm_kernels.triton.attention_plan import MOST_SPLITS, Tiles, plan_for, rows_of_tile
+from vllm_kernels.triton.cache import formats_of
+from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def attention_kernel(
+    query,
+    key_cache,
+    value_cache,
+    key_scale,
+    value_scale,
+    block_table,
+    query_start_loc,
+    seq_lens,
+    tile_seq,
+    tile_first,
+    alibi_slopes,
+    sinks,
+    out,
+    part_out,
+    part_max,
+    part_sum,
+    query_stride,
+    table_stride,
+    num_blocks,
+    num_tokens,
+    window,
+    scale,
+    soft_cap,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+):
+    """One tile of query rows, one KV head, one part of the keys, by online softmax (arXiv:2307.08691).
+
+    The GROUP query heads of a KV head are rows of the same tile, so that each key is read once for all of them. With
+    one split the result goes to ``out``; with more, its sum and the softmax's state go to ``part_*``
+    (``[SPLITS, num_tokens, HEADS * GROUP]``), as in flash decoding.
+    """
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    seq = tl.load(tile_seq + tile).to(tl.int64)
+    first = tl.load(tile_first + tile)
+    start = tl.load(query_start_loc + seq)
+    query_len = tl.load(query_start_loc + seq + 1) - start
+    seq_len = tl.load(seq_lens + seq)
+    context = seq_len - query_len
+    TOKENS: tl.constexpr = BLOCK_M // GROUP
+
+    row = tl.arange(0, BLOCK_M)
+    local = first + row // GROUP
+    head = kv_head * GROUP + row % GROUP
+    valid = (row < TOKENS * GROUP) & (local < query_len)
+    position = context + local
+    column = tl.arange(0, BLOCK_D)
+    in_head = column < HEAD_DIM
+    token = (start + local).to(tl.int64)
+    q = tl.load(
+        query + token[:, None] * query_stride + head[:, None] * HEAD_DIM + column[None, :],
+        mask=valid[:, None] & in_head[None, :],
+        other=0.0,
+    )
+
+    # Keys that any row sees, from a multiple of BLOCK_N on, and this split's part of them.
+    end = tl.minimum(context + first + TOKENS, seq_len)
+    low = 0
+    if WINDOWED:
+        low = tl.maximum(context + first - window + 1, 0)
+    begin = (low // BLOCK_N) * BLOCK_N
+    if SPLITS > 1:
+        span = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), SPLITS) * BLOCK_N
+        begin += split * span
+        end = tl.minimum(end, begin + span)
+
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sum_of_values = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    if alibi_slopes is not None:
+        slope = tl.load(alibi_slopes + head, mask=valid, other=0.0).to(tl.float32)
+
+    for at in range(begin, end, BLOCK_N):
+        key_position = at + tl.arange(0, BLOCK_N)
+        wanted = (key_position >= low) & (key_position < end)
+        block = tl.load(block_table + seq * table_stride + key_position // BLOCK_SIZE, mask=wanted, other=0)
+        wanted = wanted & (block >= 0) & (block < num_blocks)
+        place = (block.to(tl.int64) * HEADS + kv_head) * BLOCK_SIZE + key_position % BLOCK_SIZE
+        keys = tl.load(
+            key_cache + place[None, :] * HEAD_DIM + column[:, None],
+            mask=wanted[None, :] & in_head[:, None],
+            other=0.0,
+        )
+        score = tl.dot(q, keys.to(q.dtype), input_precision="ieee") * scale
+        if key_scale is not None:
+            score = score * tl.load(key_scale + place, mask=wanted, other=0.0)[None, :]
+        if CAPPED:
+            score = soft_cap * (2.0 * tl.sigmoid(2.0 * score / soft_cap) - 1.0)  # soft_cap * tanh(score / soft_cap)
+        if alibi_slopes is not None:
+            score = score + slope[:, None] * (key_position[None, :] - position[:, None]).to(tl.float32)
+        visible = wanted[None, :] & (key_position[None, :] <= position[:, None])
+        if WINDOWED:
+            visible = visible & (key_position[None, :] > position[:, None] - window)
+        score = tl.where(visible, score, float("-inf"))
+
+        new_largest = tl.maximum(largest, tl.max(score, axis=1))
+        base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        weight = tl.exp2((score - base[:, None]) * LOG2E)
+        kept = tl.exp2((largest - base) * LOG2E)
+        total = total * kept + tl.sum(weight, axis=1)
+        largest = new_largest
+        if value_scale is not None:
+            weight = weight * tl.load(value_scale + place, mask=wanted, other=0.0)[None, :]
+        values = tl.load(
+            value_cache + place[:, None] * HEAD_DIM + column[None, :],
+            mask=wanted[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        sum_of_values = sum_of_values * kept[:, None]
+        sum_of_values += tl.dot(weight.to(q.dtype), values.to(q.dtype), input_precision="ieee")
+
+    if SPLITS == 1:
+        if sinks is not None:
+            sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32)
+            new_largest = tl.maximum(largest, sink)
+            kept = tl.exp2((largest - new_largest) * LOG2E)
+            total = total * kept + tl.exp2((sink - new_largest) * LOG2E)
+            sum_of_values = sum_of_values * kept[:, None]
+        result = sum_of_values / tl.where(total == 0.0, 1.0, total)[:, None]
+        tl.store(
+            out + (token[:, None] * (HEADS * GROUP) + head[:, None]) * HEAD_DIM + column[None, :],
+            result.to(out.dtype.element_ty),
+            mask=valid[:, None] & in_head[None, :],
+        )
+    else:
+        state = (split.to(tl.int64) * num_tokens + token) * (HEADS * GROUP) + head
+        tl.store(part_max + state, largest, mask=valid)
+        tl.store(part_sum + state, total, mask=valid)
+        tl.store(
+            part_out + state[:, None] * HEAD_DIM + column[None, :],
+            sum_of_values,
+            mask=valid[:, None] & in_head[None, :],
+        )
+
+
+@triton.jit
+def merge_kernel(
+    part_out,
+    part_max,
+    part_sum,
+    query_start_loc,
+    tile_seq,
+    tile_first,
+    sinks,
+    out,
+    num_tokens,
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Merge the parts of one token and head: each was weighted relative to the largest score that it saw itself."""
+    tile = tl.program_id(0)
+    local = tl.load(tile_first + tile) + tl.program_id(1) % TOKENS
+    head = tl.program_id(1) // TOKENS
+    seq = tl.load(tile_seq + tile)
+    start = tl.load(query_start_loc + seq)
+    valid = local < tl.load(query_start_loc + seq + 1) - start
+    token = (start + local).to(tl.int64)
+    split = tl.arange(0, SPLITS)
+    column = tl.arange(0, BLOCK_D)
+    in_head = column < tl.where(valid, HEAD_DIM, 0)
+    present = split < tl.where(valid, SPLITS, 0)
+    state = (split.to(tl.int64) * num_tokens + token) * NUM_HEADS + head
+    largest_of_part = tl.load(part_max + state, mask=present, other=float("-inf"))
+    total_of_part = tl.load(part_sum + state, mask=present, other=0.0)
+    largest = tl.max(largest_of_part, axis=0)
+    if sinks is not None:
+        sink = tl.load(sinks + head).to(tl.float32)
+        largest = tl.maximum(largest, sink)
+    base = tl.where(largest == float("-inf"), 0.0, largest)
+    factor = tl.exp2((largest_of_part - base) * LOG2E)
+    total = tl.sum(total_of_part * factor, axis=0)
+    if sinks is not None:
+        total += tl.exp2((sink - base) * LOG2E)
+    parts = tl.load(
+        part_out + state[:, None] * HEAD_DIM + column[None, :], mask=present[:, None] & in_head[None, :], other=0.0
+    )
+    result = tl.sum(parts * factor[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + (token * NUM_HEADS + head) * HEAD_DIM + column, result.to(out.dtype.element_ty), mask=in_head)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    cache: KVCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    alibi_slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    if query.dtype not in FLOATS:
+        return eager.paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks)
+    num_tokens, num_heads, head_dim = query.shape
+    if query.stride()[1:] != (head_dim, 1):
+        query = query.contiguous()
+    group = num_heads // cache.num_kv_heads
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for tiles in plan_for(metadata, group, head_dim, cache.num_kv_heads).launches:
+        parts = _parts(tiles, out) if tiles.splits > 1 else (None, None, None)
+        shape = tile(tiles.rows, head_dim, query.dtype)
+        attend.launch(
+            (len(tiles.seq), cache.num_kv_heads, tiles.splits),
+            query,
+            cache.key,
+            cache.value,
+            cache.key_scale,
+            cache.value_scale,
+            metadata.block_table,
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            tiles.seq,
+            tiles.first,
+            alibi_slopes,
+            sinks,
+            out,
+            *parts,
+            query.stride(0),
+            metadata.block_table.stride(0),
+            cache.num_blocks,
+            num_tokens,
+            sliding_window or 0,
+            float(scale),
+            float(soft_cap or 0.0),
+            HEADS=cache.num_kv_heads,
+            GROUP=group,
+            HEAD_DIM=head_dim,
+            BLOCK_SIZE=cache.block_size,
+            BLOCK_M=tiles.rows,
+            **shape,
+            SPLITS=tiles.splits,
+            WINDOWED=sliding_window is not None,
+            CAPPED=soft_cap is not None,
+            **warps(tiles.rows, head_dim),
+        )
+        if tiles.splits > 1:
+            tokens = tiles.rows // group
+            merge.launch(
+                (len(tiles.seq), tokens * num_heads),
+                *parts,
+                metadata.query_start_loc,
+                tiles.seq,
+                tiles.first,
+                sinks,
+                out,
+                num_tokens,
+                NUM_HEADS=num_heads,
+                HEAD_DIM=head_dim,
+                BLOCK_D=shape["BLOCK_D"],
+                TOKENS=tokens,
+                SPLITS=tiles.splits,
+            )
+    return out
+
+
+def _parts(tiles: Tiles, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    num_tokens, num_heads, head_dim = out.shape
+    state = (tiles.splits, num_tokens, num_heads)
+    sums = out.new_empty(*state, head_dim, dtype=torch.float32)
+    return sums, sums.new_empty(state), sums.new_empty(state)
+
+
+def tile(rows: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Keys of one turn of the loop, and columns: a tile of keys and one of values fit shared memory twice over."""
+    block_d = power_of_two(head_dim, 16)
+    keys = 64 if block_d <= 128 else 32
+    return {"BLOCK_N": keys // 2 if dtype == torch.float32 else keys, "BLOCK_D": block_d}
+
+
+def warps(rows: int, head_dim: int) -> dict[str, int]:
+    """Warps, and stages of the pipeline of loads."""
+    return {"num_warps": 4 if rows <= 64 else 8, "num_stages": 3 if head_dim <= 128 else 2}
+
+
+def _attention_configurations(family: str) -> list[Configuration]:
+    features: list[dict[str, bool]] = [{}]
+    features += [{name: True} for name in ("windowed", "capped", "alibi", "sinks")]
+    features.append({"windowed": True, "capped": True})
+    features.append({"windowed": True, "sinks": True})
+    found = []
+    for format in formats_of(family):
+        for dtype in (torch.bfloat16, torch.float16):
+            for head_dim in (64, 80, 96, 128, 192, 256):
+                for group in (1, 2, 4, 7, 8):
+                    for few, splits in ((False, 1), (True, 1), (True, 8)):
+                        # Features with the common shape only, as they add to a kernel and do not change its tiles.
+                        wanted = features if (head_dim, group) == (128, 4) and dtype == torch.bfloat16 else [{}]
+                        found += [
+                            _attention_configuration(format, dtype, head_dim, group, few, splits, **chosen)
+                            for chosen in wanted
+                        ]
+    return found
+
+
+def _attention_configuration(
+    format: CacheFormat,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    few: bool,
+    splits: int,
+    *,
+    windowed: bool = False,
+    capped: bool = False,
+    alibi: bool = False,
+    sinks: bool = False,
+) -> Configuration:
+    kind, entries = pointer(dtype), pointer(STORAGE[format])
+    scales = "*fp32" if format in SCALED else None
+    part = "*fp32" if splits > 1 else None
+    types: dict[str, str | None] = {
+        "query": kind,
+        "key_cache": entries,
+        "value_cache": entries,
+        "key_scale": scales,
+        "value_scale": scales,
+        "block_table": "*i32",
+        "query_start_loc": "*i32",
+        "seq_lens": "*i32",
+        "tile_seq": "*i32",
+        "tile_first": "*i32",
+        "alibi_slopes": "*fp32" if alibi else None,
+        "sinks": kind if sinks else None,
+        "out": kind,
+        "part_out": part,
+        "part_max": part,
+        "part_sum": part,
+        **dict.fromkeys(("query_stride", "table_stride", "num_blocks", "num_tokens", "window"), "i32"),
+        "scale": "fp32",
+        "soft_cap": "fp32",
+    }
+    rows = rows_of_tile(few, group, head_dim)
+    constants = {
+        "HEADS": 8,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": 16,
+        "BLOCK_M": rows,
+        **tile(rows, head_dim, dtype),
+        "SPLITS": splits,
+        "WINDOWED": windowed,
+        "CAPPED": capped,
+    }
+    return Configuration(types, constants, **warps(rows, head_dim))
+
+
+def _merge_configurations(family: str) -> list[Configuration]:
+    found = []
+    splits = [2**power for power in range(1, MOST_SPLITS.bit_length())]
+    for dtype in (torch.bfloat16, torch.float16):
+        for head_dim in (64, 80, 96, 128, 192, 256):
+            for count in splits:
+                for sinks in (False, True):
+                    kind = pointer(dtype)
+                    types: dict[str, str | None] = dict.fromkeys(("part_out", "part_max", "part_sum"), "*fp32")
+                    types |= dict.fromkeys(("query_start_loc", "tile_seq", "tile_first"), "*i32")
+                    types |= {"sinks": kind if sinks else None, "out": kind, "num_tokens": "i32"}
+                    constants = {
+                        "NUM_HEADS": 32,
+                        "HEAD_DIM": head_dim,
+                        "BLOCK_D": power_of_two(head_dim, 16),
+                        "TOKENS": 4,
+                        "SPLITS": count,
+                    }
+                    found.append(Configuration(types, constants))
+    return found
+
+
+attend = Kernel(attention_kernel, _attention_configurations)
+merge = Kernel(merge_kernel, _merge_configurations)

@@ -1,0 +1,78 @@
+"""Compile Triton kernels for a GPU that is not there, and read what they take of it."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vllm_kernels.triton.kernel import Configuration, Kernel
+
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a configuration takes on a family, or why it does not compile.
+
+    ``registers`` of a thread; ``spilled`` bytes of a thread that did not fit them; ``shared`` bytes of a program.
+    """
+
+    kernel: str
+    configuration: str
+    target: int
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compile_for(kernel: Kernel, configuration: Configuration, target: int) -> Compiled:
+    """Compile one configuration for compute capability ``target`` (80: 8.0). Never raises for a kernel's fault."""
+    where = (kernel.name, configuration.label, target)
+    try:
+        binary = triton.compile(
+            _source(kernel, configuration),
+            target=GPUTarget("cuda", target, 32),
+            options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
+        )
+        registers, spilled = _usage(binary.asm["cubin"])
+    except Exception as error:  # whatever the compiler says is the result
+        return Compiled(*where, error=f"{type(error).__name__}: {str(error).strip()[:2000]}")
+    return Compiled(*where, registers=registers, spilled=spilled, shared=binary.metadata.shared)
+
+
+def _source(kernel: Kernel, configuration: Configuration) -> ASTSource:
+    names = kernel.function.arg_names
+    missing = {name: None for name, kind in configuration.types.items() if kind is None}
+    constants = {**configuration.constants, **missing}
+    signature = {name: "constexpr" if name in constants else configuration.types[name] for name in names}
+    # Torch's tensors begin at multiples of 16 bytes, and the launcher tells the compiler so.
+    aligned = {
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if str(signature[name]).startswith("*")
+    }
+    return ASTSource(fn=kernel.function, signature=signature, constexprs=constants, attrs=aligned)
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes on the stack and in local memory, of one thread, as the assembler wrote them down."""
+    from triton.knobs import nvidia
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        command = [nvidia.cuobjdump.path, "-res-usage", str(file)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = _USAGE.search(shown)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told nothing of registers: {shown[:200]!r}")
+    registers, stack, _, local = map(int, found.groups())
+    return registers, stack + local

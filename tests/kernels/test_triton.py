@@ -1,0 +1,138 @@
+"""The Triton kernels beyond what the other files ask of every face: splits, what lies outside, what is compiled."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.kernels.paged import random_sequence, step_of
+from tests.kernels.test_attention import attend, features, oracle
+from vllm_kernels.backend import use_face
+from vllm_kernels.ops.activation import silu_and_mul
+from vllm_kernels.ops.cache import allocate_kv_cache, write_kv
+from vllm_kernels.ops.embedding import embedding
+from vllm_kernels.ops.norm import fused_add_rms_norm, rms_norm
+from vllm_kernels.ops.rotary import rope_and_cache
+
+pytest.importorskip("triton")
+
+from vllm_kernels.triton import attention_plan
+from vllm_kernels.triton.catalogue import KERNELS
+from vllm_kernels.triton.kernel import recorded
+
+
+@pytest.fixture(autouse=True)
+def triton_serves():
+    with use_face("triton"):
+        yield
+
+
+@pytest.mark.parametrize("kind", features(4))
+def test_keys_cut_into_parts_equal_the_float64_reference(kind, monkeypatch):
+    monkeypatch.setattr(attention_plan, "SPLIT_TOKENS", 32)
+    torch.manual_seed(0)
+    options = features(4)[kind]
+    step = step_of([random_sequence(*lengths) for lengths in [(1, 300), (1, 1), (2, 33), (1, 65), (20, 40)]], 16)
+    with recorded() as launches:
+        result = attend(step, **options)
+    assert {configuration.constants["SPLITS"] for _, configuration in launches} == {1, 8}
+    assert (result.double() - oracle(step, **options)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("group", [1, 3, 7, 16])
+def test_any_number_of_query_heads_to_a_kv_head_equals_the_reference(group):
+    torch.manual_seed(0)
+    heads = {"num_heads": 2 * group, "num_kv_heads": 2, "head_dim": 24, "dtype": torch.float16}
+    step = step_of([random_sequence(*lengths, **heads) for lengths in [(1, 9), (30, 50), (1, 1)]], 16)
+    assert (attend(step).double() - oracle(step)).abs().max() < 3e-3
+
+
+def test_blocks_outside_of_the_cache_are_not_read():
+    torch.manual_seed(0)
+    step = step_of([random_sequence(1, 40)], 16)
+    step.metadata.block_table[0, 1] = 10_000
+    result = attend(step)
+    assert result.isfinite().all()
+
+
+def test_tokens_whose_place_lies_outside_are_left_out():
+    cache = allocate_kv_cache(2, 2, 1, 16, "float32", "cpu")
+    write_kv(torch.ones(4, 1, 16), torch.ones(4, 1, 16), cache, torch.tensor([0, 4, 2**40, -1]))
+    assert cache.key.sum() == cache.value.sum() == 16
+    qkv, table = torch.ones(3, 3 * 16), torch.cat([torch.zeros(4, 8), torch.ones(4, 8)], dim=1)
+    query = rope_and_cache(qkv, 1, torch.tensor([4, -1, 0]), table, cache, torch.tensor([9, 1, -5]))
+    assert torch.equal(query[:2], torch.ones(2, 1, 16)) and not torch.equal(query[2], torch.ones(1, 16))
+    assert cache.key.sum() == 32
+
+
+def test_ids_outside_of_a_table_give_zeros():
+    rows = embedding(torch.tensor([-1, 1, 3, 2**40]), torch.ones(3, 5))
+    assert rows.sum(1).tolist() == [0, 5, 0, 0]
+
+
+def test_what_is_launched_is_what_is_compiled_ahead():
+    """The shapes of Qwen 3 0.6B, few tokens of them: each launch is a configuration of its kernel, to the letter."""
+    torch.manual_seed(0)
+    dtype = torch.float16
+    with recorded() as launches:
+        hidden = torch.randn(3, 1024, dtype=dtype)
+        weight = torch.randn(1024, dtype=dtype)
+        embedding(torch.tensor([1, 2, 3]), torch.randn(9, 1024, dtype=dtype))
+        fused_add_rms_norm(rms_norm(hidden, weight, 1e-6), hidden, weight, 1e-6)
+        silu_and_mul(torch.randn(3, 6144, dtype=dtype))
+        heads = {"num_heads": 16, "num_kv_heads": 8, "head_dim": 128, "dtype": dtype}
+        step = step_of([random_sequence(1, 20, **heads), random_sequence(9, 20, **heads)], 16)
+        attend(step)
+        table, norm = torch.randn(64, 128), torch.randn(128, dtype=dtype)
+        rope_and_cache(
+            torch.randn(3, 4096, dtype=dtype),
+            16,
+            torch.arange(3),
+            table,
+            step.cache,
+            torch.arange(3) + 16,
+            q_norm=norm,
+            k_norm=norm,
+            norm_eps=1e-6,
+        )
+        write_kv(torch.randn(3, 8, 128, dtype=dtype), torch.randn(3, 8, 128, dtype=dtype), step.cache, torch.arange(3))
+    seen = set()
+    for kernel, configuration in launches:
+        assert configuration in list(kernel.configurations("sm_90")), (kernel.name, configuration.label)
+        seen.add(kernel.name)
+    assert seen == {kernel.name for kernel in KERNELS} - {"plain_kernel", "merge_kernel"}
+
+
+def test_a_kernel_is_compiled_without_a_gpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    command = [sys.executable, "-m", "vllm_kernels.aot", "--targets", "80,90", "--kernels", "plain_kernel", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *lines, summary = map(json.loads, done.stdout.splitlines())
+    assert summary == {"summary": {"compiled": 18, "failed": 0, "spilling": 0, "targets": [80, 90]}}
+    assert {line["target"] for line in lines} == {80, 90}
+    assert all(line["registers"] > 8 and line["error"] is None for line in lines)
+
+
+def test_what_cannot_be_compiled_is_told(capsys):
+    from vllm_kernels.aot import main
+
+    with pytest.raises(SystemExit) as left:
+        main(["--targets", "75"])
+    assert left.value.code == 2 and "80,90,100" in capsys.readouterr().err
+    assert main(["--kernels", "nothing"]) == 2
+    assert "--kernels must be of" in capsys.readouterr().err
+
+
+def test_a_covering_subset_has_every_value_of_every_parameter():
+    from vllm_kernels.aot import covering
+
+    for kernel in KERNELS:
+        every = list(kernel.configurations("sm_90"))
+        chosen = [every[place] for place in covering(every)]
+        for name in every[0].constants:
+            assert {c.constants[name] for c in chosen} == {c.constants[name] for c in every}
+        for name in every[0].types:
+            assert {c.types[name] for c in chosen} == {c.types[name] for c in every}
