@@ -16,7 +16,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install native serve test aot soak fuzz bench lint docs format types contracts check demo-model clean
+.PHONY: help install native serve test aot soak soak-long fuzz bench lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,7 +61,10 @@ aot: install $(STAMP).triton ## compile the GPU kernels without a GPU: a subset 
 	@$(BIN)/python -m vllm_kernels.aot --cover $(ARGS)
 
 soak: install native ## one minute of load on a real server
-	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m pytest -m soak tests/e2e/test_soak.py $(ARGS)
+
+soak-long: install native ## 20,000 short requests of all kinds, with aborts: does anything grow?
+	@$(BIN)/python -m pytest -m soak -s tests/e2e/test_soak_long.py $(ARGS)
 
 fuzz: install native ## ten thousand requests made from our OpenAPI page, against a real server
 	@$(BIN)/python -m pytest -m fuzz -s tests/server/test_schema_fuzz.py $(ARGS)
