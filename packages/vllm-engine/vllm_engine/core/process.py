@@ -6,6 +6,7 @@ go over a ZMQ socket in a folder that only this user can enter; messages are msg
 Where the launch names a ``clients_path``, other processes (``AttachedClient``) are clients, too: see ``core.routing``.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -101,6 +102,7 @@ def serve(launch: Launch) -> int:
 
         core = EngineCore(launch.config, Path(launch.model_path))
         send(core.ready)
+        gc.freeze()  # a collection of all objects would stop every stream to go through those of torch again
         run_core(core, receive, send)
         core.close()
         return 0

@@ -15,6 +15,7 @@ from vllm_engine.execution.heap import keep_freed_memory
 from vllm_engine.execution.kernels_in_use import check_kernels, tell_kernels
 from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.execution.model_runner import ModelRunner
+from vllm_engine.execution.step_threads import StepThreads
 from vllm_engine.execution.thread_binding import ThreadBinding
 from vllm_engine.execution.thread_plan import plan_for_this_machine
 from vllm_engine.execution.threads import num_threads
@@ -70,9 +71,10 @@ class Worker:
 
     def _start_threads(self, layer_bytes: int) -> None:
         """Settle how many threads compute, and put each where it belongs."""
-        count = self._threads.count
+        most = count = self._threads.count
         if self._threads_asked is None and not self._threads.one_each:
             count = num_threads(layer_bytes, count)
+        self._step_threads = StepThreads(count, most, layer_bytes)
         torch.set_num_threads(count)
         self._binding.bind_team(count)
         tell_kernels(count, self._threads.words)
@@ -105,7 +107,7 @@ class Worker:
 
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch."""
-        with choose_faces(self._faces):
+        with choose_faces(self._faces), self._step_threads.computing(batch.total_num_tokens):
             return self.runner.execute(batch)
 
     def release_kv_cache(self) -> None:

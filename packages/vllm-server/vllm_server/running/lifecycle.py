@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import socket
 import time
@@ -91,6 +92,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
                 if serving.done():
                     raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
             announce(context, listener, time.perf_counter() - launched)
+            gc.freeze()  # a collection of all objects would stop every stream to go through those of the start again
             async with refreshed(tls, server_config):
                 return await serve_until_the_end(
                     serving, server, context.in_flight, llm, signals, engine_config.engine.shutdown_timeout

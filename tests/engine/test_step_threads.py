@@ -1,0 +1,88 @@
+"""How many threads compute a step: more for prompts than for a token of each sequence, with the same results."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vllm_engine import LLM, SamplingParams
+from vllm_engine.execution import step_threads, worker
+from vllm_engine.execution.step_threads import LONG_STEP_WORK, StepThreads
+from vllm_engine.execution.thread_plan import ThreadPlan
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("usual", "most", "num_tokens", "expected"),
+    [
+        (1, 2, 255, 1),
+        (1, 2, 256, 2),
+        (1, 1, 10_000, 1),
+        (2, 2, 10_000, 2),
+        (2, 3, 10_000, 2),  # never another team than one thread or a single size
+    ],
+)
+def test_long_steps_get_all_threads_and_give_them_back(usual: int, most: int, num_tokens: int, expected: int) -> None:
+    threads = StepThreads(usual, most, LONG_STEP_WORK // 256)
+    torch.set_num_threads(usual)
+    with threads.computing(num_tokens):
+        assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == usual
+
+
+def test_a_step_that_fails_gives_them_back() -> None:
+    torch.set_num_threads(1)
+    with pytest.raises(ZeroDivisionError), StepThreads(1, 2, LONG_STEP_WORK).computing(1):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 1
+
+
+def test_tokens_and_logprobs_are_the_same_bits_with_more_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    prompts = [{"prompt_token_ids": [(31 * place + 7 * index) % 500 for place in range(90)]} for index in range(4)]
+    params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2, prompt_logprobs=1)
+    seen: list[int] = []
+    forward = worker.ModelRunner.execute
+
+    def execute(self: worker.ModelRunner, batch: object) -> object:
+        seen.append(torch.get_num_threads())
+        return forward(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker.ModelRunner, "execute", execute)
+    monkeypatch.setattr(worker, "plan_for_this_machine", lambda asked: ThreadPlan(2))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    answers = []
+    for work in (2**40, 1):
+        monkeypatch.setattr(step_threads, "LONG_STEP_WORK", work)
+        llm = LLM(str(tmp_path), load_format="dummy", skip_tokenizer_init=True, max_model_len=256)
+        seen.clear()  # of the warm-up
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        answers.append([(one.outputs[0].token_ids, one.outputs[0].logprobs, one.prompt_logprobs) for one in outputs])
+        assert set(seen) == ({1} if work > 1 else {2})
+        llm.close()
+    assert answers[0] == answers[1]
