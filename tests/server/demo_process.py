@@ -37,9 +37,10 @@ class DemoProcess:
         self.folder = Path(tempfile.mkdtemp(prefix="demo-"))
         self.log = folder / "log.txt"
         self.shared_memory = set(os.listdir("/dev/shm"))
+        port = () if "--uds" in flags else ("--port", "0")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, "demo", "--port", "0", "--num-gpu-blocks-override", "512", *flags],
+                [sys.executable, "-c", SERVE, "demo", *port, "--num-gpu-blocks-override", "512", *flags],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -52,19 +53,22 @@ class DemoProcess:
         if not ready.startswith("ready"):
             raise RuntimeError(self.log.read_text())
         self.url = ready.split()[-1]
-        (self.core,) = psutil.Process(self.process.pid).children()
+        children = psutil.Process(self.process.pid).children()
+        (self.core,) = [child for child in children if "vllm_engine.core.process" in child.cmdline()]
+        self.api_processes = [child for child in children if "vllm_server.running.api_process" in child.cmdline()]
 
     def status(self, path: str) -> int:
         return httpx.get(f"{self.url}{path}", timeout=5).status_code
 
     def left_over(self) -> list[str]:
         """Processes, sockets, files and shared memory that are still there after the end."""
-        left = [f"process {pid}" for pid in (self.process.pid, self.core.pid) if _runs(pid)]
+        pids = [self.process.pid, self.core.pid, *(process.pid for process in self.api_processes)]
+        left = [f"process {pid}" for pid in pids if _runs(pid)]
         left += [str(path) for path in self.folder.iterdir()]
         return left + sorted(set(os.listdir("/dev/shm")) - self.shared_memory)
 
     def clean_up(self) -> None:
-        for process in (self.core, self.process):
+        for process in (*self.api_processes, self.core, self.process):
             if _runs(process.pid):
                 process.kill()
         self.process.wait(timeout=10)
@@ -90,7 +94,12 @@ class StreamReader(threading.Thread):
         self.lines: list[str] = []
         self.begun = threading.Event()
         self.broken = False
+        self._closed = False
         self.start()
+
+    def close(self) -> None:
+        """Go away before the end."""
+        self._closed = True
 
     def run(self) -> None:
         try:
@@ -98,6 +107,8 @@ class StreamReader(threading.Thread):
                 "POST", f"{self.url}/v1/completions", json=self.body, headers=self.headers, timeout=60
             ) as response:
                 for line in response.iter_lines():
+                    if self._closed:
+                        return
                     if line:
                         self.lines.append(line)
                         self.begun.set()

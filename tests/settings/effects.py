@@ -139,6 +139,7 @@ EFFECTS: dict[str, list[str]] = {
     ],
     "h11_max_header_count": ["server/test_front_end_options.py::test_the_head_of_a_request_has_bounds"],
     "h11_max_incomplete_event_size": ["server/test_front_end_options.py::test_the_head_of_a_request_has_bounds"],
+    "api_server_count": ["server/test_several_processes.py::test_answers_and_sums_are_those_of_one_process"],
     "uds": ["server/test_front_end_options.py::test_a_unix_socket_is_listened_on_and_gone_at_the_end"],
     "root_path": ["server/test_routes.py::test_a_root_path_is_taken_off"],
     "safetensors_load_strategy": ["engine/loading/test_load_settings.py::test_every_strategy_gives_the_same_model"],

@@ -1,5 +1,7 @@
 """The ASGI application: routes, error handlers and the request label, around one engine."""
 
+import asyncio
+
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -88,11 +90,27 @@ def build_app(context: ServerContext) -> ASGIApp:
     app.add_exception_handler(Exception, handle_unexpected_error)
     for middleware in load_middleware(config.middleware):
         app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
-    limits = KeyLimits(config.max_concurrency_per_key, config.max_tokens_per_minute_per_key)
+    limits = _key_limits(context)
     known = TenantMiddleware(app, limits)
     guarded = AuthMiddleware(known, config.api_key or (), config.admin_api_key or (), config.root_path)
     whole = _recorded(with_cors(RequestIdMiddleware(guarded), config), context)
     return RootPathMiddleware(whole, config.root_path) if config.root_path else whole
+
+
+def _key_limits(context: ServerContext) -> KeyLimits:
+    config = context.config
+    most = config.max_concurrency_per_key, config.max_tokens_per_minute_per_key
+    if context.counts is None:
+        return KeyLimits(*most)
+    limits = KeyLimits(*most, running=context.counts.tally("running"), charged=context.counts.tally("charged"))
+    loop = asyncio.get_running_loop()
+
+    def take_in() -> None:
+        limits.take_in()
+        loop.call_later(1.0, take_in)
+
+    take_in()
+    return limits
 
 
 def _recorded(app: ASGIApp, context: ServerContext) -> ASGIApp:

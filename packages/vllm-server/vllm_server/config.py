@@ -21,7 +21,7 @@ DEFAULT_HOST = "127.0.0.1"
 
 _PlainPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path such as /health")]
 _NO_TOOLS = "this version of the server does not parse tool calls"
-_ONE_SERVER = "this version has one server process"
+_ONE_MACHINE = "this version has server and engine on one machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class ServerConfig:
         "0: no limit",
     )
     api_server_count: Positive = option(
-        1, help="server processes that share the port", short=("-asc",), unsupported=_ONE_SERVER
+        1, help="processes that serve the port, with one engine; each may use a core", short=("-asc",)
     )
-    headless: bool = option(False, help="run engines only, for a server on another machine", unsupported=_ONE_SERVER)
+    headless: bool = option(False, help="run engines only, for a server on another machine", unsupported=_ONE_MACHINE)
     allow_credentials: bool = option(
         False, help="CORS: let browsers send credentials, to pages of origins that are named"
     )

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from vllm_engine.errors import NotFound
+from vllm_engine.frontend.tally import SharedTable
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.in_flight import InFlight
 from vllm_server.response_store import ResponseStore
+from vllm_server.siblings import Siblings
 from vllm_server.telemetry.http_metrics import HttpMetrics
 from vllm_server.telemetry.registry import Registry
 from vllm_server.telemetry.sleep_metrics import SleepMetrics
@@ -38,6 +40,10 @@ class ServerContext:
     responses: ResponseStore = field(default_factory=ResponseStore.from_environment)
     """What ``/v1/responses`` keeps."""
     tracer: "RequestTracer | None" = None
+    siblings: Siblings | None = None
+    """The other processes that serve the same port, if there are any."""
+    counts: SharedTable | None = None
+    """What they count together."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:

@@ -31,6 +31,11 @@ def check_server_relations(config: "ServerConfig") -> None:
         for name in ("host", "port"):
             if getattr(config, name) != getattr(type(config), name):
                 raise ConfigError(f"{name} and uds exclude each other: the server listens in one place", field=name)
+    if config.api_server_count > 1 and config.disable_frontend_multiprocessing:
+        raise ConfigError(
+            "api_server_count above 1 needs the engine in a process of its own, not disable_frontend_multiprocessing",
+            field="api_server_count",
+        )
     _check_cors(config)
     _check_tls(config)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.logging import configure_logging, get_logger, startup_phase
@@ -9,7 +10,7 @@ from vllm_server.command_line import Program, Settings, add_program_arguments, r
 from vllm_server.config import CONFIGS, DEFAULT_HOST, OldServerOptions, ServerConfig, create_server_config
 from vllm_server.relations import check_relations_to_engine
 from vllm_server.running.event_loop import loop_factory
-from vllm_server.running.sockets import bind, unix_socket
+from vllm_server.running.sockets import tcp_sockets, unix_socket
 
 logger = get_logger(__name__)
 
@@ -38,15 +39,18 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         EngineDead: when the engine core ends before it is ready.
     """
     with startup_phase(logger, "server imports", {}):
-        from vllm_server.running import lifecycle
+        from vllm_server.running import lifecycle, several
 
-    where = (
-        bind(server_config.host or DEFAULT_HOST, server_config.port)
-        if server_config.uds is None
-        else unix_socket(server_config.uds)
-    )
-    with where as listener, asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(lifecycle.serve(engine_config, server_config, listener))
+    count = server_config.api_server_count
+    with contextlib.ExitStack() as stack:
+        if server_config.uds is not None:
+            listeners = [stack.enter_context(unix_socket(server_config.uds))] * count
+        else:
+            listeners = stack.enter_context(tcp_sockets(server_config.host or DEFAULT_HOST, server_config.port, count))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory()))
+        if count == 1:
+            return runner.run(lifecycle.serve(engine_config, server_config, listeners[0]))
+        return runner.run(several.serve(engine_config, server_config, listeners))
 
 
 def _serve_settings(settings: Settings) -> int:

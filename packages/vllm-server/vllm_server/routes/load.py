@@ -12,4 +12,6 @@ router = APIRouter()
 @router.get("/load")
 async def load(raw: Request) -> Response:
     """``server_load``: completions and chats whose answers are being made or sent, waiting ones included."""
-    return JSONResponse({"server_load": len(context_of(raw).in_flight)})
+    context = context_of(raw)
+    others = [] if context.siblings is None else await context.siblings.ask_all("load")
+    return JSONResponse({"server_load": len(context.in_flight) + sum(map(int, others))})

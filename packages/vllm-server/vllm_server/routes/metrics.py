@@ -5,12 +5,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_server.context import context_of
-from vllm_server.telemetry.snapshot import TEXT_FORMAT
+from vllm_server.telemetry.snapshot import TEXT_FORMAT, decode, merge, render
 
 router = APIRouter()
 
 
 @router.get("/metrics")
 async def metrics(raw: Request) -> Response:
-    """All metrics in the text format."""
-    return Response(context_of(raw).registry.page(), headers={"content-type": TEXT_FORMAT})
+    """All metrics in the text format: of all processes, where several serve the port."""
+    context = context_of(raw)
+    if context.siblings is None:
+        page = context.registry.page()
+    else:
+        others = [decode(data) for data in await context.siblings.ask_all("metrics")]
+        page = render(merge([context.registry.snapshot(), *others]))
+    return Response(page, headers={"content-type": TEXT_FORMAT})

@@ -5,23 +5,36 @@ import shlex
 import socket
 from typing import TYPE_CHECKING, Any
 
+from vllm_engine.config import EngineConfig
+from vllm_server.config import ServerConfig, served_names
 from vllm_server.running.sockets import url_of
 
 if TYPE_CHECKING:
     from vllm_server.context import ServerContext
 
 
-def announce(context: "ServerContext", listener: socket.socket, seconds: float) -> None:
-    """Print the URL, the start-up time in ``seconds`` and a ``curl`` command to standard output."""
-    config = context.config
-    url = url_of(listener, "https" if config.ssl_certfile else "http")
-    name = context.model_names[0]
+def example_of(context: "ServerContext") -> tuple[str, dict[str, Any]]:
+    """A request that the server can answer: its route, and the fields that say what is asked."""
     tokenizer = context.llm.tokenizer
-    body: dict[str, Any] = {"prompt": "Hello" if tokenizer is not None else [1]}
-    route = "/v1/completions"
     if tokenizer is not None and (context.chat_template is not None or tokenizer.chat_templates):
-        body = {"messages": [{"role": "user", "content": "Hello!"}]}
-        route = "/v1/chat/completions"
+        return "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}]}
+    return "/v1/completions", {"prompt": "Hello" if tokenizer is not None else [1]}
+
+
+def announce(
+    example: tuple[str, dict[str, Any]],
+    config: ServerConfig,
+    engine_config: EngineConfig,
+    listener: socket.socket,
+    seconds: float,
+) -> None:
+    """Print the URL, the start-up time in ``seconds`` and a ``curl`` command to standard output.
+
+    ``example`` is what ``example_of`` gives.
+    """
+    url = url_of(listener, "https" if config.ssl_certfile else "http")
+    name = served_names(engine_config)[0]
+    route, body = example
     data = shlex.quote(json.dumps({"model": name, **body, "max_tokens": 32}))
     where = f"unix:{listener.getsockname()}" if config.uds is not None else url
     print(f"ready after {seconds:.2f} s: {name} at {where}", flush=True)

@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from vllm_engine import envs
 from vllm_engine.errors import EngineDead
 from vllm_engine.logging import get_logger
 from vllm_server.in_flight import InFlight
-from vllm_server.running.stop_signals import StopSignals
+from vllm_server.running.one_of_several import Signals
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -31,14 +31,16 @@ async def serve_until_the_end(
     server: "Server",
     in_flight: InFlight,
     llm: "AsyncLLM",
-    signals: StopSignals,
+    signals: Signals,
     shutdown_timeout: float,
+    *,
+    stay: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Wait for a signal or the engine's death, and end in good order. Returns the exit code.
 
     While requests that run get ``shutdown_timeout`` seconds to finish, the port stays open: new requests are answered
     with 503, and so is who asks whether the server is ready. A second signal, or the end of that time, ends what still
-    runs with an error.
+    runs with an error. When nothing runs any more, the port stays open for as long as ``stay`` lasts.
     """
     death = asyncio.create_task(_engine_death(llm))
     stop = asyncio.create_task(signals.stop.wait())
@@ -63,6 +65,8 @@ async def serve_until_the_end(
             logger.warning("%d requests have not finished: they are ended", len(in_flight))
         in_flight.abort_all()
         await _wait_until(lambda: not len(in_flight), ABORT_SECONDS)
+        if stay is not None:
+            await stay()
         server.should_exit = True
         await asyncio.wait((serving,), timeout=CLOSE_SECONDS)
         server.force_exit = True

@@ -13,10 +13,12 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.errors import ConfigError, InvalidRequest
 from vllm_engine.logging import get_logger, startup_phase
 from vllm_server.config import ServerConfig, load_chat_template, served_names
-from vllm_server.running.announcement import announce
+from vllm_server.running.announcement import announce, example_of
 from vllm_server.running.ending import serve_until_the_end
+from vllm_server.running.one_of_several import OneOfSeveral
 from vllm_server.running.stop_signals import StopSignals
 from vllm_server.running.tls import create_tls, refreshed
+from vllm_server.telemetry.snapshot import encode
 from vllm_server.telemetry.tracing import create_tracer
 
 if TYPE_CHECKING:
@@ -25,11 +27,17 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-async def serve(engine_config: EngineConfig, server_config: ServerConfig, listener: socket.socket) -> int:
+async def serve(
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    listener: socket.socket,
+    one: OneOfSeveral | None = None,
+) -> int:
     """Serve on ``listener`` until a signal comes or the engine dies. Returns the exit code: 0, or 1 for a death.
 
     With ``VLLM_KEEP_ALIVE_ON_ENGINE_DEATH`` it serves on after a death, until a signal comes. The engine core is
-    started first of all; the web framework is imported while it loads the model.
+    started first of all; the web framework is imported while it loads the model. ``one`` is the place of this process
+    where several serve one port: then the core is there already, and somebody else tells when to stop.
 
     Raises:
         ConfigError: for a setting that the engine cannot honour.
@@ -43,7 +51,7 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
         from vllm_server.access.user_middleware import load_middleware
 
         load_middleware(server_config.middleware)  # what cannot be imported is told before the model is touched
-    with StopSignals() as signals:
+    with StopSignals() if one is None else one.signals as signals:
         with startup_phase(logger, "frontend imports", {}):
             from vllm_engine.async_llm import AsyncLLM
             from vllm_server.telemetry.admission_metrics import AdmissionMetrics
@@ -61,6 +69,8 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             stat_loggers=metrics,
             max_log_len=server_config.max_log_len,
             bounded=True,
+            core=None if one is None else one.core,
+            tallies=None if one is None else (one.counts.tally("requests"), one.counts.tally("tokens")),
         )
         if metrics:
             registry.register(AdmissionMetrics(llm, name))
@@ -78,7 +88,13 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
             with startup_phase(logger, "listening", {}):
                 check_chat_template(llm, chat_template)
                 context = ServerContext(
-                    llm=llm, config=server_config, chat_template=chat_template, registry=registry, tracer=tracer
+                    llm=llm,
+                    config=server_config,
+                    chat_template=chat_template,
+                    registry=registry,
+                    tracer=tracer,
+                    siblings=None if one is None else one.siblings,
+                    counts=None if one is None else one.counts,
                 )
                 server = create_server(
                     build_app(context),
@@ -91,11 +107,23 @@ async def serve(engine_config: EngineConfig, server_config: ServerConfig, listen
                     await asyncio.sleep(0.005)
                 if serving.done():
                     raise ConfigError(f"port: cannot listen: {serving.exception()}", field="port")
-            announce(context, listener, time.perf_counter() - launched)
+            if one is None:
+                announce(example_of(context), server_config, engine_config, listener, time.perf_counter() - launched)
+            else:
+                await one.siblings.listen(
+                    {"metrics": lambda: encode(registry.snapshot()), "load": lambda: b"%d" % len(context.in_flight)}
+                )
+                one.tell_listening(*example_of(context))
             gc.freeze()  # a collection of all objects would stop every stream to go through those of the start again
             async with refreshed(tls, server_config):
                 return await serve_until_the_end(
-                    serving, server, context.in_flight, llm, signals, engine_config.engine.shutdown_timeout
+                    serving,
+                    server,
+                    context.in_flight,
+                    llm,
+                    signals,
+                    engine_config.engine.shutdown_timeout,
+                    stay=None if one is None else one.stay,
                 )
         finally:
             await llm.close()

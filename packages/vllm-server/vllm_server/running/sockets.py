@@ -52,6 +52,33 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
+def tcp_sockets(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
+    """``bind`` for ``count`` processes: a socket each, among which the system shares out connections evenly.
+
+    One socket in several processes would be asked by whoever wakes up first, and each takes all that it finds. The
+    system closes none of these while this process holds it: who connects while its process is started anew waits.
+    """
+    listeners = [bind(host, port)]
+    try:
+        if count > 1:
+            # Only now: so the first one is refused a port that another server has, whatever that one allows.
+            listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for _ in range(1, count):
+            other = socket.socket(listeners[0].family, socket.SOCK_STREAM)
+            listeners.append(other)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if other.family == socket.AF_INET6:
+                other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            other.bind(listeners[0].getsockname())
+            other.setblocking(False)
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+@contextlib.contextmanager
 def unix_socket(path: str) -> Iterator[socket.socket]:
     """A bound Unix domain socket, not listening yet; its file is gone at the end.
 

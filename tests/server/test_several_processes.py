@@ -1,0 +1,209 @@
+"""``--api-server-count``: several processes serve one port and one engine, and it looks like one."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.server.demo_process import DemoProcess, StreamReader, until
+from vllm_engine import LLM, SamplingParams
+from vllm_engine.errors import ConfigError
+from vllm_server.config import create_server_config
+from vllm_server.siblings import Siblings
+
+LIMITS = ("--max-num-seqs", "4", "--max-num-queued-reqs", "4", "--max-concurrency-per-key", "5")
+KEYS = ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
+    flags = ("--api-server-count", "2", *LIMITS, "--enable-server-load-tracking", "--api-key", *KEYS)
+    demo = DemoProcess(tmp_path_factory.mktemp("several"), *flags)
+    yield demo
+    demo.clean_up()
+
+
+@pytest.fixture
+def started() -> Iterator[list[DemoProcess]]:
+    processes: list[DemoProcess] = []
+    yield processes
+    for process in processes:
+        process.clean_up()
+
+
+def key(name: str) -> dict[str, str]:
+    return {"x-api-key": name}
+
+
+def ask(demo: DemoProcess, path: str, name: str = "one", **fields: Any) -> httpx.Response:
+    """One request over a connection of its own, which may go to any process."""
+    if fields:
+        return httpx.post(f"{demo.url}{path}", json=fields, headers=key(name), timeout=20)
+    return httpx.get(f"{demo.url}{path}", headers=key(name), timeout=20)
+
+
+def metric(page: str, name: str) -> float:
+    """Sum of the series of a metric, which has ``_total`` and the like in its name."""
+    found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
+    assert found, name
+    return sum(map(float, found))
+
+
+def test_answers_and_sums_are_those_of_one_process(demo: DemoProcess) -> None:
+    before = ask(demo, "/metrics").text
+    prompts = ["Hello", "The weather is"]
+    llm = LLM("demo", max_num_seqs=4, num_gpu_blocks_override=512, use_tqdm_on_load=False)
+    params = [SamplingParams(temperature=1.0, seed=seed, max_tokens=6 + seed) for seed in range(12)]
+    true = {
+        (prompt, one.seed): llm.generate(prompt, one, use_tqdm=False)[0].outputs[0]
+        for prompt in prompts
+        for one in params
+    }
+    del llm
+
+    def completion(case: tuple[str, int]) -> dict[str, Any]:
+        prompt, seed = case
+        answer = ask(
+            demo, "/v1/completions", prompt=prompt, seed=seed, temperature=1, max_tokens=6 + seed
+        ).raise_for_status()
+        body: dict[str, Any] = answer.json()
+        return body
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = dict(zip(true, pool.map(completion, true), strict=True))
+    assert {case: answer["choices"][0]["text"] for case, answer in answers.items()} == {
+        case: output.text for case, output in true.items()
+    }
+    # Whoever is asked tells the sums of all, exactly.
+    usages = [answer["usage"] for answer in answers.values()]
+    names = {
+        "vllm:request_success_total": len(true),
+        "vllm:prompt_tokens_total": sum(usage["prompt_tokens"] for usage in usages),
+        "vllm:generation_tokens_total": sum(usage["completion_tokens"] for usage in usages),
+        "vllm:e2e_request_latency_seconds_count": len(true),
+        "vllm:num_requests_running": 0,
+    }
+    pages = [ask(demo, "/metrics").text for _ in range(8)]
+    for page in pages:
+        assert {name: metric(page, name) - metric(before, name) for name in names} == names
+    # And all have done their share: the system chooses by the client's port.
+    log = demo.log.read_text()
+    served = [log.count(f"[api {index}] INFO") and len(re.findall(rf"\[api {index}\].*POST", log)) for index in (0, 1)]
+    assert sum(served) >= len(true) and min(served) >= 2
+
+
+def test_limits_hold_for_all_processes_together(demo: DemoProcess) -> None:
+    readers = [StreamReader(demo.url, 1900, headers=key("one")) for _ in range(5)]
+    try:
+        until(lambda: ask(demo, "/load", "two").json() == {"server_load": 5}, 10)
+        for _ in range(6):
+            answer = ask(demo, "/v1/completions", prompt="Hello", max_tokens=1)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        readers += [StreamReader(demo.url, 1900, headers=key("two")) for _ in range(3)]
+        until(lambda: ask(demo, "/load", "two").json() == {"server_load": 8}, 10)
+        for _ in range(6):
+            answer = ask(demo, "/v1/completions", "two", prompt="Hello", max_tokens=1)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+        rejected = metric(ask(demo, "/metrics").text, "vllm:admission_rejections_total")
+        assert rejected == 6
+    finally:
+        for reader in readers:
+            reader.close()
+        for reader in readers:
+            reader.join(20)
+    until(lambda: ask(demo, "/load").json() == {"server_load": 0}, 5)
+    until(lambda: metric(ask(demo, "/metrics").text, "vllm:num_requests_running") == 0, 5)
+    assert ask(demo, "/v1/completions", prompt="Hello", max_tokens=1).status_code == 200
+
+
+def test_the_end_of_the_engine_is_that_of_all(demo: DemoProcess) -> None:
+    readers = [StreamReader(demo.url, 1900, headers=key(name)) for name in KEYS for _ in range(2)]
+    for reader in readers:
+        assert reader.begun.wait(20)
+    demo.core.kill()
+    assert demo.process.wait(10) == 1
+    until(lambda: not demo.left_over(), 5)
+    for reader in readers:
+        reader.join(5)
+        assert '"engine_dead"' in reader.lines[-1] and not reader.broken
+
+
+def test_a_killed_process_costs_its_own_requests_only_and_a_signal_drains_all(
+    started: list[DemoProcess], tmp_path: Path
+) -> None:
+    flags = ("--api-server-count", "2", "--max-num-seqs", "16", "--shutdown-timeout", "30")
+    started.append(demo := DemoProcess(tmp_path, *flags))
+    readers = [StreamReader(demo.url, 900) for _ in range(8)]
+    for reader in readers:
+        assert reader.begun.wait(20)
+    victim = demo.api_processes[0]
+    victim.kill()
+    until(lambda: sum(reader.broken for reader in readers) > 0, 5)
+    # The engine drops what nobody waits for any more; the others end as they would have.
+    rest = [reader for reader in readers if not reader.broken]
+    until(
+        lambda: metric(httpx.get(f"{demo.url}/metrics", timeout=20).text, "vllm:num_requests_running") <= len(rest), 5
+    )
+    until(lambda: "API process 0 is there again" in demo.log.read_text(), 20)
+    children = psutil.Process(demo.process.pid).children()
+    fresh = [child for child in children if "vllm_server.running.api_process" in child.cmdline()]
+    assert len(fresh) == 2 and victim not in fresh
+    demo.api_processes += fresh
+    readers = [StreamReader(demo.url, 300) for _ in range(4)]
+    for reader in readers:
+        assert reader.begun.wait(20)
+    demo.process.send_signal(signal.SIGTERM)
+    answers = []
+    while any(reader.is_alive() for reader in readers) and len(answers) < 8:
+        answers.append(httpx.post(f"{demo.url}/v1/completions", json={"prompt": "Hello"}).status_code)
+    assert set(answers[1:]) == {503}
+    for reader in [*rest, *readers]:
+        reader.join(30)
+        assert reader.lines[-1] == "data: [DONE]"
+    assert demo.process.wait(5) == 0
+    until(lambda: not demo.left_over(), 5)
+
+
+def test_when_the_launching_process_is_killed_the_others_end(started: list[DemoProcess], tmp_path: Path) -> None:
+    socket = Path(os.environ.get("TMPDIR", "/tmp"), f"asc-{os.getpid()}.sock")
+    started.append(demo := DemoProcess(tmp_path, "--api-server-count", "2", "--uds", str(socket)))
+    transport = httpx.HTTPTransport(uds=str(socket))
+    with httpx.Client(transport=transport) as client:
+        assert client.get("http://localhost/readyz").status_code == 200
+    demo.process.kill()
+    until(lambda: not demo.left_over(), 5)
+    socket.unlink()
+
+
+def test_it_takes_an_engine_of_its_own_process() -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_server_config({"api_server_count": 2, "disable_frontend_multiprocessing": True})
+    assert caught.value.field == "api_server_count"
+
+
+async def test_a_sibling_that_is_not_there_is_left_out(tmp_path: Path) -> None:
+    siblings = [Siblings(str(tmp_path), number, 3) for number in range(3)]
+    answers = [{"load": lambda number=number: b"%d" % number} for number in range(3)]
+    try:
+        await siblings[0].listen(answers[0])
+        await siblings[1].listen(answers[1])
+        assert await siblings[0].ask_all("load") == [b"1"]
+        assert sorted(await siblings[2].ask_all("load")) == [b"0", b"1"]
+        assert await siblings[0].ask_all("what nobody knows") == []
+        # One that was killed leaves its socket behind, and its successor takes the name.
+        again = Siblings(str(tmp_path), 1, 3)
+        await again.listen({"load": lambda: b"5"})
+        assert await siblings[0].ask_all("load") == [b"5"]
+        again.close()
+        await asyncio.sleep(0)
+    finally:
+        for one in siblings:
+            one.close()
