@@ -86,6 +86,22 @@ def test_a_stop_sequence_ends_the_answer_and_is_told(sync_client: anthropic.Anth
         assert told(stream.get_final_message()) == told(message)
 
 
+def test_an_answer_without_text_has_no_block(sync_client: anthropic.Anthropic) -> None:
+    fields = {**SAME, "stop_sequences": ["The"]}
+    message = sync_client.messages.create(**fields)
+    assert (message.content, message.stop_sequence, message.usage.output_tokens) == ([], "The", 1)
+    with sync_client.messages.stream(**fields) as stream:
+        kinds = [event.type for event in stream]
+        assert told(stream.get_final_message()) == told(message)
+    assert kinds == ["message_start", "message_delta", "message_stop"]
+
+
+def test_the_beta_client_and_the_list_of_models_work_too(sync_client: anthropic.Anthropic) -> None:
+    message = sync_client.beta.messages.create(model="demo", max_tokens=24, messages=ASKED, extra_body=GREEDY)
+    assert "Paris" in text_of(message)
+    assert [model.id for model in sync_client.models.list()] == ["demo"]
+
+
 def test_a_conversation_goes_on_with_what_came_back(sync_client: anthropic.Anthropic) -> None:
     first = sync_client.messages.create(**SAME)
     talk = [*ASKED, {"role": "assistant", "content": first.content}, {"role": "user", "content": "And of Italy?"}]
