@@ -157,6 +157,31 @@ def test_a_curve_goes_through_the_mean_of_runs_made_again():
     assert throughput.means(points) == [throughput.Point(200, 2, 6, "1", False), points[2]]
 
 
+def test_runs_of_a_sweep_with_the_same_settings_share_a_curve():
+    runs = [
+        {
+            "max_concurrency": 8,
+            "latencies": [0.8, 0.3],
+            "trusted": run > 0,
+            "sweep": {"serve": {"max-num-seqs": seqs}, "bench": {"max-concurrency": 8}, "run": run},
+        }
+        for seqs in (16, 4)
+        for run in range(2)
+    ]
+    found = cdf.groups(runs)
+    assert [group.label for group in found] == [
+        f"max_num_seqs {seqs} (2 runs) (1 of them not to be trusted)" for seqs in (4, 16)
+    ]
+    assert sorted(cdf.together(found[0].results)["e2el"]) == pytest.approx([300, 300, 800, 800])
+    # Results of no sweep are someone's to tell apart.
+    plain = [{**run, "date": str(number)} for number, run in enumerate(runs)]
+    for run in plain:
+        del run["sweep"]
+    assert [len(group.results) for group in cdf.groups(plain)] == [1, 1, 1, 1]
+    curves = throughput.curves([{**run, "median_ttft_ms": 1.0, "request_throughput": 2.0} for run in runs], "ttft")
+    assert [curve.name for curve in curves] == ["max_num_seqs 4", "max_num_seqs 16"]
+
+
 def test_results_are_named_by_what_differs():
     assert words.names(sweep())[:2] == ["block_size 16, at most 8 at a time", "block_size 16, at most 1 at a time"]
     same = [saved(made_run(10, failed=0), date=date) for date in ("a", "b")]

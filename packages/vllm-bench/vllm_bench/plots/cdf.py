@@ -1,6 +1,7 @@
 """Latency curves: which share of the requests (or gaps) took no longer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -8,7 +9,7 @@ import numpy.typing
 
 from vllm_bench.plots.canvas import COLOURS, LINES, plain_log_axis, sheet
 from vllm_bench.plots.saved_requests import saved_requests
-from vllm_bench.plots.words import doubt, measured, names
+from vllm_bench.plots.words import by_numbers, doubt, measured, names, names_of_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,33 +61,69 @@ def cumulative(values: Floats) -> tuple[Floats, Floats]:
     return numpy.concatenate([ordered[:1], ordered[kept]]), numpy.concatenate([[0.0], 100 * (kept + 1) / len(ordered)])
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Results of one curve."""
+
+    name: str
+    results: list[Mapping[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """For the legend: its name, how many runs it is of, and whether to believe them."""
+        number, doubtful = len(self.results), sum(doubt(result) is not None for result in self.results)
+        runs = f" ({number} runs)" if number > 1 else ""
+        which = "" if doubtful == number else f"{doubtful} of them "
+        return f"{self.name}{runs}" + (f" ({which}not to be trusted)" if doubtful else "")
+
+
+def groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """A group for each result, but one for all runs of a sweep with the same settings and load."""
+    found: dict[str, Group] = {}
+    for result, own, shared in zip(results, names(results), names_of_settings(results), strict=True):
+        name = shared if "sweep" in result else own
+        key = name if "sweep" in result else f"{own} {len(found)}"
+        found.setdefault(key, Group(name, [])).results.append(result)
+    in_order = list(found.values())
+    return sorted(in_order, key=lambda group: by_numbers(group.name)) if len(in_order) < len(results) else in_order
+
+
+def together(results: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
+    """The ``latencies`` of several results as one."""
+    of_each = [latencies(result) for result in results]
+    return {
+        name: numpy.concatenate([times[name] for times in of_each if name in times])
+        for name in _TITLES
+        if any(name in times for times in of_each)
+    }
+
+
 def draw(results: Sequence[Mapping[str, Any]]) -> "Figure | None":
     """A panel for each metric, a curve for each result (of the first few); None where no result has times."""
-    found = [(result, times) for result in results if (times := latencies(result))]
-    left_out, found = found[MOST_CURVES:], found[:MOST_CURVES]
-    metrics = [name for name in _TITLES if any(name in times for _, times in found)]
+    everything = groups([result for result in results if latencies(result)])
+    left_out, shown = everything[MOST_CURVES:], everything[:MOST_CURVES]
+    found = [together(group.results) for group in shown]
+    metrics = [name for name in _TITLES if any(name in times for times in found)]
     if not metrics:
         return None
-    shown = [result for result, _ in found]
-    labels = names(shown) if len(shown) > 1 else [""]
-    lines = [measured(shown[0])] if len(shown) == 1 else [f"{len(shown)} results"]
+    alone = shown[0].results[0] if len(shown) == len(shown[0].results) == 1 else None
+    lines = [measured(alone)] if alone is not None else [f"{sum(len(group.results) for group in shown)} results"]
     if left_out:
-        lines.append(f"{len(left_out)} more results are left out: so many curves could not be told apart")
-    lines += list(dict.fromkeys(filter(None, map(doubt, shown)))) if len(shown) == 1 else []
+        number = sum(len(group.results) for group in left_out)
+        lines.append(f"{number} more results are left out: so many curves could not be told apart")
+    lines += list(filter(None, [doubt(alone)])) if alone is not None else []
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
     legend_rows = -(-len(shown) // 2) if len(shown) > 1 else 0
     size = (5.2 * columns + 0.4, 3.1 * rows + 0.2 * legend_rows)
     with sheet("Latency distributions", lines, rows, columns, size) as (figure, panels):
         for axes, name in zip(panels.flat, metrics, strict=False):
-            _panel(axes, name, [times.get(name) for _, times in found])
+            _panel(axes, name, [times.get(name) for times in found])
         for axes in list(panels.flat)[len(metrics) :]:
             axes.set_visible(False)
         if len(shown) > 1:
             curves = [axes_line for axes_line in panels.flat[0].get_lines() if axes_line.get_gid() == "curve"]
-            doubts = [" (not to be trusted)" if doubt(result) else "" for result in shown]
-            marked = [label + mark for label, mark in zip(labels, doubts, strict=True)]
-            figure.legend(curves, marked, loc="outside lower left", ncols=columns)
+            figure.legend(curves, [group.label for group in shown], loc="outside lower left", ncols=columns)
     return figure
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm_bench.plots.canvas import COLOURS, LINES, plain_log_axis, sheet
-from vllm_bench.plots.words import curve_names, doubt, load_order, short_load, shortened
+from vllm_bench.plots.words import by_numbers, curve_names, doubt, load_order, short_load, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def curves(results: Sequence[Mapping[str, Any]], metric: str) -> list[Curve]:
             continue
         above = result[f"{high}_{metric}_ms"] if high is not None else None
         curve.points.append(Point(throughput, median, above, short_load(result), doubt(result) is None))
-    return sorted(found.values(), key=lambda curve: curve.name)
+    return sorted(found.values(), key=lambda curve: by_numbers(curve.name))
 
 
 def means(points: Sequence[Point]) -> list[Point]:
@@ -106,6 +106,8 @@ def draw(results: Sequence[Mapping[str, Any]]) -> "Figure | None":
     unsure = sum(doubt(result) is not None for result in results)
     lines = [f"{shortened(', '.join(models))} · {len(results)} results"]
     lines.append("The number at a point is its load: requests at a time; with /s, requests sent in a second")
+    if any(len(means(curve.points)) < len(curve.points) for curve in panels_of[metrics[0]]):
+        lines.append("Small points are single runs, large ones their means")
     if unsure:
         lines.append(f"Hollow points ({unsure}): the run was partial, or its client did not keep up")
     unit = {"request_throughput": "requests/s", "output_throughput": "output tokens/s"}.get(
@@ -138,10 +140,12 @@ def _panel(axes: Any, found: Sequence[Curve], high: str | None) -> None:
         for what, y, how in ways:
             axes.plot(x, y, color=colour, **how)
             axes.plot([], [], color=colour, marker=mark, markersize=6, label=f"{name}{what}", **how)
-        for point in curve.points:
+        again = len(curve.points) > len(through)
+        for point, size in [*((point, 3) for point in curve.points if again), *((point, 6) for point in through)]:
             values = [point.median] + ([point.high] if point.high is not None else [])
             fill = colour if point.sure else "white"
-            axes.plot([point.throughput] * len(values), values, mark, color=colour, markerfacecolor=fill, markersize=6)
+            how = {"color": colour, "markerfacecolor": fill, "markersize": size, "alpha": 0.45 if size < 6 else 1.0}
+            axes.plot([point.throughput] * len(values), values, mark, **how)
         for point in through:
             place = {"textcoords": "offset points", "xytext": (0, 7), "ha": "center", "fontsize": 8, "zorder": 6}
             place["bbox"] = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6}

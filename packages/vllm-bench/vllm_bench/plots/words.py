@@ -1,5 +1,6 @@
 """What was measured, in words for titles and legends."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,14 +78,26 @@ def doubt(result: Result) -> str | None:
 
 def names(results: Sequence[Result]) -> list[str]:
     """A name for each, of what differs between them; the load among it."""
-    curves = curve_names(results)
-    loads = [load(result) for result in results]
-    if len(set(loads)) > 1 or len(set(curves)) == 1:
-        curves = [", ".join(filter(None, pair)) for pair in zip(curves, loads, strict=True)]
+    curves = names_of_settings(results)
     return [
         f"{name} ({_which(result)})" if curves.count(name) > 1 else name
         for name, result in zip(curves, results, strict=True)
     ]
+
+
+def names_of_settings(results: Sequence[Result]) -> list[str]:
+    """The same for runs made again, which share a name."""
+    curves = curve_names(results)
+    loads = [load(result) for result in results]
+    if len(set(loads)) > 1 or len(set(curves)) == 1:
+        return [", ".join(filter(None, pair)) for pair in zip(curves, loads, strict=True)]
+    return curves
+
+
+def by_numbers(name: str) -> list[tuple[float, str]]:
+    """Sorts names: ``max_num_seqs 4`` comes before ``max_num_seqs 16``."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), "") if number % 2 else (-1.0, part) for number, part in enumerate(parts)]
 
 
 def _which(result: Result) -> str:
