@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.bench.mock_server import Plan, running
 from tests.bench.saved_result import made_run, saved
-from vllm_bench.plots import canvas, cdf, dataset_stats, files, throughput, timeline
+from vllm_bench.plots import canvas, cdf, dataset_stats, files, report, throughput, timeline
 from vllm_cli.main import main
 
 VOID = {"meta", "input", "img", "br"}
@@ -124,7 +124,7 @@ def test_a_measurement_is_drawn_beside_its_result(tmp_path, capsys):
     options = ["--input-len", "8", "--output-len", "5", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
     options += ["--num-prompts", "12", "--max-concurrency", "3", "--plot", "--plot-timeline", "--plot-dataset-stats"]
     with running([Plan(0.02, 0.004), Plan(0.01, 0.03), Plan(status=500)]) as server:
-        code = main(["bench", "serve", "--base-url", server.url, *options, "--timeline-itl-thresholds", "10,20"])
+        code = main(["bench", "serve", "--base-url", server.url, *options, "--timeline-itl-thresholds", "24,25"])
     assert code == 1
     endings = ["cdf.png", "timeline.png", "html", "timeline.html", "dataset_stats.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["r.json", *(f"r.{each}" for each in endings)])
@@ -142,7 +142,7 @@ def test_a_measurement_is_drawn_beside_its_result(tmp_path, capsys):
     assert len([reference for reference in page.references if reference.startswith("data:image/svg+xml")]) == 2
     rows = check_self_contained(tmp_path / "r.timeline.html")
     assert rows.names.count("g") == 12
-    assert "gaps below 10 ms" in rows.text
+    assert "gaps below 24 ms" in rows.text
     text = (tmp_path / "r.timeline.html").read_text()
     assert {kind: f'class="{kind}" x=' in text for kind in ("ttft", "low", "middle", "high", "failed")} == {
         "ttft": True,
@@ -169,6 +169,7 @@ def test_saved_results_are_drawn_later_and_together(tmp_path):
 
 def test_several_files_have_pictures_of_a_name_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "png", lambda _: b"a picture")
+    monkeypatch.setattr(report, "svg_uri", lambda _: "data:,")
     for name, result in zip("ab", two_results(), strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     both = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]

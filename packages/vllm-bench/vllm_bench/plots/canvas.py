@@ -82,8 +82,8 @@ def sheet(
             top = 1 - (_HEAD_INCHES - 0.04 + _LINE_INCHES * number) / height
             figure.text(0.1 / width, top, line, va="top", fontsize=9.5, color=GREY)
         yield figure, figure.subplots(rows, columns, squeeze=False, **how)
-        # The layout is worked out once, not for each file.
-        figure.draw_without_rendering()
+        # The layout is worked out once, not for each file, and without drawing anything.
+        figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
         figure.set_layout_engine("none")
 
 
