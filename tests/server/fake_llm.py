@@ -20,6 +20,7 @@ from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, Overloaded, RequestFailed
+from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import parse_prompt
 from vllm_engine.messages import EngineReady
 from vllm_engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
@@ -142,6 +143,14 @@ class FakeLLM:
     async def is_sleeping(self) -> bool:
         await self.call("is_sleeping")
         return bool(self.control_calls and ("sleep", 1) in self.control_calls)
+
+    async def start_profile(self) -> None:
+        check_started(("start_profile",) not in self.control_calls)
+        await self.call("start_profile")
+
+    async def stop_profile(self) -> None:
+        check_stopped(["a"] if self.control_calls[-1:] == [("start_profile",)] else None)
+        self.control_calls.clear()
 
     async def abort(self, request_id: str) -> None:
         self.aborted[request_id] = time.monotonic()

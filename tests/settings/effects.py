@@ -129,6 +129,7 @@ EFFECTS: dict[str, list[str]] = {
     ],
     "port": ["server/test_front_end_options.py::test_the_process_listens_where_it_is_told"],
     "prefix_caching_hash_algo": ["engine/core/test_engine_settings.py::test_no_limit_changes_a_result"],
+    "profiler_config": ["server/test_profile.py::test_a_profile_holds_the_steps_between_start_and_stop"],
     "renderer_num_workers": ["engine/test_renderer_threads.py::test_so_many_long_prompts_are_tokenized_at_once"],
     "response_role": ["server/test_chat.py::test_the_role_in_the_answers_can_be_set"],
     "return_tokens_as_token_ids": [

@@ -17,6 +17,7 @@ from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, 
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
 from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
 from vllm_engine.frontend.output_queue import OutputQueue
+from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.renderer_threads import RendererThreads
 from vllm_engine.frontend.request_log import RequestLog
@@ -389,6 +390,24 @@ class AsyncLLM:
         """
         results: list[Any] = await self.call("collective_rpc", method, list(args), kwargs or {})
         return results
+
+    async def start_profile(self) -> None:
+        """Record the steps from now on, as ``profiler_config`` says.
+
+        Raises:
+            InvalidRequest: without a profiler, and while a profile is under way.
+            EngineDead: when the engine is closed or gone.
+        """
+        check_started(await self.call("start_profile"))
+
+    async def stop_profile(self) -> list[str]:
+        """Write what was recorded; returns the names of the files.
+
+        Raises:
+            InvalidRequest: when no profile is under way.
+            EngineDead: when the engine is closed or gone.
+        """
+        return check_stopped(await self.call("stop_profile"))
 
     @property
     def _running_client(self) -> "CoreClient":

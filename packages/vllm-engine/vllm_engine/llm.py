@@ -18,6 +18,7 @@ from vllm_engine.frontend.chat_template import check_template_kwargs, render_cha
 from vllm_engine.frontend.content_format import ContentFormat
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import PreparedRequest, check_params
+from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.request_log import RequestLog
@@ -190,6 +191,22 @@ class LLM:
         """
         results: list[Any] = self._running_client.call("collective_rpc", method, list(args), kwargs or {})
         return results
+
+    def start_profile(self) -> None:
+        """Record the steps from now on, as ``profiler_config`` says.
+
+        Raises:
+            InvalidRequest: without a profiler, and while a profile is under way.
+        """
+        check_started(self._running_client.call("start_profile"))
+
+    def stop_profile(self) -> list[str]:
+        """Write what was recorded; returns the names of the files.
+
+        Raises:
+            InvalidRequest: when no profile is under way.
+        """
+        return check_stopped(self._running_client.call("stop_profile"))
 
     def close(self) -> None:
         """Release the model. May be called again."""

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from vllm_engine import envs
+from vllm_engine.config.profiling import profiler_in_force
 from vllm_engine.errors import VllmError
 from vllm_engine.logging import get_logger
 from vllm_server import __version__
@@ -39,6 +40,7 @@ from vllm_server.routes import (
     messages,
     metrics,
     models,
+    profile,
     responses,
     tokens,
 )
@@ -79,6 +81,8 @@ def build_app(context: ServerContext) -> ASGIApp:
     if config.enable_server_load_tracking:
         app.include_router(load.router)
     operators = [Depends(AdminOnly())] if config.admin_api_key else []
+    if profiler_in_force(context.llm.config.profiler) is not None:
+        app.include_router(profile.router, dependencies=operators)
     if envs.get("VLLM_SERVER_DEV_MODE"):
         if not config.admin_api_key:
             logger.warning("VLLM_SERVER_DEV_MODE: whoever may call this server may also reset what its requests share")

@@ -7,6 +7,7 @@ from vllm_engine.config.groups import EngineConfig
 from vllm_engine.config.groups.observability import ObservabilityConfig
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.load_formats import check_load_format
+from vllm_engine.config.profiling import profiler_in_force
 from vllm_engine.errors import ConfigError
 from vllm_engine.metrics.buckets import FAMILIES
 from vllm_engine.metrics.deprecation import check_shown_for
@@ -17,6 +18,7 @@ def check_relations(config: EngineConfig) -> None:
     _check_step_limits(config)
     _check_partial_prefills(config)
     check_load_format(config.load)
+    profiler_in_force(config.profiler)
     kernel_faces(config)
     _check_metrics(config.observability)
     if config.model.max_model_len == 0:

@@ -81,6 +81,8 @@ class EngineCore:
             "reset_prefix_cache": self.reset_prefix_cache,
             "check_invariants": self.scheduler.kv.check_invariants,
             "collective_rpc": self.executor.collective_rpc,
+            "start_profile": self.executor.start_profile,
+            "stop_profile": self.executor.stop_profile,
         }
 
     def add(self, requests: list[EngineRequest]) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.config.profiling import profiler_in_force
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.memory import DeviceMemory
+from vllm_engine.execution.profiler import StepProfiler
 from vllm_engine.execution.threads import limit_spinning
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
 from vllm_engine.messages import EmbedsSpec
@@ -34,6 +36,8 @@ class UniExecutor:
         limit_spinning()
         from vllm_engine.execution.custom_worker import make_worker  # torch comes in here
 
+        profiler = profiler_in_force(config.profiler)
+        self._profiler = None if profiler is None else StepProfiler(profiler)
         self._worker: Worker | None = make_worker(config, model_path)
 
     @property
@@ -67,7 +71,19 @@ class UniExecutor:
 
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch. Raises whatever the model raises; call ``reset`` then."""
-        return self.worker.execute(batch)
+        if self._profiler is None:
+            return self.worker.execute(batch)
+        num_tokens = batch.num_scheduled_tokens
+        with self._profiler.step(len(num_tokens), sum(num_tokens.values())):
+            return self.worker.execute(batch)
+
+    def start_profile(self) -> bool | None:
+        """Record the steps from now on. False when that is so already, None without a profiler."""
+        return None if self._profiler is None else self._profiler.start()
+
+    def stop_profile(self) -> list[str] | None:
+        """Write what was recorded; the names of the files. None when nothing was recorded."""
+        return None if self._profiler is None else self._profiler.stop()
 
     def release_kv_cache(self) -> None:
         """Give the memory of the cache back; it holds nothing then, and takes memory again as it is written."""

@@ -134,12 +134,16 @@ class RequestRecord:
         moments = self.moments(time.monotonic() if now is None else now)
         # Whole microseconds from the start on: so the phases add up to the total exactly.
         ticks = [round((moment - self.arrived) * 1e6) for moment in moments]
-        times = [(end - begin) / 1e6 for begin, end in pairwise(ticks)]
+        preparation, queue, prefill, decode, delivery = ((end - begin) / 1e6 for begin, end in pairwise(ticks))
         num_completions = 1 if self.params is None else self.params.n
         num_computed = num_completions * self.num_prompt_tokens - self.num_cached
         return Receipt(
-            *times,
-            ticks[-1] / 1e6,
+            preparation_time=preparation,
+            queue_time=queue,
+            prefill_time=prefill,
+            decode_time=decode,
+            delivery_time=delivery,
+            total_time=ticks[-1] / 1e6,
             prompt_tokens=self.num_prompt_tokens,
             cached_tokens=self.num_cached,
             computed_tokens=num_computed,
