@@ -13,10 +13,15 @@ from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, 
 from vllm_server.protocol.models import ModelList
 from vllm_server.protocol.responses import (
     DeletedResponse,
+    FunctionCallItem,
+    FunctionCallOutputItem,
     InputTokens,
     ItemList,
+    MessageItem,
+    RefusalPart,
     ResponseObject,
     ResponsesRequest,
+    TextPart,
     TokenCountRequest,
 )
 from vllm_server.protocol.tokens import (
@@ -46,6 +51,11 @@ _TYPES = (
     DetokenizeRequest,
     DetokenizedText,
     ResponsesRequest,
+    MessageItem,
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    TextPart,
+    RefusalPart,
     ResponseObject,
     DeletedResponse,
     ItemList,

@@ -12,6 +12,15 @@ Label = Annotated[str, Meta(max_length=512)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
+
+
+def _one_of(*names: str) -> Meta:
+    """For the API's description: an object of one of these types, which we tell apart ourselves."""
+    return Meta(extra_json_schema={"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]})
+
+
+AnyItem = Annotated[dict[str, Any], _one_of("MessageItem", "FunctionCallItem", "FunctionCallOutputItem")]
+AnyPart = Annotated[dict[str, Any], _one_of("TextPart", "RefusalPart")]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -51,7 +60,7 @@ class ResponsesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True)
     """
 
     model: str | None = None
-    input: str | list[dict[str, Any]]
+    input: str | list[AnyItem]
     instructions: str | None = None
     previous_response_id: str | None = None
     previous_input_messages: list[Message] | None = None
@@ -98,7 +107,7 @@ class TokenCountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     """Those fields of a request that decide what the model reads."""
 
     model: str | None = None
-    input: str | list[dict[str, Any]]
+    input: str | list[AnyItem]
     instructions: str | None = None
     previous_response_id: str | None = None
     text: TextConfig | None = None
@@ -122,7 +131,7 @@ class MessageItem(_Item, tag_field="type", tag="message", kw_only=True):
     """What somebody said: a text, or parts of text."""
 
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[dict[str, Any]]
+    content: str | list[AnyPart]
     phase: None = None
 
 
@@ -138,7 +147,7 @@ class FunctionCallOutputItem(_Item, tag_field="type", tag="function_call_output"
     """What the call gave."""
 
     call_id: str
-    output: str | list[dict[str, Any]]
+    output: str | list[AnyPart]
 
 
 Item = MessageItem | FunctionCallItem | FunctionCallOutputItem
