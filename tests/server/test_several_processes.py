@@ -1,11 +1,13 @@
 """``--api-server-count``: several processes serve one port and one engine, and it looks like one."""
 
 import asyncio
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,39 @@ def test_limits_hold_for_all_processes_together(demo: DemoProcess) -> None:
     assert ask(demo, "/v1/completions", prompt="Hello", max_tokens=1).status_code == 200
 
 
+def test_a_response_is_found_whichever_process_is_asked(demo: DemoProcess) -> None:
+    first = ask(demo, "/v1/responses", input="My name is Ada.", max_output_tokens=4).raise_for_status().json()
+    for _ in range(8):
+        assert ask(demo, f"/v1/responses/{first['id']}").json() == first
+        assert ask(demo, f"/v1/responses/{first['id']}", "two").status_code == 404
+        assert httpx.get(f"{demo.url}/v1/responses/{first['id']}").status_code == 401
+        answer = ask(demo, "/v1/responses", input="Hi", previous_response_id=first["id"], max_output_tokens=4)
+        second = answer.raise_for_status().json()
+        items = ask(demo, f"/v1/responses/{second['id']}/input_items").json()["data"]
+        assert len(items) == 3 and second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+        other = ask(demo, "/v1/responses", "two", input="Hi", previous_response_id=first["id"])
+        assert other.status_code == 404
+    # One that runs is followed and ended from anywhere, and a follower that leaves ends nothing.
+    fields = {"input": "Go on.", "max_output_tokens": 1500, "background": True, "stream": True}
+    with httpx.stream("POST", f"{demo.url}/v1/responses", json=fields, headers=key("one"), timeout=20) as stream:
+        events = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+        name = next(events)["response"]["id"]
+    for _ in range(6):
+        with httpx.stream(
+            "GET", f"{demo.url}/v1/responses/{name}?stream=true", headers=key("one"), timeout=20
+        ) as again:
+            numbers = [json.loads(line[6:])["sequence_number"] for line in islice_data(again, 5)]
+        assert numbers == [0, 1, 2, 3, 4]
+    cancelled = httpx.post(f"{demo.url}/v1/responses/{name}/cancel", headers=key("one"), timeout=20).json()
+    assert cancelled["status"] in ("cancelled", "incomplete", "completed")
+    for _ in range(6):
+        assert ask(demo, f"/v1/responses/{name}").json() == cancelled
+
+
+def islice_data(response: httpx.Response, count: int) -> Iterator[str]:
+    return islice((line for line in response.iter_lines() if line.startswith("data: ")), count)
+
+
 def test_the_end_of_the_engine_is_that_of_all(demo: DemoProcess) -> None:
     readers = [StreamReader(demo.url, 1900, headers=key(name)) for name in KEYS for _ in range(2)]
     for reader in readers:
@@ -191,7 +226,7 @@ def test_it_takes_an_engine_of_its_own_process() -> None:
 
 async def test_a_sibling_that_is_not_there_is_left_out(tmp_path: Path) -> None:
     siblings = [Siblings(str(tmp_path), number, 3) for number in range(3)]
-    answers = [{"load": lambda number=number: b"%d" % number} for number in range(3)]
+    answers = [{"load": lambda _, number=number: b"%d" % number} for number in range(3)]
     try:
         await siblings[0].listen(answers[0])
         await siblings[1].listen(answers[1])
@@ -200,7 +235,7 @@ async def test_a_sibling_that_is_not_there_is_left_out(tmp_path: Path) -> None:
         assert await siblings[0].ask_all("what nobody knows") == []
         # One that was killed leaves its socket behind, and its successor takes the name.
         again = Siblings(str(tmp_path), 1, 3)
-        await again.listen({"load": lambda: b"5"})
+        await again.listen({"load": lambda _: b"5"})
         assert await siblings[0].ask_all("load") == [b"5"]
         again.close()
         await asyncio.sleep(0)

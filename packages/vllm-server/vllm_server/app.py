@@ -15,6 +15,7 @@ from vllm_engine.logging import get_logger
 from vllm_server import __version__
 from vllm_server.access.auth import AdminOnly, AuthMiddleware
 from vllm_server.access.cors import with_cors
+from vllm_server.access.handing_on import HandOnMiddleware
 from vllm_server.access.key_limits import KeyLimits
 from vllm_server.access.recording import Observer, RecordMiddleware
 from vllm_server.access.request_id import RequestIdMiddleware
@@ -98,7 +99,8 @@ def build_app(context: ServerContext) -> ASGIApp:
     known = TenantMiddleware(app, limits)
     guarded = AuthMiddleware(known, config.api_key or (), config.admin_api_key or (), config.root_path)
     whole = _recorded(with_cors(RequestIdMiddleware(guarded), config), context)
-    return RootPathMiddleware(whole, config.root_path) if config.root_path else whole
+    whole = RootPathMiddleware(whole, config.root_path) if config.root_path else whole
+    return whole if context.siblings is None else HandOnMiddleware(whole, context.siblings, config.root_path)
 
 
 def _key_limits(context: ServerContext) -> KeyLimits:

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from vllm_engine import envs
 from vllm_engine.errors import InvalidRequest, NotFound, Overloaded
 
@@ -12,7 +14,18 @@ MAX_RESPONSES = 4096
 MAX_BYTES = 256 * 2**20
 """Bounds of the store: how many responses, and how many bytes of JSON."""
 _PREFIX = "resp_"
+ID_OF_PROCESS = rf"{_PREFIX}[0-9a-f]{{32}}p(?P<process>[0-9]{{1,4}})"
+"""Pattern of the ids of responses that one of several processes keeps: they end in its number."""
 _SHOWN_CHARS = 100
+
+
+class SharedResponse(msgspec.Struct, array_like=True):
+    """What another process needs of a response, to go on from it."""
+
+    tenant: str
+    items: bytes
+    body: bytes
+    ended: bool
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,8 +73,16 @@ class ResponseStore:
     A response's id is made here, and only here is it looked for.
     """
 
-    def __init__(self, *, enabled: bool = True, most: int = MAX_RESPONSES, most_bytes: int = MAX_BYTES) -> None:
-        """``enabled``: whether anything is kept at all."""
+    def __init__(
+        self,
+        *,
+        enabled: bool = True,
+        most: int = MAX_RESPONSES,
+        most_bytes: int = MAX_BYTES,
+        process: int | None = None,
+    ) -> None:
+        """``enabled``: whether anything is kept at all. ``process``: number of this one among several."""
+        self._suffix = "" if process is None else f"p{process}"
         self.enabled = enabled
         self._most = most
         self._most_bytes = most_bytes
@@ -70,9 +91,9 @@ class ResponseStore:
         self._bytes = 0
 
     @classmethod
-    def from_environment(cls) -> "ResponseStore":
+    def from_environment(cls, process: int | None = None) -> "ResponseStore":
         """A store, unless ``VLLM_ENABLE_RESPONSES_API_STORE`` says that nothing is kept."""
-        return cls(enabled=envs.get("VLLM_ENABLE_RESPONSES_API_STORE"))
+        return cls(enabled=envs.get("VLLM_ENABLE_RESPONSES_API_STORE"), process=process)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -84,7 +105,7 @@ class ResponseStore:
 
     def new_id(self) -> str:
         """An id for a response."""
-        return f"{_PREFIX}{uuid.uuid4().hex}"
+        return f"{_PREFIX}{uuid.uuid4().hex}{self._suffix}"
 
     def check_enabled(self, field: str) -> None:
         """Raises ``InvalidRequest`` naming ``field``, which asks for what is kept, where nothing is."""
@@ -100,6 +121,13 @@ class ResponseStore:
             shown = shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "..."
             raise NotFound(f"There is no response {shown!r} here; the oldest ones are forgotten.", field=field)
         return kept
+
+    def shared(self, response_id: str) -> bytes:
+        """A response for another process, which must hold it against its tenant; empty when there is none."""
+        kept = self._kept.get(response_id)
+        if kept is None:
+            return b""
+        return msgspec.msgpack.encode(SharedResponse(kept.tenant, kept.items, kept.body, kept.ended))
 
     def add(self, kept: KeptResponse) -> None:
         """Keep a response from now on. Raises ``Overloaded`` when those that run leave no room for one that runs."""

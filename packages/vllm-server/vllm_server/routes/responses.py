@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import time
 from typing import Any
 
@@ -45,7 +46,7 @@ from vllm_server.protocol.responses import (
     TokenCountRequest,
 )
 from vllm_server.protocol.sampling import check_priority
-from vllm_server.response_store import KeptResponse, ResponseStore
+from vllm_server.response_store import ID_OF_PROCESS, KeptResponse, ResponseStore, SharedResponse
 
 router = APIRouter()
 
@@ -64,7 +65,7 @@ async def create_response(raw: Request) -> Response:
     take_label(raw, request.request_id)
     model = context.model_name(request.model)
     _check(request, context)
-    items = items_of(request, _previous(request.previous_response_id, context))
+    items = items_of(request, await _previous(request.previous_response_id, context))
     chat = chat_of(request, items)
     check_priority(chat, context.llm.config.scheduler.scheduling_policy)
     with named_as_in_request(FIELD_NAMES):
@@ -121,7 +122,7 @@ async def count_input_tokens(raw: Request) -> Response:
     request = convert(without_refused(fields, REFUSED_RESPONSES, hints=HINTS_OF_RESPONSES), TokenCountRequest)
     context.model_name(request.model)
     whole = ResponsesRequest(**{name: getattr(request, name) for name in request.__struct_fields__})
-    items = items_of(whole, _previous(request.previous_response_id, context))
+    items = items_of(whole, await _previous(request.previous_response_id, context))
     prompt = await prompt_of(whole, chat_of(whole, items), context)
     return _json(msgspec.json.encode(InputTokens(await token_count(prompt, context))))
 
@@ -214,17 +215,33 @@ def _find(response_id: str, context: ServerContext) -> KeptResponse:
     return context.responses.find(response_id, current_tenant().name)
 
 
-def _previous(response_id: str | None, context: ServerContext) -> KeptResponse | None:
+async def _previous(response_id: str | None, context: ServerContext) -> KeptResponse | None:
     if response_id is None:
         return None
     field = "previous_response_id"
     context.responses.check_enabled(field)
-    kept = context.responses.find(response_id, current_tenant().name, field)
+    kept = await _of_sibling(response_id, context)
+    if kept is None:
+        kept = context.responses.find(response_id, current_tenant().name, field)
     if not kept.ended:
         raise InvalidRequest(f"{field}: that response has not ended", field=field)
     if msgspec.json.decode(kept.body, type=ResponseObject).status not in ("completed", "incomplete"):
         raise InvalidRequest(f"{field}: that response has no answer to go on from", field=field)
     return kept
+
+
+async def _of_sibling(response_id: str, context: ServerContext) -> KeptResponse | None:
+    """A copy of the response that another process of this server keeps for the same tenant, if it does."""
+    found = re.fullmatch(ID_OF_PROCESS, response_id)
+    if found is None or context.siblings is None:
+        return None
+    data = await context.siblings.ask(int(found["process"]), "response", response_id.encode())
+    if not data:
+        return None
+    shared = msgspec.msgpack.decode(data, type=SharedResponse)
+    if shared.tenant != current_tenant().name:
+        return None
+    return KeptResponse(id=response_id, tenant=shared.tenant, items=shared.items, body=shared.body, ended=shared.ended)
 
 
 def _check(request: ResponsesRequest, context: ServerContext) -> None:

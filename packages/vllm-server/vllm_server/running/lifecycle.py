@@ -79,7 +79,7 @@ async def serve(
             # In a thread, because importing takes a third of a second, and the engine's process is launched meanwhile.
             with startup_phase(logger, "web framework", {}):
                 await asyncio.to_thread(importlib.import_module, "vllm_server.running.web")
-            from vllm_server.running.web import ServerContext, build_app, create_server
+            from vllm_server.running.web import ResponseStore, ServerContext, build_app, create_server
 
             if not await first(start, signals.stop.wait()):
                 return 0
@@ -95,6 +95,7 @@ async def serve(
                     tracer=tracer,
                     siblings=None if one is None else one.siblings,
                     counts=None if one is None else one.counts,
+                    responses=ResponseStore.from_environment(None if one is None else one.siblings.own),
                 )
                 server = create_server(
                     build_app(context),
@@ -111,7 +112,11 @@ async def serve(
                 announce(example_of(context), server_config, engine_config, listener, time.perf_counter() - launched)
             else:
                 await one.siblings.listen(
-                    {"metrics": lambda: encode(registry.snapshot()), "load": lambda: b"%d" % len(context.in_flight)}
+                    {
+                        "metrics": lambda _: encode(registry.snapshot()),
+                        "load": lambda _: b"%d" % len(context.in_flight),
+                        "response": lambda response_id: context.responses.shared(response_id.decode()),
+                    }
                 )
                 one.tell_listening(*example_of(context))
             gc.freeze()  # a collection of all objects would stop every stream to go through those of the start again
