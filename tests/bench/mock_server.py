@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -81,6 +80,8 @@ class MockServer:
     def log(self) -> list[Served]:
         """Every request so far, in the order of arrival."""
         tls = ssl._create_unverified_context() if self.url.startswith("https:") else None
+        import urllib.request  # not for the server, which starts sooner without it
+
         with urllib.request.urlopen(f"{self.url}/log", context=tls) as answer:
             return [Served(**served) for served in json.load(answer)]
 
@@ -90,14 +91,18 @@ def running(plans: Sequence[Plan], *options: str) -> Iterator[MockServer]:
     """A server that answers request ``i`` by plan ``i % len(plans)``, until the block ends."""
     arguments = ["--plans", json.dumps([asdict(plan) for plan in plans]), *options]
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-I", "-S", str(Path(__file__)), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         scheme = "https" if "--certificate" in options else "http"
         yield MockServer(f"{scheme}://127.0.0.1:{int(process.stdout.readline())}")
     finally:
-        process.stdin.close()  # the word to end
+        process.kill()  # it has nothing to bring into order
         process.wait(10)
+        process.stdin.close()
         process.stdout.close()
 
 
