@@ -4,11 +4,13 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.server.batch_folder import Folder, line, start
 from tests.server.conftest import make_client, make_context, running
 from tests.server.fake_llm import FakeLLM, letters
 from tests.server.test_disconnect import ABORTED_WITHIN, send, until
@@ -145,6 +147,17 @@ async def test_without_a_store_nothing_is_kept_and_what_needs_it_is_refused(
             assert (response.status_code, response.json()["error"]["param"]) == (400, name)
             assert "VLLM_ENABLE_RESPONSES_API_STORE" in response.json()["error"]["message"]
     assert len(context.responses) == 0
+
+
+def test_a_batch_keeps_nothing_and_answers_all_the_same(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    body = {"input": "hi", "max_output_tokens": 2}
+    folder.write(line("a", url=ROUTE, **body), line("b", url=ROUTE, **body, background=True))
+    done = start(*folder.flags)
+    assert "2 requests, 1 failed" in done.communicate(timeout=30)[0]
+    good, bad = (result["response"] for result in folder.results())
+    assert (good["body"]["output"][0]["content"][0]["text"], good["body"]["store"]) == ("ab", False)
+    assert (bad["status_code"], bad["body"]["error"]["param"]) == (400, "background")
 
 
 async def test_a_hostile_id_is_just_unknown(client: httpx.AsyncClient) -> None:

@@ -110,7 +110,7 @@ class ResponseStore:
     def check_enabled(self, field: str) -> None:
         """Raises ``InvalidRequest`` naming ``field``, which asks for what is kept, where nothing is."""
         if not self.enabled:
-            reason = "this server keeps no answers (VLLM_ENABLE_RESPONSES_API_STORE=0)"
+            reason = "no answers are kept here (for servers, VLLM_ENABLE_RESPONSES_API_STORE decides that)"
             raise InvalidRequest(f"{field} is not supported: {reason}", field=field)
 
     def find(self, response_id: str, tenant: str, field: str = "response_id") -> KeptResponse:

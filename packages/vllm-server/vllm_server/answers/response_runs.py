@@ -13,6 +13,7 @@ from vllm_server.errors import ShuttingDown, error_body
 from vllm_server.in_flight import InFlight
 from vllm_server.protocol.responses import ErrorEvent
 from vllm_server.response_store import KeptResponse, ResponseStore
+from vllm_server.telemetry.request_record import current_record
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ async def streamed(
     except Exception as error:
         if not begun:
             raise
+        current_record().fail(error)
         _log_unexpected(error)
         last = answer.fail(error)
     finally:

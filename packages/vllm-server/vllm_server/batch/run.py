@@ -154,9 +154,16 @@ class _Run:
         from vllm_server.batch.progress import BatchProgress
         from vllm_server.batch.work import BatchWork
         from vllm_server.context import ServerContext
+        from vllm_server.response_store import ResponseStore
 
-        settings = server_config(self._config)
-        context = ServerContext(llm=llm, config=settings, chat_template=chat_template, registry=registry, tracer=tracer)
+        context = ServerContext(
+            llm=llm,
+            config=server_config(self._config),
+            chat_template=chat_template,
+            registry=registry,
+            tracer=tracer,
+            responses=ResponseStore(enabled=False),  # nobody can ask for them
+        )
         in_flight = self._config.max_inflight
         if in_flight is None:
             max_num_seqs = llm.config.scheduler.max_num_seqs
