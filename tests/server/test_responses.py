@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.server.batch_folder import Folder, line, start
 from tests.server.conftest import make_client, make_context, running
 from tests.server.fake_llm import FakeLLM, letters
+from tests.server.process import Process
 from tests.server.test_disconnect import ABORTED_WITHIN, send, until
 from vllm_engine.errors import EngineDead, Overloaded
 from vllm_server.app import build_app
@@ -410,3 +412,17 @@ async def test_the_page_describes_it(client: httpx.AsyncClient) -> None:
         assert "properties" in schemas[answer]
         assert ("requestBody" in item) == (method == "post" and not path.endswith("cancel"))
     assert set(schemas["ResponsesRequest"]["properties"]) == set(ResponsesRequest.__struct_fields__)
+
+
+# ---- the process ----
+
+
+@pytest.mark.parametrize(("seconds", "aborted"), [("5", 0), ("0", 1)])
+def test_a_signal_lets_the_background_finish_in_its_time(processes: list[Process], seconds: str, aborted: int) -> None:
+    process = Process("--shutdown-timeout", seconds, delay=0.03)
+    processes.append(process)
+    made = httpx.post(f"{process.url}{ROUTE}", json={"input": "hi", "max_output_tokens": 20, "background": True})
+    assert made.json()["status"] in ("queued", "in_progress")
+    process.signal(signal.SIGTERM)
+    assert process.end() == 0
+    assert f"engine closed, running=0, aborted={aborted}" in process.lines
