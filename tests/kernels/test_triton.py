@@ -13,7 +13,9 @@ from vllm_kernels.backend import use_face
 from vllm_kernels.ops.activation import silu_and_mul
 from vllm_kernels.ops.cache import allocate_kv_cache, write_kv
 from vllm_kernels.ops.embedding import embedding
+from vllm_kernels.ops.linear import fill, linear
 from vllm_kernels.ops.norm import fused_add_rms_norm, rms_norm
+from vllm_kernels.ops.quantization import new_weight
 from vllm_kernels.ops.rotary import rope_and_cache
 
 pytest.importorskip("triton")
@@ -97,6 +99,11 @@ def test_what_is_launched_is_what_is_compiled_ahead():
             k_norm=norm,
             norm_eps=1e-6,
         )
+        for bits, group_size, activation_bits in ((8, None, 8), (4, 128, None)):
+            scheme = {"bits": bits, "group_size": group_size, "activation_bits": activation_bits}
+            weight = new_weight(1024, 2048, dtype, **scheme)
+            fill(weight, torch.randn(1024, 2048))
+            linear(torch.randn(3, 2048, dtype=dtype), weight, residual=torch.randn(3, 1024, dtype=dtype))
         write_kv(torch.randn(3, 8, 128, dtype=dtype), torch.randn(3, 8, 128, dtype=dtype), step.cache, torch.arange(3))
     seen = set()
     for kernel, configuration in launches:

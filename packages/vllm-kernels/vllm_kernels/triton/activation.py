@@ -68,13 +68,18 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     return _plain(x, "relu") if x.dtype in FLOATS else eager.relu(x)
 
 
-def _gated(x: torch.Tensor, kind: str) -> torch.Tensor:
+def gated_by(x: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
+    """``activate(x[..., :d]) * x[..., d:]`` in another type than that of ``x``: one of ``FLOATS`` both."""
     x = x.contiguous()
     width = x.shape[-1] // 2
-    out = x.new_empty(*x.shape[:-1], width)
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
     rows = out.numel() // width if width else 0
     gated.launch((rows, triton.cdiv(width, BLOCK)), x, out, WIDTH=width, BLOCK=BLOCK, KIND=kind)
     return out
+
+
+def _gated(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return gated_by(x, kind, x.dtype)
 
 
 def _plain(x: torch.Tensor, kind: str) -> torch.Tensor:

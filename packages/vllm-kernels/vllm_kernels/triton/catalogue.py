@@ -1,6 +1,6 @@
 """All Triton kernels of this wheel."""
 
-from vllm_kernels.triton import activation, attention, cache, embedding, norm, rotary
+from vllm_kernels.triton import activation, attention, cache, embedding, norm, quantized_product, rotary
 from vllm_kernels.triton.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
@@ -12,4 +12,8 @@ KERNELS: tuple[Kernel, ...] = (
     rotary.rope,
     attention.attend,
     attention.merge,
+    quantized_product.rounding,
+    quantized_product.product,
+    quantized_product.rounded_product,
+    quantized_product.add_parts,
 )
