@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from tests.bench.workload_items import items_of, options_of
+from tests.bench.workload_items import items_of, options_of, rendered
 from vllm_bench.workload.item import Messages
 from vllm_bench.workload.tokenizer_text import TokenizerText
 from vllm_cli.command import CommandError
@@ -39,6 +39,26 @@ def custom(folder: Path, *lines: dict) -> list[str]:
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return ["--dataset-name", "custom", "--dataset-path", str(path)]
+
+
+def test_questions_of_spec_bench_are_those_of_its_category(tmp_path):
+    path = tmp_path / "question.jsonl"
+    lines = [
+        {"question_id": n, "category": ("writing", "math")[n % 2], "turns": [f"first {n}", "second"]} for n in range(6)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--dataset-name", "spec_bench", "--dataset-path", path, "--disable-shuffle", "--no-oversample"]
+    items = items_of(*options, "--skip-chat-template")
+    assert [(item.prompt, item.output_len) for item in items] == [(f"first {n}", 256) for n in range(6)]
+    items = items_of(*options, "--spec-bench-category", "math", "--spec-bench-output-len", 9)
+    assert [(item.prompt, item.output_len) for item in items] == [
+        (rendered(Messages([{"role": "user", "content": f"first {n}"}])), 9) for n in (1, 3, 5)
+    ]
+    with pytest.raises(CommandError, match=r"--spec-bench-category maths: .* has writing, math"):
+        items_of(*options, "--spec-bench-category", "maths")
+    path.write_text('{"category": "math", "turns": []}\n')
+    with pytest.raises(CommandError, match=r"question\.jsonl, line 1: 'turns'"):
+        items_of(*options)
 
 
 @pytest.mark.parametrize("lines", [False, True])

@@ -66,6 +66,30 @@ def late(log: list[Served], moments: list[float]) -> float:
     return float(errors.max() - errors.min()) / 2
 
 
+def test_each_request_names_an_adapter_and_a_conversation_keeps_its_own(files: Path):
+    names = ["a", "b", "c"]
+    options = ["--num-prompts", 40, "--input-len", 4, "--lora-modules", *names]
+    in_turn = bodies_of(*options, "--lora-assignment", "round-robin")
+    assert [json.loads(body)["model"] for body in in_turn] == [names[number % 3] for number in range(40)]
+    drawn = [json.loads(body)["model"] for body in bodies_of(*options)]
+    assert set(drawn) == set(names) and drawn != sorted(drawn)
+    assert drawn == [json.loads(body)["model"] for body in bodies_of(*options)]
+    # The prompts are those of a run without adapters.
+    plain = [json.loads(body)["prompt"] for body in bodies_of(*options[:4])]
+    assert [json.loads(body)["prompt"] for body in in_turn] == plain
+    talks = ["--dataset-name", "multi_turn", "--dataset-path", files / "multi_turn", "--backend", "openai-chat"]
+    bodies = [json.loads(body) for body in bodies_of(*talks, "--num-prompts", 12, "--lora-modules", *names)]
+    of_talk: dict[str, set[str]] = {}
+    for body in bodies:
+        of_talk.setdefault(str(body["messages"][0]), set()).add(body["model"])
+    assert len(bodies) == 24 and all(len(models) == 1 for models in of_talk.values())
+
+
+def test_an_assignment_without_adapters_is_refused(capsys):
+    assert main(["bench", "serve", "--lora-assignment", "round-robin"]) == 2
+    assert "--lora-assignment needs --lora-modules" in capsys.readouterr().err
+
+
 def test_the_server_sees_the_moments_of_a_trace(files: Path):
     options = ["--dataset-name", "timed_trace", "--dataset-path", str(files / "timed_trace"), "--self-timed"]
     worst = []

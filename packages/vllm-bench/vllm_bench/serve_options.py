@@ -8,7 +8,7 @@ from pathlib import Path
 from vllm_bench import endpoints, option_types
 from vllm_bench.endpoints import ENDPOINTS
 from vllm_bench.result.options import add_result_arguments, check_result_options
-from vllm_bench.workload import trace_options
+from vllm_bench.workload import adapters, trace_options
 from vllm_bench.workload.dataset import add_dataset_arguments
 from vllm_bench.workload.ramp_up import STRATEGIES, RampUp
 from vllm_cli.command import CommandError
@@ -71,6 +71,7 @@ def check(options: Namespace) -> None:
     if options.tokenizer is not None and options.skip_tokenizer_init:
         raise CommandError("--skip-tokenizer-init: there is a --tokenizer", exit_code=2)
     trace_options.check(options)
+    adapters.check(options)
     check_result_options(options)
     scheduled = RampUp.of(options) is not None or options.request_rate != float("inf") or options.self_timed
     if options.duration is not None and options.max_concurrency is None and not scheduled:
@@ -216,6 +217,7 @@ def _add_workload(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--output-len", type=positive_integer, metavar="TOKENS", help="most of an answer (default: the dataset's)"
     )
+    adapters.add_arguments(group)
     add_dataset_arguments(group)
 
 

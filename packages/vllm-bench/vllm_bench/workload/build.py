@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vllm_bench.workload import dataset
+from vllm_bench.workload.adapters import with_adapters
 from vllm_bench.workload.arrivals import offsets, ramped
 from vllm_bench.workload.batches import num_requests
 from vllm_bench.workload.chat_template import Render, renderer, sends_text, templated
@@ -32,6 +33,7 @@ def build(options: Namespace, text: TextSource, render: Render) -> tuple[list[Wo
     count = num_requests(options)
     name = options.dataset_name if options.prompt_file is None else "prompt-file"
     items = dataset.load(name).items(options, text, generator(options.seed, "prompts"))
+    items = with_adapters(items, options)
     if sends_text(options.backend):
         items = templated(items, renderer(options.tokenizer, render))
     # The moments of a trace are its items' own; the others' are None then.

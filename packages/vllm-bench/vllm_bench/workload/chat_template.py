@@ -1,6 +1,7 @@
 """Conversations for APIs that take texts: they are put into the model's chat template before the run."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -19,6 +20,13 @@ where nobody can tell."""
 def sends_text(backend: str) -> bool:
     """Whether the API of ``--backend`` carries a text as it is: it applies no chat template itself."""
     return backend in ("openai", "vllm")
+
+
+def as_question(prompt: str, options: Namespace) -> str | Messages:
+    """A prompt of a file: a user's message where the API applies no template, unless ``--skip-chat-template``."""
+    if sends_text(options.backend) and not options.skip_chat_template:
+        return Messages([{"role": "user", "content": prompt}])
+    return prompt
 
 
 def renderer(tokenizer: Path | None, server: Render) -> Render:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vllm_bench.workload import file_options
-from vllm_bench.workload.chat_template import sends_text
+from vllm_bench.workload.chat_template import as_question
 from vllm_bench.workload.item import Messages, WorkItem
 from vllm_bench.workload.json_entries import Entry, read_lines
 from vllm_bench.workload.text import TextSource
@@ -45,10 +45,7 @@ def _prompt(entry: Entry, options: Namespace) -> str | Messages:
         if not messages or not all(isinstance(message.get("role"), str) for message in messages):
             raise entry.wrong("'messages' needs at least one, and a 'role' in each")
         return Messages(messages)
-    prompt = entry.text("prompt")
-    if sends_text(options.backend) and not options.skip_chat_template:
-        return Messages([{"role": "user", "content": prompt}])
-    return prompt
+    return as_question(entry.text("prompt"), options)
 
 
 def _answer_len(entry: Entry, options: Namespace) -> int:

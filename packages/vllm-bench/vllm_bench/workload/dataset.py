@@ -21,6 +21,7 @@ DATASETS = {
     "prefix_repetition": "vllm_bench.workload.prefix_repetition",
     "burstgpt": "vllm_bench.workload.burstgpt",
     "timed_trace": "vllm_bench.workload.timed_trace",
+    "spec_bench": "vllm_bench.workload.spec_bench",
     "multi_turn": "vllm_bench.workload.multi_turn",
 }
 """Name of a dataset -> the module that holds its ``DATASET``."""

@@ -31,8 +31,8 @@ def add_arguments(parser: ArgumentParser | _ArgumentGroup) -> None:
     parser.add_argument(
         "--skip-chat-template",
         action="store_true",
-        help="custom, with --backend openai or vllm: send a prompt as it is (default: as a user's message, in the chat "
-        "template of --tokenizer's folder, else of the server's /tokenize)",
+        help="custom, spec_bench, with --backend openai or vllm: send a prompt as it is (default: as a user's message, "
+        "in the chat template of --tokenizer's folder, else of the server's /tokenize)",
     )
 
 
