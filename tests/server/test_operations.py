@@ -6,27 +6,75 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from tests.server.demo_process import DemoProcess, StreamReader, until
 
-
-@pytest.fixture
-def started() -> Iterator[list[DemoProcess]]:
-    processes: list[DemoProcess] = []
-    yield processes
-    for process in processes:
-        process.clean_up()
+HEAVY, LIGHT = {"x-api-key": "heavy"}, {"x-api-key": "light"}
+WITH_USAGE = {"include_usage": True}
 
 
-def test_health_follows_a_stopped_and_a_saturated_engine(started: list[DemoProcess], tmp_path: Path) -> None:
-    started.append(demo := DemoProcess(tmp_path, "--max-num-seqs", "4"))
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
+    """Runs four requests, and lets eight wait. Two tests use it: the second one ends it."""
+    flags = ["--max-num-seqs", "4", "--max-num-queued-reqs", "8", "--scheduling-policy", "fair"]
+    demo = DemoProcess(tmp_path_factory.mktemp("busy"), *flags, "--api-key", "heavy", "light")
+    yield demo
+    demo.clean_up()
+
+
+@pytest.fixture(scope="module")
+def to_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[DemoProcess]]]:
+    """Two servers that have time for what runs when they are told to stop. They start while another test waits."""
+    with ThreadPoolExecutor() as pool:
+        flags = ["--shutdown-timeout", "60"]
+        demos = [pool.submit(DemoProcess, tmp_path_factory.mktemp(name), *flags) for name in ("first", "second")]
+        yield demos.copy()
+    for demo in demos:
+        demo.result().clean_up()
+
+
+def is_whole(reader: StreamReader) -> bool:
+    """Whether a stream brought all its 400 tokens. A client that is late may get several in a chunk."""
+    usage = json.loads(reader.lines[-2].removeprefix("data: "))["usage"]
+    return bool(usage["completion_tokens"] == 400 and reader.lines[-1] == "data: [DONE]")
+
+
+def test_a_flood_is_shed_in_milliseconds_and_takes_nothing_from_others(busy: DemoProcess) -> None:
+    demo = busy
+    readers = [StreamReader(demo.url, 1900, headers=HEAVY) for _ in range(12)]
+    until(lambda: sum(reader.begun.is_set() for reader in readers) >= 4, 20)
+    body = {"prompt": "Hello", "max_tokens": 1}
+    with httpx.Client() as client:
+        refused, taken = [], []
+        for _ in range(10):  # fewer than the flood's first requests need to end, even on a busy machine
+            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=HEAVY)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            refused.append(answer.elapsed.total_seconds())
+            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=LIGHT, timeout=20)
+            assert answer.status_code == 200
+            taken.append(answer.elapsed.total_seconds())
+        metrics = client.get(f"{demo.url}/metrics", headers=LIGHT).text
+    # Medians, as this machine does other things, too. A place of the flood becomes free only after a second or so.
+    assert statistics.median(refused) < 0.02
+    assert statistics.median(taken) < 0.3
+    assert not any(reader.lines and reader.lines[-1] == "data: [DONE]" for reader in readers[-4:])
+    assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 10.0' in metrics
+    for reader in readers:
+        reader.close()
+    for reader in readers:
+        reader.join(20)
+
+
+def test_health_follows_a_stopped_and_a_saturated_engine(busy: DemoProcess, to_end: list[Future[DemoProcess]]) -> None:
+    demo = busy
     assert [demo.status(path) for path in ("/livez", "/readyz", "/health")] == [200, 200, 200]
     # Many more requests than it can run at once: it is ready all the time.
-    readers = [StreamReader(demo.url, 400) for _ in range(12)]
+    readers = [StreamReader(demo.url, 400, headers=HEAVY, stream_options=WITH_USAGE) for _ in range(12)]
     assert readers[0].begun.wait(20)
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
@@ -42,7 +90,7 @@ def test_health_follows_a_stopped_and_a_saturated_engine(started: list[DemoProce
     until(lambda: demo.status("/readyz") == demo.status("/health") == 200, 3)
     for reader in readers:
         reader.join(60)
-        assert len(reader.lines) == 401 and reader.lines[-1] == "data: [DONE]"
+        assert is_whole(reader)
     until(lambda: "the engine makes progress again" in demo.log.read_text(), 3)
     log = demo.log.read_text()
     assert log.count("the engine has made no progress") == log.count("the engine makes progress again") == 1
@@ -61,9 +109,9 @@ def test_health_follows_a_stopped_and_a_saturated_engine(started: list[DemoProce
     until(lambda: not demo.left_over(), 5)
 
 
-def test_a_signal_drains_and_nothing_is_left(started: list[DemoProcess], tmp_path: Path) -> None:
-    started.append(demo := DemoProcess(tmp_path, "--shutdown-timeout", "30"))
-    readers = [StreamReader(demo.url, 400) for _ in range(6)]
+def test_a_signal_drains_and_nothing_is_left(to_end: list[Future[DemoProcess]]) -> None:
+    demo = to_end.pop().result()
+    readers = [StreamReader(demo.url, 400, stream_options=WITH_USAGE) for _ in range(6)]
     for reader in readers:
         assert reader.begun.wait(20)
     demo.process.send_signal(signal.SIGTERM)
@@ -72,15 +120,15 @@ def test_a_signal_drains_and_nothing_is_left(started: list[DemoProcess], tmp_pat
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
     for reader in readers:
         reader.join(30)
-        assert len(reader.lines) == 401 and reader.lines[-1] == "data: [DONE]"
+        assert is_whole(reader)
     assert demo.process.wait(5) == 0
     until(lambda: not demo.left_over(), 5)
 
 
 def test_a_second_signal_ends_streams_with_an_error_even_when_the_engine_hears_nothing(
-    started: list[DemoProcess], tmp_path: Path
+    to_end: list[Future[DemoProcess]],
 ) -> None:
-    started.append(demo := DemoProcess(tmp_path, "--shutdown-timeout", "60"))
+    demo = to_end.pop().result()
     readers = [StreamReader(demo.url, 1900) for _ in range(3)]
     for reader in readers:
         assert reader.begun.wait(20)
@@ -94,34 +142,3 @@ def test_a_second_signal_ends_streams_with_an_error_even_when_the_engine_hears_n
         reader.join(5)
         assert json.loads(reader.lines[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert not reader.broken
-
-
-def test_a_flood_is_shed_in_milliseconds_and_takes_nothing_from_others(
-    started: list[DemoProcess], tmp_path: Path
-) -> None:
-    flags = ["--max-num-seqs", "4", "--max-num-queued-reqs", "8", "--scheduling-policy", "fair"]
-    started.append(demo := DemoProcess(tmp_path, *flags, "--api-key", "heavy", "light"))
-    heavy, light = {"x-api-key": "heavy"}, {"x-api-key": "light"}
-    readers = [StreamReader(demo.url, 1900, headers=heavy) for _ in range(12)]
-    until(lambda: sum(reader.begun.is_set() for reader in readers) >= 4, 20)
-    body = {"prompt": "Hello", "max_tokens": 1}
-    with httpx.Client() as client:
-        refused, taken = [], []
-        for _ in range(10):  # fewer than the flood's first requests need to end, even on a busy machine
-            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=heavy)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
-            assert 1 <= int(answer.headers["retry-after"]) <= 60
-            refused.append(answer.elapsed.total_seconds())
-            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=light, timeout=20)
-            assert answer.status_code == 200
-            taken.append(answer.elapsed.total_seconds())
-        metrics = client.get(f"{demo.url}/metrics", headers=light).text
-    # Medians, as this machine does other things, too. A place of the flood becomes free only after a second or so.
-    assert statistics.median(refused) < 0.02
-    assert statistics.median(taken) < 0.3
-    assert not any(reader.lines and reader.lines[-1] == "data: [DONE]" for reader in readers[-4:])
-    assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 10.0' in metrics
-    demo.process.send_signal(signal.SIGTERM)
-    assert demo.process.wait(5) == 0
-    for reader in readers:
-        reader.join(5)
