@@ -99,6 +99,9 @@ HUGE: dict[str, bytes] = {
     "100,000 lists": b"[" + b",".join([b"[1]"] * 100_000) + b"]",
     "100,000 objects": b"[" + b",".join([b'{"role":"user","content":"a"}'] * 100_000) + b"]",
     "100,000 keys": b"{" + b",".join(b'"%d":1' % number for number in range(100_000)) + b"}",
+    "100,000 large exponents": b"[" + b",".join([b"1e307"] * 100_000) + b"]",
+    "100,000 small exponents": b"[" + b",".join([b"-9.9E-0307"] * 100_000) + b"]",
+    "a million exponents": b"[" + b",".join([b"1e23"] * 1_000_000) + b"]",
     "millions of lists": b"[" + b"[]," * 3_000_000 + b"[]]",
     "millions of objects": b"[" + b'{"a":1},' * 3_000_000 + b"{}]",
 }

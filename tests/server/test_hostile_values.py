@@ -9,8 +9,10 @@ import pytest
 
 from tests.server.conftest import make_client, make_context
 from tests.server.fake_llm import FakeLLM
-from tests.server.hostile import LARGE, LEAK, NO_JSON, SMALL, Request, requests
+from tests.server.hostile import HUGE, LARGE, LEAK, NO_JSON, SMALL, Request, requests
+from vllm_engine.errors import InvalidRequest
 from vllm_server.app import build_app
+from vllm_server.json_body import parse_object
 
 SECONDS = 2.0
 """Within which any of these is answered, on a slow machine too."""
@@ -98,3 +100,26 @@ async def test_what_is_no_json_is_refused_wherever_it_stands(app: Any) -> None:
 
 async def test_each_large_value_in_each_field_is_answered_or_refused(app: Any) -> None:
     await ask_all(app, LARGE)
+
+
+@pytest.mark.parametrize("name", [name for name in HUGE if "exponents" in name or "millions" in name])
+def test_what_takes_long_to_read_is_not_read(name: str) -> None:
+    body = b'{"prompt": "a", "logprobs": ' + HUGE[name] + b"}"
+    with pytest.raises(InvalidRequest, match=r"numbers with exponents|lists and objects"):
+        parse_object(body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e307, 1e308] " * 900,  # as many as may be
+        "5e-05, 1e-06, " * 10_000,
+        "3e1 e307, 0x1e307x 1e307.. " * 20_000,
+        "1e23, " * 20_000,
+        "ab12e345cd" * 50_000,
+    ],
+)
+def test_texts_and_ordinary_numbers_are_read(text: str) -> None:
+    assert parse_object(json.dumps({"prompt": text}).encode())["prompt"] == text
+    ordinary = {str(token): 1e-5 * token for token in range(5000)}
+    assert parse_object(json.dumps({"logit_bias": ordinary}).encode())["logit_bias"] == ordinary

@@ -15,6 +15,13 @@ MAX_BODY_BYTES = 64 * 2**20
 MAX_CONTAINERS = 1_000_000
 """Lists and objects in a body, brackets within its texts included: each takes up to thirty times the memory of its
 bytes, and time of the event loop to make and to collect."""
+MAX_EXPONENTS = 50_000
+MAX_LARGE_EXPONENTS = 2000
+"""Numbers such as 1e23, and such as 1e307: to find the nearest float may take 3 us for one of the former, and 30 us for
+one of the latter, so that each megabyte of them would hold up everybody for seconds."""
+_SHAPE = bytes.maketrans(b"0123456789E-+,]} \t\r\n", b"0000000000e++,,,,,,,")
+_LARGE_EXPONENTS = (b"0e000,", b"0e+000,", b"0e0000", b"0e+0000")
+_EXPONENTS = (b"0e00,", b"0e+00,")
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _ITEM = re.compile(r"(?P<name>\w+)(?:\[[^\]]*\])+")  # an item of a list or mapping in the request itself
@@ -50,6 +57,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     if len(body) > MAX_CONTAINERS and body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
         raise InvalidRequest(f"The JSON of the body has more than {MAX_CONTAINERS} lists and objects.")
+    if _has_slow_numbers(body):
+        raise InvalidRequest("The JSON of the body has too many numbers with exponents.")
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -63,6 +72,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return value
+
+
+def _has_slow_numbers(body: bytes) -> bool:
+    """Whether it would take long to read the floats in ``body``. Most bodies are too short to look into."""
+    if len(body) < 5 * MAX_LARGE_EXPONENTS:
+        return False
+    shape = body.translate(_SHAPE)  # this and counting are many times as fast as an expression
+    if shape.count(b"0e00") + shape.count(b"0e+00") <= MAX_LARGE_EXPONENTS:
+        return False
+    return (
+        sum(map(shape.count, _LARGE_EXPONENTS)) > MAX_LARGE_EXPONENTS
+        or sum(map(shape.count, _EXPONENTS)) > MAX_EXPONENTS
+    )
 
 
 def convert(value: Any, kind: type[T]) -> T:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_server.prompts.conversation import MAX_MESSAGES
 from vllm_server.protocol.chat import ChatRequest, Function, FunctionCall, Message, Tool, ToolCall
 from vllm_server.protocol.messages import (
     ContentBlock,
@@ -43,6 +44,8 @@ def chat_request_of(request: CountTokensRequest) -> ChatRequest:
     """
     if not request.messages:
         raise InvalidRequest("messages must not be empty", field="messages")
+    if len(request.messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"messages takes at most {MAX_MESSAGES} messages", field="messages")
     _check_settings(request)
     try:
         messages = [*_system(request.system), *_messages(request.messages)]
