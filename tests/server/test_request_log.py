@@ -109,6 +109,22 @@ async def test_a_client_that_goes_away_is_seen_in_the_log() -> None:
     assert 0 < entry["generated_tokens"] < 300
 
 
+async def test_what_a_client_that_goes_away_waited_for_is_counted() -> None:
+    llm = logging_llm()
+    llm.delay = 0.01
+    with written(JsonFormatter()) as lines, running(make_context(llm)) as url:
+        async with httpx.AsyncClient() as client:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 300}, timeout=0.3)
+            for _ in range(100):
+                if ended := [line for line in lines if '"event": "request"' in line]:
+                    break
+                await client.get(f"{url}/livez")
+    entry = json.loads(ended[0])
+    assert (entry["status"], entry["complete"], entry["prompt_tokens"]) == (499, False, 2)
+    assert 0 < entry["generated_tokens"] < 300
+
+
 async def test_without_the_flag_no_request_is_logged() -> None:
     with written(LineFormatter("%(message)s")) as lines:
         async with make_client(build_app(make_context(FakeLLM()))) as client:

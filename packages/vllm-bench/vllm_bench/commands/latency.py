@@ -43,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--num-iters", type=positive_integer, default=30, metavar="N", help="measured runs (default: %(default)s)"
     )
-    group.add_argument("--profile", action="store_true", help="refused: the engine cannot be profiled from outside")
+    group.add_argument("--profile", action="store_true", help="refused: profile a server, by --profiler-config")
     group.add_argument("--output-json", type=Path, metavar="FILE", help="also write the figures to a file")
     group.add_argument("--disable-detokenize", action="store_true", help="do not turn tokens into text")
     mark_common(parser, ("--input-len", "--output-len", "--batch-size", "--num-iters", "--output-json"))

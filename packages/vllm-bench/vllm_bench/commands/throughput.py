@@ -59,7 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--n", type=positive_integer, default=1, metavar="N", help="answers to each prompt (default: %(default)s)"
     )
     group.add_argument("--disable-detokenize", action="store_true", help="do not turn tokens into text")
-    group.add_argument("--profile", action="store_true", help="refused: the engine cannot be profiled from outside")
+    group.add_argument("--profile", action="store_true", help="refused: profile a server, by --profiler-config")
     group.add_argument("--output-json", type=Path, metavar="FILE", help="also write the figures to a file")
 
     workload = parser.add_argument_group(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _WHEELS = ("vllm_server", "vllm_engine", "vllm_kernels")
 
-NOT_PROFILED = "this version cannot be profiled from outside; tools/profile_kernels.py in a checkout tells the kernels"
+NOT_PROFILED = "a benchmark is not profiled; `vllm serve` and LLM are, by --profiler-config and /start_profile"
 """Why ``--profile`` is refused."""
 
 

@@ -26,7 +26,9 @@ class RequestLog:
         label, params = repr(request.request_id)[1:-1], repr(request.params)
         if len(params) > MAX_PARAMS_CHARS:
             params = params[:MAX_PARAMS_CHARS] + "..."
-        logger.info("request %s: %d prompt tokens, %s", label, len(request.prompt_token_ids), params)
+        num_tokens = len(request.prompt_token_ids)
+        fields = {"event": "request_begins", "response_id": request.request_id, "prompt_tokens": num_tokens}
+        logger.info("request %s: %d prompt tokens, %s", label, num_tokens, params, extra={"fields": fields})
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
                 "request %s: prompt %s, token ids %s",

@@ -12,6 +12,10 @@ from vllm_server.telemetry.request_record import OutputListener, RequestRecord, 
 logger = get_logger(__name__)
 
 
+CLIENT_GONE = 499
+"""The status of an answer that nobody is there to read."""
+
+
 class Observer(Protocol):
     """Somebody who is told of requests. Called in the event loop: must be quick."""
 
@@ -59,7 +63,7 @@ class RecordMiddleware:
                     message["headers"] = [*message.get("headers", ()), (b"traceresponse", record.trace_response)]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                record.complete = True
+                record.complete = record.status != CLIENT_GONE
             record.num_bytes += len(message.get("body", b""))
 
         token = enter_record(record)

@@ -66,6 +66,13 @@ class Generation:
         return [final[index] for index in range(len(self.prompts))]
 
     def _start(self, index: int, meter: TokenMeter) -> AsyncGenerator[RequestOutput, None]:
+        record = current_record()
+
+        def abandoned(rest: RequestOutput) -> None:
+            """A client that goes away has had this computed all the same."""
+            meter.count(index, rest, self.params.output_kind)
+            record.take(index, rest, self.params.output_kind)
+
         prompt = self.prompts[index]
         request_id = self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{index}"
         return self.llm.generate(
@@ -76,8 +83,7 @@ class Generation:
             cache_salt=self.cache_salt,
             tenant=current_tenant().name,
             on_accepted=self.on_accepted,
-            # A client that goes away has had this computed all the same.
-            on_abandoned=lambda rest: meter.count(index, rest, self.params.output_kind),
+            on_abandoned=abandoned,
         )
 
     async def _of_one(self, meter: TokenMeter) -> AsyncGenerator[tuple[int, RequestOutput], None]:
