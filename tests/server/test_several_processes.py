@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -176,30 +177,30 @@ def test_a_killed_process_costs_its_own_requests_only_and_a_signal_drains_all(
 ) -> None:
     flags = ("--api-server-count", "2", "--max-num-seqs", "16", "--shutdown-timeout", "30")
     started.append(demo := DemoProcess(tmp_path, *flags))
-    readers = [StreamReader(demo.url, 900) for _ in range(8)]
+    readers = [StreamReader(demo.url, 700) for _ in range(12)]
     for reader in readers:
         assert reader.begun.wait(20)
     victim = demo.api_processes[0]
     victim.kill()
     until(lambda: sum(reader.broken for reader in readers) > 0, 5)
-    # The engine drops what nobody waits for any more; the others end as they would have.
+    time.sleep(0.2)  # and with it all of its connections
     rest = [reader for reader in readers if not reader.broken]
-    until(
-        lambda: metric(httpx.get(f"{demo.url}/metrics", timeout=20).text, "vllm:num_requests_running") <= len(rest), 5
-    )
+    # The engine drops what nobody waits for any more; the others end as they would have.
+    url = f"{demo.url}/metrics"
+    until(lambda: metric(httpx.get(url, timeout=20).text, "vllm:num_requests_running") <= len(rest), 5)
     until(lambda: "API process 0 is there again" in demo.log.read_text(), 20)
     children = psutil.Process(demo.process.pid).children()
     fresh = [child for child in children if "vllm_server.running.api_process" in child.cmdline()]
     assert len(fresh) == 2 and victim not in fresh
     demo.api_processes += fresh
-    readers = [StreamReader(demo.url, 300) for _ in range(4)]
+    readers = [StreamReader(demo.url, 600) for _ in range(4)]
     for reader in readers:
         assert reader.begun.wait(20)
     demo.process.send_signal(signal.SIGTERM)
     answers = []
     while any(reader.is_alive() for reader in readers) and len(answers) < 8:
         answers.append(httpx.post(f"{demo.url}/v1/completions", json={"prompt": "Hello"}).status_code)
-    assert set(answers[1:]) == {503}
+    assert set(answers) <= {200, 503} and answers[-1] == 503
     for reader in [*rest, *readers]:
         reader.join(30)
         assert reader.lines[-1] == "data: [DONE]"

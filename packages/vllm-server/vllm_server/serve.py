@@ -39,7 +39,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         EngineDead: when the engine core ends before it is ready.
     """
     with startup_phase(logger, "server imports", {}):
-        from vllm_server.running import lifecycle, several
+        from vllm_server.running import lifecycle
 
     count = server_config.api_server_count
     with contextlib.ExitStack() as stack:
@@ -50,6 +50,8 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory()))
         if count == 1:
             return runner.run(lifecycle.serve(engine_config, server_config, listeners[0]))
+        from vllm_server.running import several
+
         return runner.run(several.serve(engine_config, server_config, listeners))
 
 

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm_engine.core.clients.attached import CoreAddress
-from vllm_engine.frontend.tally import SharedTable
-from vllm_server.siblings import Siblings
+if TYPE_CHECKING:
+    from vllm_engine.core.clients.attached import CoreAddress
+    from vllm_engine.frontend.tally import SharedTable
+    from vllm_server.siblings import Siblings
 
 
 class Signals(Protocol):
@@ -30,8 +31,8 @@ class OneOfSeveral:
     """
 
     signals: Signals
-    core: CoreAddress
-    counts: SharedTable
-    siblings: Siblings
+    core: "CoreAddress"
+    counts: "SharedTable"
+    siblings: "Siblings"
     tell_listening: Callable[[str, dict[str, Any]], None]
     stay: Callable[[], Awaitable[None]]
