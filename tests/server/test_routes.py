@@ -8,8 +8,11 @@ import pytest
 
 from tests.server.conftest import make_client, make_context
 from tests.server.fake_llm import FakeLLM
+from vllm_engine.errors import ConfigError
 from vllm_server import __version__
 from vllm_server.app import build_app
+from vllm_server.config import create_server_config
+from vllm_server.routes.docs import docs_page
 
 
 async def test_each_served_name_is_a_model(client: httpx.AsyncClient) -> None:
@@ -62,6 +65,26 @@ async def test_the_documentation_can_be_switched_off() -> None:
     async with make_client(build_app(make_context(FakeLLM(), disable_fastapi_docs=True))) as client:
         for route in ("/openapi.json", "/docs", "/redoc"):
             assert (await client.get(route)).status_code == 404
+
+
+async def test_offline_documentation_needs_nothing_from_elsewhere() -> None:
+    async with make_client(build_app(make_context(FakeLLM(), enable_offline_docs=True))) as client:
+        answer = await client.get("/docs")
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert (await client.get("/redoc")).status_code == 404
+        description = (await client.get("/openapi.json")).json()
+    page = answer.text
+    assert "http" not in page and not re.search(r"<(script|link|img|iframe)|src=|url\(|@import", page)
+    for path, methods in description["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page
+    anchors, links = re.findall(r' id="(\w+)"', page), re.findall(r'href="#(\w+)"', page)
+    assert sorted(description["components"]["schemas"]) == sorted(anchors)
+    assert links and set(links) <= set(anchors)
+    assert "<td><code>min_p</code></td>" in page
+    assert docs_page({"info": {"title": "<b>", "version": "&"}, "paths": {}}).count("&lt;b&gt; &amp;") == 2
+    with pytest.raises(ConfigError):
+        create_server_config({"enable_offline_docs": True, "disable_fastapi_docs": True})
 
 
 @pytest.mark.parametrize("route", ["/health", "/nothing", "/v1/models"])

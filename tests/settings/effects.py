@@ -138,6 +138,7 @@ EFFECTS: dict[str, list[str]] = {
     "revision": [
         "engine/loading/test_load_settings.py::test_everything_from_the_hub_comes_with_its_revision_cache_and_token"
     ],
+    "enable_offline_docs": ["server/test_routes.py::test_offline_documentation_needs_nothing_from_elsewhere"],
     "h11_max_header_count": ["server/test_front_end_options.py::test_the_head_of_a_request_has_bounds"],
     "h11_max_incomplete_event_size": ["server/test_front_end_options.py::test_the_head_of_a_request_has_bounds"],
     "api_server_count": ["server/test_several_processes.py::test_answers_and_sums_are_those_of_one_process"],

@@ -35,6 +35,7 @@ from vllm_server.routes import (
     chat_batch,
     completions,
     dev,
+    docs,
     health,
     invocations,
     load,
@@ -68,15 +69,20 @@ def build_app(context: ServerContext) -> ASGIApp:
     can read every answer, every answer has a label, and the middleware sees only what may come in.
     """
     config = context.config
-    docs = not config.disable_fastapi_docs
+    described = not config.disable_fastapi_docs
+    usual = not config.enable_offline_docs  # pages that are scripts from another host
     app = FastAPI(
         title="vllm-server",
         version=__version__,
-        openapi_url="/openapi.json" if docs else None,
+        openapi_url="/openapi.json" if described else None,
+        docs_url="/docs" if usual else None,
+        redoc_url="/redoc" if usual else None,
     )
     app.state.context = context
     for routes in _ROUTES:
         app.include_router(routes.router)
+    if config.enable_offline_docs:
+        app.include_router(docs.router)
     if config.enable_tokenizer_info_endpoint:
         app.include_router(tokens.info_router)
     if config.enable_server_load_tracking:

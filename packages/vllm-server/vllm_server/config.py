@@ -129,6 +129,9 @@ class ServerConfig:
         False, help="tell at GET /tokenizer_info the tokenizer's special tokens and chat template"
     )
     disable_fastapi_docs: bool = option(False, help="serve no /docs, /redoc and /openapi.json")
+    enable_offline_docs: bool = option(
+        False, help="serve a plain page at /docs, which fetches nothing from elsewhere, and no /redoc"
+    )
     disable_frontend_multiprocessing: bool = option(
         False, help="run the engine core in a thread of the server's process (for debugging)"
     )

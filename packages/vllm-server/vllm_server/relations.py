@@ -27,6 +27,10 @@ def check_server_relations(config: "ServerConfig") -> None:
     for name in ("max_concurrency_per_key", "max_tokens_per_minute_per_key"):
         if getattr(config, name) and not config.api_key:
             raise ConfigError(f"{name} needs api_key: without keys, nobody is told from another", field=name)
+    if config.enable_offline_docs and config.disable_fastapi_docs:
+        raise ConfigError(
+            "enable_offline_docs and disable_fastapi_docs exclude each other", field="enable_offline_docs"
+        )
     if config.uds is not None:
         for name in ("host", "port"):
             if getattr(config, name) != getattr(type(config), name):
