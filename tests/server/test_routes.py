@@ -1,5 +1,6 @@
 """Models, health, version, metrics, documentation, and the label of a request."""
 
+import asyncio
 import json
 import re
 
@@ -8,10 +9,12 @@ import pytest
 
 from tests.server.conftest import make_client, make_context
 from tests.server.fake_llm import FakeLLM
+from vllm_engine.config import EngineArgs
 from vllm_engine.errors import ConfigError
 from vllm_server import __version__
 from vllm_server.app import build_app
 from vllm_server.config import create_server_config
+from vllm_server.routes import health
 from vllm_server.routes.docs import docs_page
 
 
@@ -46,6 +49,30 @@ async def test_health_follows_the_engine(
     assert await codes() == ["engine_dead", "engine_dead", "engine_dead"]
     monkeypatch.setenv("VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", "1")
     assert await codes() == ["engine_dead", "engine_dead", None]
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+async def test_of_several_processes_each_asks_the_engine_whether_it_sleeps(
+    sleeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = FakeLLM()
+    llm.config = EngineArgs("fake/model", enable_sleep_mode=True).create_config()
+    llm.asleep = not sleeps  # what this process was told, and another one has changed since
+
+    async def is_sleeping() -> bool:
+        return sleeps
+
+    async def in_a_long_step() -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    async with make_client(build_app(make_context(llm, api_server_count=2))) as client:
+        monkeypatch.setattr(llm, "is_sleeping", is_sleeping)
+        assert (await client.get("/readyz")).status_code == (503 if sleeps else 200)
+        assert (await client.get("/health")).status_code == 200
+        monkeypatch.setattr(llm, "is_sleeping", in_a_long_step)
+        monkeypatch.setattr(health, "ANSWER_SECONDS", 0.01)
+        assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_the_version_is_that_of_the_wheel(client: httpx.AsyncClient) -> None:

@@ -1,5 +1,8 @@
 """Is the server alive, is it ready, is the engine well; and which version it is."""
 
+import asyncio
+import contextlib
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -7,10 +10,13 @@ from starlette.responses import JSONResponse, Response
 from vllm_engine import envs
 from vllm_engine.errors import EngineDead
 from vllm_server import __version__
-from vllm_server.context import context_of
+from vllm_server.context import ServerContext, context_of
 from vllm_server.errors import EngineAsleep
 
 router = APIRouter()
+
+ANSWER_SECONDS = 0.5
+"""In which an engine that sleeps says so."""
 
 
 @router.get("/livez")
@@ -46,9 +52,19 @@ async def well(raw: Request) -> Response:
 async def ready(raw: Request) -> Response:
     """As ``/health``, and 503 while the engine sleeps: balancers send requests elsewhere, and nobody restarts it."""
     answer = await well(raw)
-    if context_of(raw).llm.asleep:
+    if await _sleeps(context_of(raw)):
         raise EngineAsleep
     return answer
+
+
+async def _sleeps(context: ServerContext) -> bool:
+    """Whether the engine sleeps. Of several processes, another one may have been asked to let it."""
+    llm = context.llm
+    if context.config.api_server_count > 1 and llm.config.model.enable_sleep_mode:
+        with contextlib.suppress(TimeoutError):  # in the midst of a long step it is surely awake
+            return await asyncio.wait_for(llm.is_sleeping(), ANSWER_SECONDS)
+        return False
+    return llm.asleep
 
 
 @router.get("/version")
