@@ -132,6 +132,129 @@ def group_value(table, column, group, present, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def sum_of_weights_only(
+    x_row,
+    in_x,
+    weight,
+    scales,
+    zeros,
+    column,
+    in_weight,
+    first,
+    last,
+    IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of fp32 sums: rows at ``x_row`` (pointers ``[BLOCK_M]``) by the rows ``column`` of the weight.
+
+    Entries become numbers of the type of ``x``, and are multiplied as such. The loop goes group by group in turns of
+    BLOCK_K columns, here those from ``first`` to ``last``, so that a turn has one scale for each row of the weight,
+    which its sum is multiplied by.
+    """
+    BYTES: tl.constexpr = (IN * BITS + 7) // 8
+    TURNS: tl.constexpr = (GROUP + BLOCK_K - 1) // BLOCK_K
+    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    weight_row = weight + column[None, :].to(tl.int64) * BYTES
+    for turn in range(first, last):
+        group = turn // TURNS
+        start = group * GROUP + (turn % TURNS) * BLOCK_K
+        end = tl.minimum(tl.minimum(group * GROUP + GROUP, IN), start + BLOCK_K)
+        zero = group_value(zeros, column, group, in_weight, GROUPS)
+        if BITS == 8:
+            k = start + tl.arange(0, BLOCK_K)
+            entries = tl.load(weight_row + k[:, None], mask=(k < end)[:, None] & in_weight[None, :], other=0)
+            w = (entries.to(tl.float32) - zero[None, :]).to(x_row.dtype.element_ty)
+            values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None] & (k < end)[None, :], other=0.0)
+            product = tl.dot(values, w, input_precision="ieee")
+        else:
+            byte = tl.arange(0, BLOCK_K // 2)
+            even = start + 2 * byte
+            two = tl.load(
+                weight_row + (start // 2 + byte)[:, None], mask=(even < end)[:, None] & in_weight[None, :], other=0
+            )
+            low = ((two & 15).to(tl.float32) - zero[None, :]).to(x_row.dtype.element_ty)
+            high = ((two >> 4).to(tl.float32) - zero[None, :]).to(x_row.dtype.element_ty)
+            evens = tl.load(x_row[:, None] + even[None, :], mask=in_x[:, None] & (even < end)[None, :], other=0.0)
+            odds = tl.load(
+                x_row[:, None] + even[None, :] + 1, mask=in_x[:, None] & (even + 1 < end)[None, :], other=0.0
+            )
+            product = tl.dot(evens, low, input_precision="ieee") + tl.dot(odds, high, input_precision="ieee")
+        result += product * group_value(scales, column, group, in_weight, GROUPS)[None, :]
+    return result
+
+
+@triton.jit
+def sum_of_bytes(
+    q,
+    x_scales,
+    x_sums,
+    row,
+    in_x,
+    weight,
+    scales,
+    zeros,
+    column,
+    in_weight,
+    first_group,
+    last_group,
+    IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    X_GROUP: tl.constexpr,
+    X_GROUPS: tl.constexpr,
+):
+    """A tile of fp32 sums: the rows ``row`` of rounded activations by the rows ``column`` of the weight.
+
+    Sums of a group of activations are exact integers; the groups from ``first_group`` to ``last_group`` are added in
+    fp32, in order. ``sum(x_q (q - zero)) = sum(x_q (q - c)) + (c - zero) sum(x_q)``, where ``q - c`` is a signed byte.
+    """
+    BYTES: tl.constexpr = (IN * BITS + 7) // 8
+    CENTRE: tl.constexpr = 128 if BITS == 8 else 0
+    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    q_row = q + row[:, None].to(tl.int64) * IN
+    weight_row = weight + column[None, :].to(tl.int64) * BYTES
+    for x_group in range(first_group, last_group):
+        first = x_group * X_GROUP
+        end = tl.minimum(first + X_GROUP, IN)
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+        for start in range(first, end, BLOCK_K):
+            if BITS == 8:
+                k = start + tl.arange(0, BLOCK_K)
+                entries = tl.load(weight_row + k[:, None], mask=(k < end)[:, None] & in_weight[None, :], other=128)
+                w = (entries.to(tl.int32) - CENTRE).to(tl.int8)
+                values = tl.load(q_row + k[None, :], mask=in_x[:, None] & (k < end)[None, :], other=0)
+                total += tl.dot(values, w, out_dtype=tl.int32)
+            else:
+                byte = tl.arange(0, BLOCK_K // 2)
+                even = start + 2 * byte
+                two = tl.load(
+                    weight_row + (start // 2 + byte)[:, None], mask=(even < end)[:, None] & in_weight[None, :], other=0
+                )
+                evens = tl.load(q_row + even[None, :], mask=in_x[:, None] & (even < end)[None, :], other=0)
+                odds = tl.load(q_row + even[None, :] + 1, mask=in_x[:, None] & (even + 1 < end)[None, :], other=0)
+                total += tl.dot(evens, (two & 15).to(tl.int8), out_dtype=tl.int32)
+                total += tl.dot(odds, (two >> 4).to(tl.int8), out_dtype=tl.int32)
+        group = first // GROUP
+        place = row.to(tl.int64) * X_GROUPS + x_group
+        x_sum = tl.load(x_sums + place, mask=in_x, other=0).to(tl.float32)
+        x_scale = tl.load(x_scales + place, mask=in_x, other=0.0)
+        shift = CENTRE - group_value(zeros, column, group, in_weight, GROUPS)
+        # Both below 2^24, so that the sum is exact in fp32.
+        exact = total.to(tl.float32) + x_sum[:, None] * shift[None, :]
+        result += exact * (x_scale[:, None] * group_value(scales, column, group, in_weight, GROUPS)[None, :])
+    return result
+
+
+@triton.jit
 def product_kernel(
     x,
     weight,
@@ -152,45 +275,32 @@ def product_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Weights only: entries become numbers of the type of ``x``, and are multiplied as such.
-
-    The loop goes group by group in turns of BLOCK_K columns, so that a turn has one scale for each row of the weight,
-    which its sum is multiplied by.
-    """
+    """Weights only: entries become numbers of the type of ``x``; a part has turns of its own."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
-    BYTES: tl.constexpr = (IN * BITS + 7) // 8
-    TURNS: tl.constexpr = (GROUP + BLOCK_K - 1) // BLOCK_K
-    turns_of_part = tl.cdiv(GROUPS * TURNS, PARTS)
-    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    x_row = x + row[:, None].to(tl.int64) * IN
-    weight_row = weight + column[None, :].to(tl.int64) * BYTES
+    TURNS: tl.constexpr = GROUPS * ((GROUP + BLOCK_K - 1) // BLOCK_K)
+    turns_of_part = tl.cdiv(TURNS, PARTS)
     in_x = row < num_rows
     in_weight = column < OUT
-    for turn in range(part * turns_of_part, tl.minimum((part + 1) * turns_of_part, GROUPS * TURNS)):
-        group = turn // TURNS
-        start = group * GROUP + (turn % TURNS) * BLOCK_K
-        end = tl.minimum(tl.minimum(group * GROUP + GROUP, IN), start + BLOCK_K)
-        zero = group_value(zeros, column, group, in_weight, GROUPS)
-        if BITS == 8:
-            k = start + tl.arange(0, BLOCK_K)
-            entries = tl.load(weight_row + k[:, None], mask=(k < end)[:, None] & in_weight[None, :], other=0)
-            w = (entries.to(tl.float32) - zero[None, :]).to(x.dtype.element_ty)
-            values = tl.load(x_row + k[None, :], mask=in_x[:, None] & (k < end)[None, :], other=0.0)
-            product = tl.dot(values, w, input_precision="ieee")
-        else:
-            byte = tl.arange(0, BLOCK_K // 2)
-            even = start + 2 * byte
-            two = tl.load(
-                weight_row + (start // 2 + byte)[:, None], mask=(even < end)[:, None] & in_weight[None, :], other=0
-            )
-            low = ((two & 15).to(tl.float32) - zero[None, :]).to(x.dtype.element_ty)
-            high = ((two >> 4).to(tl.float32) - zero[None, :]).to(x.dtype.element_ty)
-            evens = tl.load(x_row + even[None, :], mask=in_x[:, None] & (even < end)[None, :], other=0.0)
-            odds = tl.load(x_row + even[None, :] + 1, mask=in_x[:, None] & (even + 1 < end)[None, :], other=0.0)
-            product = tl.dot(evens, low, input_precision="ieee") + tl.dot(odds, high, input_precision="ieee")
-        result += product * group_value(scales, column, group, in_weight, GROUPS)[None, :]
+    result = sum_of_weights_only(
+        x + row.to(tl.int64) * IN,
+        in_x,
+        weight,
+        scales,
+        zeros,
+        column,
+        in_weight,
+        part * turns_of_part,
+        tl.minimum((part + 1) * turns_of_part, TURNS),
+        IN,
+        GROUP,
+        GROUPS,
+        BITS,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
 
@@ -220,50 +330,36 @@ def rounded_product_kernel(
     X_GROUP: tl.constexpr,
     X_GROUPS: tl.constexpr,
 ):
-    """Bytes by bytes. Sums of a group of activations are exact integers; groups are added in fp32, in order.
-
-    ``sum(x_q (q - zero)) = sum(x_q (q - c)) + (c - zero) sum(x_q)``, where ``q - c`` is a signed byte.
-    """
+    """Bytes by bytes: a part has groups of activations of its own."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
-    BYTES: tl.constexpr = (IN * BITS + 7) // 8
-    CENTRE: tl.constexpr = 128 if BITS == 8 else 0
     groups_of_part = tl.cdiv(X_GROUPS, PARTS)
-    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    q_row = q + row[:, None].to(tl.int64) * IN
-    weight_row = weight + column[None, :].to(tl.int64) * BYTES
     in_x = row < num_rows
     in_weight = column < OUT
-    for x_group in range(part * groups_of_part, tl.minimum((part + 1) * groups_of_part, X_GROUPS)):
-        first = x_group * X_GROUP
-        end = tl.minimum(first + X_GROUP, IN)
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-        for start in range(first, end, BLOCK_K):
-            if BITS == 8:
-                k = start + tl.arange(0, BLOCK_K)
-                entries = tl.load(weight_row + k[:, None], mask=(k < end)[:, None] & in_weight[None, :], other=128)
-                w = (entries.to(tl.int32) - CENTRE).to(tl.int8)
-                values = tl.load(q_row + k[None, :], mask=in_x[:, None] & (k < end)[None, :], other=0)
-                total += tl.dot(values, w, out_dtype=tl.int32)
-            else:
-                byte = tl.arange(0, BLOCK_K // 2)
-                even = start + 2 * byte
-                two = tl.load(
-                    weight_row + (start // 2 + byte)[:, None], mask=(even < end)[:, None] & in_weight[None, :], other=0
-                )
-                evens = tl.load(q_row + even[None, :], mask=in_x[:, None] & (even < end)[None, :], other=0)
-                odds = tl.load(q_row + even[None, :] + 1, mask=in_x[:, None] & (even + 1 < end)[None, :], other=0)
-                total += tl.dot(evens, (two & 15).to(tl.int8), out_dtype=tl.int32)
-                total += tl.dot(odds, (two >> 4).to(tl.int8), out_dtype=tl.int32)
-        group = first // GROUP
-        place = row.to(tl.int64) * X_GROUPS + x_group
-        x_sum = tl.load(x_sums + place, mask=in_x, other=0).to(tl.float32)
-        x_scale = tl.load(x_scales + place, mask=in_x, other=0.0)
-        shift = CENTRE - group_value(zeros, column, group, in_weight, GROUPS)
-        # Both below 2^24, so that the sum is exact in fp32.
-        exact = total.to(tl.float32) + x_sum[:, None] * shift[None, :]
-        result += exact * (x_scale[:, None] * group_value(scales, column, group, in_weight, GROUPS)[None, :])
+    result = sum_of_bytes(
+        q,
+        x_scales,
+        x_sums,
+        row,
+        in_x,
+        weight,
+        scales,
+        zeros,
+        column,
+        in_weight,
+        part * groups_of_part,
+        tl.minimum((part + 1) * groups_of_part, X_GROUPS),
+        IN,
+        GROUP,
+        GROUPS,
+        BITS,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        X_GROUP,
+        X_GROUPS,
+    )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
 
