@@ -10,8 +10,10 @@ from tests.server.ledger import LONG_STREAM, Ledger
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[DemoProcess]:
+def demo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[DemoProcess]:
+    """A server; a parameter is the number of its API processes."""
     flags = ["--enable-sleep-mode", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    flags += ["--api-server-count", str(getattr(request, "param", 1))]
     process = DemoProcess(tmp_path, *flags, VLLM_SERVER_DEV_MODE="1")
     yield process
     process.clean_up()
@@ -36,5 +38,6 @@ async def test_nothing_is_lost_and_nothing_is_counted_twice(demo: DemoProcess) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("demo", [1, 2], indirect=True)
 async def test_nothing_is_lost_of_two_thousand_requests(demo: DemoProcess) -> None:
     await run(demo, Ledger(demo.url, 2), rounds=20, mixed=90, running=6, waiting=4)

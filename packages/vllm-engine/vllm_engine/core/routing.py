@@ -30,9 +30,9 @@ class Routing:
 
     A request belongs to who added it: its updates go there only, and nobody else can abort it. Answers to calls and
     pings go to who asked. A client that has said ``Hello`` hears of the scheduler, too: with its updates, every
-    ``STATS_SECONDS``, and at once when the last request has ended or the core's sleep begins or ends. When the parent
-    tells that a client is gone, its requests end at once, and what it still had on its way is ignored: names of clients
-    are never used again.
+    ``STATS_SECONDS``, and at once when the last request has ended, while the core sleeps and when it wakes. When the
+    parent tells that a client is gone, its requests end at once, and what it still had on its way is ignored: names of
+    clients are never used again.
     """
 
     def __init__(self, send: Callable[[str, FromCore], None], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -119,7 +119,9 @@ class Routing:
 
     def _share_out(self, outputs: EngineOutputs) -> None:
         stats = outputs.stats
-        is_news = stats.sleep_level != self._stats.sleep_level or not (stats.num_running or stats.num_waiting)
+        # Asleep or without work, the core says nothing more until somebody does something: this may be the last word.
+        is_asleep = stats.sleep_level is not None or self._stats.sleep_level is not None
+        is_news = is_asleep or not (stats.num_running or stats.num_waiting)
         self._stats = stats
         updates: dict[str, list[RequestUpdate]] = {}
         for update in outputs.updates:
