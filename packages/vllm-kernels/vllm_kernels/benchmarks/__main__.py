@@ -1,0 +1,118 @@
+"""``python -m vllm_kernels.benchmarks``: check and time every kernel on this GPU.
+
+Each result is compared with float64, then timed, and its achieved bandwidth or rate is given as a part of the measured
+ceiling (a copy, a product of cuBLAS) and beside torch's own operation, as torch's time over ours. Exit code 1 when a
+value is wrong; goals that are missed are marked and change nothing. ``--check`` compares only, on tiny shapes, and runs
+without a GPU with TRITON_INTERPRET=1.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+
+from vllm_kernels.backend import use_face
+from vllm_kernels.benchmarks import attention, products, rows
+from vllm_kernels.benchmarks.case import Case, Sizes, relative_error
+from vllm_kernels.benchmarks.ceilings import Ceilings, measure
+from vllm_kernels.benchmarks.timing import device_name, median_seconds
+from vllm_kernels.triton.device import why_not
+
+_GROUPS = (rows, attention, products)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was found out of one case. ``part`` of the ceiling; ``ratio`` the peer's time over ours."""
+
+    name: str
+    shape: str
+    error: float
+    right: bool
+    microseconds: float | None = None
+    rate: str = ""
+    part: float | None = None
+    ratio: float | None = None
+    peer: str = ""
+    missed: str = ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run as the command line says. Returns the exit code: 0, 1 for a wrong value, 2 where nothing can run."""
+    options = _parser().parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = why_not(device)
+    if reason is None and device.type != "cuda" and not options.check:
+        reason = "times need a GPU; --check compares values only"
+    if reason is not None:
+        print(f"vllm_kernels.benchmarks: error: {reason}", file=sys.stderr)
+        return 2
+    # The interpreter multiplies bf16 wrongly.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    ceilings = None if options.check else measure(device)
+    wrong = False
+    if not options.json:
+        print(_head(device, ceilings))
+    torch.manual_seed(0)
+    with use_face("triton"):
+        for group in _GROUPS:
+            for case in group.cases(device, dtype, Sizes(tiny=options.check)):
+                if any(word not in case.name for word in options.only):
+                    continue
+                line = _line(case, ceilings)
+                wrong |= not line.right
+                print(json.dumps(asdict(line)) if options.json else _text(line), flush=True)
+    return 1 if wrong else 0
+
+
+def _line(case: Case, ceilings: Ceilings | None) -> Line:
+    error = relative_error(case.checked(case.run()), case.truth())
+    right = error <= case.tolerance
+    if ceilings is None or not right:
+        return Line(case.name, case.shape, error, right)
+    seconds = median_seconds(case.run)
+    if case.bound == "memory":
+        part, rate = case.moved / seconds / ceilings.memory, f"{case.moved / seconds / 1e9:.0f} GB/s"
+    else:
+        part, rate = case.computed / seconds / ceilings.matrix, f"{case.computed / seconds / 1e12:.0f} TFLOP/s"
+    ratio = None if case.peer is None else median_seconds(case.peer) / seconds
+    missed = []
+    if case.goal is not None and part < case.goal:
+        missed.append(f"{case.goal:.0%} of the ceiling")
+    if case.peer_goal is not None and ratio is not None and ratio < case.peer_goal:
+        missed.append(f"{case.peer_goal}x {case.peer_name}")
+    return Line(
+        case.name, case.shape, error, right, seconds * 1e6, rate, part, ratio, case.peer_name, ", ".join(missed)
+    )
+
+
+def _head(device: torch.device, ceilings: Ceilings | None) -> str:
+    if ceilings is None:
+        return f"{device_name(device)}: values only, tiny shapes"
+    copied, multiplied = ceilings.memory / 1e9, ceilings.matrix / 1e12
+    return f"{device_name(device)}: copy {copied:.0f} GB/s, bf16 product {multiplied:.0f} TFLOP/s"
+
+
+def _text(line: Line) -> str:
+    words = [f"{line.name:<28} {line.shape:<36} error {line.error:.1e}{'' if line.right else ' WRONG'}"]
+    if line.microseconds is not None and line.part is not None:
+        words.append(f"{line.microseconds:9.1f} us {line.rate:>12} {line.part:5.0%} of the ceiling")
+    if line.ratio is not None:
+        words.append(f"{line.ratio:.2f}x {line.peer}")
+    if line.missed:
+        words.append(f"goal missed: {line.missed}")
+    return "  ".join(words)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vllm_kernels.benchmarks", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare values on tiny shapes, time nothing")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases whose names have all these words")
+    parser.add_argument("--json", action="store_true", help="JSON lines")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
