@@ -28,8 +28,21 @@ from vllm_server.config import ServerConfig, create_server_config
 from vllm_server.serve import add_arguments, run
 
 KEYS = ["first-Key!", "sk-0123456789abcdef"]
-PUBLIC = ["/health", "/livez", "/readyz"]
-GUARDED = ["/v1/models", "/v1/models/fake", "/metrics", "/version", "/docs", "/redoc", "/openapi.json", "/", "/nothing"]
+PUBLIC = ["/livez"]
+GUARDED = [
+    "/health",
+    "/readyz",
+    "/ping",
+    "/v1/models",
+    "/v1/models/fake",
+    "/metrics",
+    "/version",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+    "/",
+    "/nothing",
+]
 
 
 @pytest.fixture
@@ -97,11 +110,12 @@ async def test_without_a_right_key_nothing_reaches_the_engine(
     assert llm.calls == []
 
 
-async def test_the_health_routes_need_no_key(guarded: httpx.AsyncClient, llm: FakeLLM) -> None:
+async def test_only_whether_the_process_lives_needs_no_key(guarded: httpx.AsyncClient, llm: FakeLLM) -> None:
     for route in PUBLIC:
         assert (await guarded.get(route)).status_code == 200
     llm.dead = True
-    assert (await guarded.get("/health")).status_code == 503
+    assert (await guarded.get("/livez")).status_code == 503
+    assert (await guarded.get("/health", headers={"x-api-key": KEYS[0]})).status_code == 503
 
 
 async def test_no_keys_no_lock(client: httpx.AsyncClient) -> None:
@@ -147,7 +161,7 @@ PATHS = st.lists(st.sampled_from(_PIECES), max_size=8).map("".join) | st.text(ma
 @pytest.mark.parametrize("root_path", [None, "/llm", "/health", "/v1/models"])
 def test_no_spelling_of_a_path_gets_past(root_path: str | None) -> None:
     app = build_app(make_context(FakeLLM(), api_key=KEYS, root_path=root_path))
-    open_paths = {prefix + path for prefix in ("", root_path or "") for path in (*PUBLIC, "/ping")}
+    open_paths = {prefix + path for prefix in ("", root_path or "") for path in PUBLIC}
 
     @settings(max_examples=150, deadline=None)
     @given(path=PATHS | PATHS.map(lambda path: f"{root_path or ''}{path}"), method=st.sampled_from(METHODS))

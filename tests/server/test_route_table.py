@@ -19,7 +19,7 @@ from tests.server.fake_llm import FakeLLM
 from vllm_server.app import build_app
 
 KEY, ADMIN = "right-key", "admin-key"
-OPEN = {"/health", "/livez", "/readyz", "/ping"}
+OPEN = {"/livez"}
 DEVELOPMENT = {"/server_info", "/sleep", "/wake_up", "/is_sleeping", "/reset_prefix_cache"}
 PROFILER = ["/start_profile", "/stop_profile"]  # in this order
 DOCUMENTED_ADMIN = {*DEVELOPMENT, *PROFILER}

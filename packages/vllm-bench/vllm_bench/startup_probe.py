@@ -37,7 +37,7 @@ class StartupProbe:
         """Whether ``/health`` answers 200."""
         connection = self._connect(_HEALTH_SECONDS)
         try:
-            connection.request("GET", "/health")
+            connection.request("GET", "/health", headers=self._headers)
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False

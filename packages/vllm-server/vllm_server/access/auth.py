@@ -1,4 +1,4 @@
-"""Access control: without a key, a request reaches the health routes and nothing else."""
+"""Access control: without a key, a request learns whether the process lives, and nothing else."""
 
 from collections.abc import Iterable
 
@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm_server.api_keys import ApiKeys, tenant_name
 from vllm_server.errors import Forbidden, Unauthorized, error_response
 
-PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz", "/ping"})
-"""What load balancers and orchestrators ask for, who have no key. It tells nothing but that the server is well."""
+PUBLIC_PATHS = frozenset({"/livez"})
+"""What an orchestrator asks for that restarts a dead process, and may have no key."""
 
 _ADMIN, _KNOWN = "admin", "known"
 
