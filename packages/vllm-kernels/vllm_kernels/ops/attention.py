@@ -105,14 +105,15 @@ def paged_attention(
     for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if per_head is not None:
             check_shape(name, per_head, (num_heads,))
-    _check_metadata(metadata, num_tokens)
+    check_metadata(metadata, num_tokens, "query")
     result: torch.Tensor = face_of("attention", query.device).paged_attention(
         query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks
     )
     return result
 
 
-def _check_metadata(metadata: AttentionMetadata, num_tokens: int) -> None:
+def check_metadata(metadata: AttentionMetadata, num_tokens: int, query: str) -> None:
+    """The metadata must be in itself consistent, and of ``num_tokens`` tokens of the argument named ``query``."""
     num_seqs = len(metadata.seq_lens_host)
     if len(metadata.query_lens_host) != num_seqs or metadata.block_table.shape[0] != num_seqs:
         raise ValueError(
@@ -120,4 +121,4 @@ def _check_metadata(metadata: AttentionMetadata, num_tokens: int) -> None:
             f"{metadata.block_table.shape[0]} block table rows"
         )
     if sum(metadata.query_lens_host) != num_tokens:
-        raise ValueError(f"metadata is of {sum(metadata.query_lens_host)} tokens, but query has {num_tokens}")
+        raise ValueError(f"metadata is of {sum(metadata.query_lens_host)} tokens, but {query} has {num_tokens}")

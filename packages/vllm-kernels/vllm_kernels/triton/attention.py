@@ -377,15 +377,16 @@ def _merge_configurations(family: str) -> list[Configuration]:
     found = []
     splits = [2**power for power in range(1, MOST_SPLITS.bit_length())]
     for dtype in (torch.bfloat16, torch.float16):
-        for head_dim in (64, 80, 96, 128, 192, 256):
+        # The last two are latents (mla.py), which have no sinks.
+        for heads, head_dim in (*((32, dim) for dim in (64, 80, 96, 128, 192, 256)), (16, 512), (128, 512)):
             for count in splits:
-                for sinks in (False, True):
+                for sinks in (False, True) if head_dim <= 256 else (False,):
                     kind = pointer(dtype)
                     types: dict[str, str | None] = dict.fromkeys(("part_out", "part_max", "part_sum"), "*fp32")
                     types |= dict.fromkeys(("query_start_loc", "tile_seq", "tile_first"), "*i32")
                     types |= {"sinks": kind if sinks else None, "out": kind, "num_tokens": "i32"}
                     constants = {
-                        "NUM_HEADS": 32,
+                        "NUM_HEADS": heads,
                         "HEAD_DIM": head_dim,
                         "BLOCK_D": power_of_two(head_dim, 16),
                         "TOKENS": 4,

@@ -1,6 +1,6 @@
 """All Triton kernels of this wheel."""
 
-from vllm_kernels.triton import activation, attention, cache, embedding, norm, quantized_product, rotary
+from vllm_kernels.triton import activation, attention, cache, embedding, mla, norm, quantized_product, rotary
 from vllm_kernels.triton.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
@@ -12,6 +12,8 @@ KERNELS: tuple[Kernel, ...] = (
     rotary.rope,
     attention.attend,
     attention.merge,
+    mla.attend_latent,
+    mla.write,
     quantized_product.rounding,
     quantized_product.product,
     quantized_product.rounded_product,
