@@ -51,7 +51,8 @@ from vllm_server.telemetry.request_log import RequestLog
 
 logger = get_logger(__name__)
 
-_ROUTES = (models, completions, chat, chat_batch, messages, responses, tokens, invocations, health, metrics)
+# Most requests are for the first ones, and each is compared with all that stand before its own.
+_ROUTES = (completions, chat, messages, responses, chat_batch, tokens, models, invocations, health, metrics)
 
 
 def json_urls() -> tuple[str, ...]:
@@ -80,7 +81,7 @@ def build_app(context: ServerContext) -> ASGIApp:
     )
     app.state.context = context
     for routes in _ROUTES:
-        app.include_router(routes.router)
+        app.router.routes.extend(routes.router.routes)  # an included router would be searched twice for each request
     if config.enable_offline_docs:
         app.include_router(docs.router)
     if config.enable_tokenizer_info_endpoint:

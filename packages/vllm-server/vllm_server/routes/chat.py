@@ -23,8 +23,9 @@ from vllm_server.prompts.rendering import render
 from vllm_server.protocol.chat import ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
 from vllm_server.protocol.sampling import check_priority, check_stream_options
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_docs(ChatRequest, ChatCompletion))

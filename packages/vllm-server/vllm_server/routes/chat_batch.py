@@ -22,8 +22,9 @@ from vllm_server.prompts.rendering import render
 from vllm_server.protocol.chat import ChatBatchRequest, ChatCompletion, ChatRequest
 from vllm_server.protocol.fields import REFUSED_CHAT, without_refused
 from vllm_server.routes.chat import chat_field_names, check_chat, echoed
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 _ONE_ANSWER = {
     "stream": ((None, False), "answers of a batch come together"),

@@ -27,8 +27,9 @@ from vllm_server.prompts.completion import check_count, parse_prompts
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.fields import REFUSED_COMPLETION, without_refused
 from vllm_server.protocol.sampling import check_priority, check_stream_options, sampling_params
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 DEFAULT_MAX_TOKENS = 16
 

@@ -12,8 +12,9 @@ from vllm_engine.errors import EngineDead
 from vllm_server import __version__
 from vllm_server.context import ServerContext, context_of
 from vllm_server.errors import EngineAsleep
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 ANSWER_SECONDS = 0.5
 """In which an engine that sleeps says so."""

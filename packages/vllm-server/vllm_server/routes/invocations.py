@@ -8,8 +8,9 @@ from vllm_engine.errors import InvalidRequest
 from vllm_server.context import context_of
 from vllm_server.json_body import parse_object, read_json_body
 from vllm_server.routes import chat, completions
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 _BY_FIELD = {"messages": chat.answer, "prompt": completions.answer, "prompt_embeds": completions.answer}
 """The field that only requests of one route have -> what answers them."""

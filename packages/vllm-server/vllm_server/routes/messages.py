@@ -26,8 +26,9 @@ from vllm_server.prompts.rendering import render
 from vllm_server.protocol.chat import ChatRequest
 from vllm_server.protocol.fields import REFUSED_MESSAGES, without_refused
 from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post(PATH, openapi_extra=body_docs(MessagesRequest, AnthropicMessage, error=MessagesErrorBody))

@@ -5,9 +5,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_server.context import context_of
+from vllm_server.routes.direct_route import DirectRoute
 from vllm_server.telemetry.snapshot import TEXT_FORMAT, decode, merge, render
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.get("/metrics")

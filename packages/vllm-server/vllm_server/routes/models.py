@@ -7,8 +7,9 @@ from starlette.responses import Response
 
 from vllm_server.context import ServerContext, context_of
 from vllm_server.protocol.models import ModelCard, ModelList
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.get("/v1/models")

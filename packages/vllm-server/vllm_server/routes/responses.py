@@ -47,8 +47,9 @@ from vllm_server.protocol.responses import (
 )
 from vllm_server.protocol.sampling import check_priority
 from vllm_server.response_store import ID_OF_PROCESS, KeptResponse, ResponseStore, SharedResponse
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 PAGE = 20
 MAX_PAGE = 100

@@ -23,8 +23,9 @@ from vllm_server.protocol.tokens import (
     TokenizeTextRequest,
     Tokens,
 )
+from vllm_server.routes.direct_route import DirectRoute
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 info_router = APIRouter()
 
 MAX_TOKENS = 1 << 20
