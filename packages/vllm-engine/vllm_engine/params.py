@@ -1,5 +1,6 @@
 """``SamplingParams``: how one request wants its tokens chosen and returned."""
 
+import copy
 import enum
 import math
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ _INT32_MAX = 2**31 - 1
 # Sampling computes in float32: a larger temperature would be infinite there, a smaller or larger penalty make it so.
 _FLOAT32_MAX = 3.4e38
 _PENALTY_MIN, _PENALTY_MAX = 1e-20, 1e20
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
 class OutputKind(enum.Enum):
@@ -148,7 +150,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.stop and not self.detokenize:
             raise InvalidRequest("stop needs detokenize=True: stop strings are found in the text", field="stop")
         for name in self.__struct_fields__:
-            msgspec.structs.force_setattr(self, name, _plain(getattr(self, name)))
+            value = getattr(self, name)
+            if type(value) not in _PLAIN:
+                msgspec.structs.force_setattr(self, name, _plain(value))
 
     def _normalise(self) -> None:
         """One spelling for values that mean the same, so that the engine compares against one."""
@@ -171,6 +175,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """A checked copy with some fields changed."""
         return msgspec.structs.replace(self, **changes)
 
+    def with_valid(self, **changes: Any) -> "SamplingParams":
+        """``replace`` without the checks, for values that are valid for certain."""
+        copied = copy.copy(self)
+        for name in self.__struct_fields__:
+            value = changes[name] if name in changes else getattr(self, name)
+            if name in changes or type(value) not in _PLAIN:
+                msgspec.structs.force_setattr(copied, name, _plain(value))
+        return copied
+
 
 def _plain(value: Any) -> Any:
     """A copy in Python's own types. Only those cross the process boundary (a ``numpy.float64`` is a float, but not one
@@ -180,7 +193,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
-    if type(value) in (int, float, str, bool) or not isinstance(value, (int, float, str)):
+    if type(value) in _PLAIN or not isinstance(value, (int, float, str)):
         return value
     # The base class's own conversions: a subclass may show itself as something else.
     if isinstance(value, str):

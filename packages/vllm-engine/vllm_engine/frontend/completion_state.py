@@ -64,19 +64,23 @@ class CompletionState:
 
     def is_due(self, interval: int) -> bool:
         """Whether a stream gets its next part now: with the first token, then every ``interval`` ones, at the end."""
-        return self.finished or not self._num_given or self.num_tokens - self._num_given >= interval
+        given = self._num_given
+        return self.finish_reason is not None or not given or self.num_tokens - given >= interval
 
     def update(self, update: RequestUpdate) -> int:
         """Take what a step brought. Returns the number of tokens that count: none of those after a stop string."""
         kept = self._take_text(update)
-        self._token_ids.extend(update.new_token_ids[:kept])
+        new_ids = update.new_token_ids
+        self._token_ids += new_ids if kept == len(new_ids) else new_ids[:kept]
         if self._logprobs is not None:
             for position in (update.logprobs or ())[:kept]:
                 self._logprobs.append(read_position(position, self._token_text))
                 self._cumulative_logprob = (self._cumulative_logprob or 0.0) + position.logprobs[0]
         self.num_tokens += kept
-        self.num_preemptions = max(self.num_preemptions, update.num_preemptions)
-        self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
+        if update.num_preemptions > self.num_preemptions:
+            self.num_preemptions = update.num_preemptions
+        if update.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = update.num_cached_tokens
         if self.finish_reason is None and update.finish_reason is not None:
             self._stop_reason = update.stop_reason
             self.finish(update.finish_reason, error=update.error)
@@ -100,26 +104,27 @@ class CompletionState:
             self._text, self._token_ids = "", []
             self._logprobs = None if logprobs is None else []
         return CompletionOutput(
-            index=self.index,
-            text=text,
-            token_ids=token_ids,
-            cumulative_logprob=self._cumulative_logprob,
-            logprobs=logprobs,
-            finish_reason=self.finish_reason,
-            stop_reason=self._stop_reason,
-            error=self._error,
+            self.index,
+            text,
+            token_ids,
+            self._cumulative_logprob,
+            logprobs,
+            self.finish_reason,
+            self._stop_reason,
+            self._error,
         )
 
     def _take_text(self, update: RequestUpdate) -> int:
         """Decode the new tokens up to a stop string; returns how many of them are kept."""
         token_ids = update.new_token_ids
-        if self._detokenizer is None:
+        detokenizer = self._detokenizer
+        if detokenizer is None:
             return len(token_ids)
         shown = len(token_ids)
         if update.finish_reason == "stop" and not self._include_stop:
             shown -= 1  # the last token ended the completion: it counts as a token, but is no text
         for position in range(shown):
-            text, stop = self._detokenizer.push(token_ids[position])
+            text, stop = detokenizer.push(token_ids[position])
             self._text += text
             if stop is not None:
                 self.finish_reason, self._stop_reason = "stop", stop

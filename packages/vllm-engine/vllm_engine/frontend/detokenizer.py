@@ -15,11 +15,12 @@ class Detokenizer:
     Work per token does not grow with the length of the output.
     """
 
-    __slots__ = ("_decoder", "_min_tokens", "_num_tokens", "_stops")
+    __slots__ = ("_decoder", "_has_stops", "_min_tokens", "_num_tokens", "_stops")
 
     def __init__(self, decoder: TokenDecoder, params: SamplingParams) -> None:
         self._decoder = decoder
         self._stops = StopStrings(params.stop_strings, include=params.include_stop_str_in_output)
+        self._has_stops = bool(params.stop)
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
 
@@ -40,6 +41,8 @@ class Detokenizer:
 
         No stop string counts whose last character came before ``min_tokens`` tokens were there.
         """
+        if not self._has_stops:
+            return self._decoder.push(token_id), None
         self._num_tokens += 1
         return self._stops.feed(self._decoder.push(token_id), active=self._num_tokens >= self._min_tokens)
 

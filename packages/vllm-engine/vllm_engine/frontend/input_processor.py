@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.generation import GenerationConfig
 from vllm_engine.errors import InvalidRequest, shown
@@ -305,7 +307,7 @@ class InputProcessor:
 
     def _core_params(self, params: SamplingParams) -> SamplingParams:
         """The parameters as the core needs them: one completion, and no text."""
-        return params.replace(
+        return params.with_valid(
             n=1,
             stop=None,
             bad_words=None,
@@ -317,8 +319,6 @@ class InputProcessor:
 
     def _fan_out(self, template: EngineRequest, params: SamplingParams) -> list[EngineRequest]:
         """One request per completion, each with a seed of its own; prompt logprobs are computed by the first only."""
-        from msgspec.structs import replace
-
         number = next(self._id_counter)
         # Later children look the prompt up in the prefix cache, where the first has put it.
         later = (

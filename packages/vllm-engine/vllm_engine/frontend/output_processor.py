@@ -130,7 +130,7 @@ class OutputProcessor:
         self, state: RequestState, index: int, update: RequestUpdate, timestamp: float, result: ProcessedUpdates
     ) -> None:
         times = state.update(index, update, timestamp)
-        if state.completions[index].finished:
+        if state.completions[index].finish_reason is not None:
             self._by_engine_id.pop(update.request_id, None)
             if update.finish_reason is None:
                 result.aborts.append(update.request_id)

@@ -70,14 +70,15 @@ class RequestState:
             self.metrics.scheduled_ts = update.scheduled_ts
         if update.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *self._read_prompt(update.prompt_logprobs)]
-        if index == 0:
-            self._num_cached_tokens = max(self._num_cached_tokens, update.num_cached_tokens)
+        if index == 0 and update.num_cached_tokens > self._num_cached_tokens:
+            self._num_cached_tokens = update.num_cached_tokens
         preemptions, cached = completion.num_preemptions, completion.num_cached_tokens
         kept = completion.update(update)
-        self.metrics.num_preemptions += completion.num_preemptions - preemptions
-        self.metrics.num_cached_tokens += completion.num_cached_tokens - cached
+        if completion.num_preemptions != preemptions or completion.num_cached_tokens != cached:
+            self.metrics.num_preemptions += completion.num_preemptions - preemptions
+            self.metrics.num_cached_tokens += completion.num_cached_tokens - cached
         self._touched[index] = None
-        if completion.finished:
+        if completion.finish_reason is not None:
             self._num_open -= 1
         return self._token_times(completion, kept, timestamp)
 
@@ -96,28 +97,28 @@ class RequestState:
 
     def output(self) -> RequestOutput | None:
         """The next output; None when this kind has nothing to tell yet."""
-        if self.kind is OutputKind.FINAL_ONLY and not self.finished:
+        finished = self._num_open == 0
+        if self.kind is OutputKind.FINAL_ONLY and not finished:
             return None
-        due = [index for index in sorted(self._touched) if self.completions[index].is_due(self._stream_interval)]
-        if not due and not self.finished:
+        due = [self.completions[index] for index in sorted(self._touched)]
+        due = [completion for completion in due if completion.is_due(self._stream_interval)]
+        if not due and not finished:
             return None
-        chosen: Sequence[CompletionState] = self.completions
-        if self.kind is OutputKind.DELTA:
-            chosen = [self.completions[index] for index in due]
+        chosen = due if self.kind is OutputKind.DELTA else self.completions
         for completion in chosen:
             self._touched.pop(completion.index, None)
         prompt_logprobs = self._prompt_logprobs
         if self.kind is OutputKind.DELTA:
             self._prompt_logprobs = None
         return RequestOutput(
-            request_id=self.request_id,
-            prompt=self._prepared.prompt,
-            prompt_token_ids=self._prepared.prompt_token_ids,
-            outputs=[completion.output(self.kind) for completion in chosen],
-            finished=self.finished,
-            prompt_logprobs=prompt_logprobs,
-            num_cached_tokens=self._num_cached_tokens,
-            metrics=self.metrics,
+            self.request_id,
+            self._prepared.prompt,
+            self._prepared.prompt_token_ids,
+            [completion.output(self.kind) for completion in chosen],
+            finished,
+            prompt_logprobs,
+            self._num_cached_tokens,
+            self.metrics,
         )
 
     def stats(self, now: float) -> RequestStats:

@@ -35,6 +35,8 @@ class ByteTable(dict[int, bytes]):
         self.rules = rules
         self._backend = backend
         self._hidden = backend.special_ids if skip_special_tokens else frozenset[int]()
+        self.whole = _WholeTexts(self)
+        """Token id -> its text, None where its bytes end within a character."""
 
     def __missing__(self, token_id: int) -> bytes:
         token = self.token(token_id)
@@ -54,6 +56,20 @@ class ByteTable(dict[int, bytes]):
                 break
             pieces[i] = start.apply(token_id)
         return b"".join(pieces).decode("utf-8", "replace")
+
+
+class _WholeTexts(dict[int, str | None]):
+    """The texts of tokens that need nothing of the next one, filled on use."""
+
+    def __init__(self, table: ByteTable) -> None:
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, token_id: int) -> str | None:
+        piece = self._table[token_id]
+        text, used = codecs.utf_8_decode(piece, "replace", False)
+        value = self[token_id] = text if used == len(piece) else None
+        return value
 
 
 class _Start:
@@ -109,6 +125,10 @@ class ByteDecoder:
 
     def push(self, token_id: int) -> str:
         """Text that is certain now that this token has come."""
+        if not self._pending and self._start is None:
+            whole = self._table.whole[token_id]
+            if whole is not None:
+                return whole
         piece = self._table[token_id] if self._start is None else self._begin(token_id, self._start)
         return self._text(piece, final=False) if piece else ""
 
