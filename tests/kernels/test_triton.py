@@ -24,6 +24,14 @@ from vllm_kernels.triton import attention_plan
 from vllm_kernels.triton.catalogue import KERNELS
 from vllm_kernels.triton.kernel import recorded
 
+HELD_ELSEWHERE = {
+    "lora_shrink_kernel",
+    "lora_expand_kernel",
+    "latent_attention_kernel",
+    "write_latent_kernel",
+}
+"""Kernels with a test of their own that what is launched is what is compiled."""
+
 
 @pytest.fixture(autouse=True)
 def triton_serves():
@@ -109,7 +117,8 @@ def test_what_is_launched_is_what_is_compiled_ahead():
     for kernel, configuration in launches:
         assert configuration in list(kernel.configurations("sm_90")), (kernel.name, configuration.label)
         seen.add(kernel.name)
-    assert seen == {kernel.name for kernel in KERNELS} - {"plain_kernel", "merge_kernel"}
+    elsewhere = {"plain_kernel", "merge_kernel", *HELD_ELSEWHERE}
+    assert seen == {kernel.name for kernel in KERNELS} - elsewhere
 
 
 def test_a_kernel_is_compiled_without_a_gpu(monkeypatch):

@@ -1,6 +1,6 @@
 """All Triton kernels of this wheel."""
 
-from vllm_kernels.triton import activation, attention, cache, embedding, mla, norm, quantized_product, rotary
+from vllm_kernels.triton import activation, attention, cache, embedding, lora, mla, norm, quantized_product, rotary
 from vllm_kernels.triton.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
@@ -18,4 +18,6 @@ KERNELS: tuple[Kernel, ...] = (
     quantized_product.product,
     quantized_product.rounded_product,
     quantized_product.add_parts,
+    lora.shrink,
+    lora.expand,
 )
