@@ -78,6 +78,7 @@ def build_app(context: ServerContext) -> ASGIApp:
         openapi_url="/openapi.json" if described else None,
         docs_url="/docs" if usual else None,
         redoc_url="/redoc" if usual else None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are at hand: --otlp-traces-endpoint
     )
     app.state.context = context
     for routes in _ROUTES:

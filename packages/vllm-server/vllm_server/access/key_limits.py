@@ -51,6 +51,11 @@ class KeyLimits:
         self._sweep_at = _SWEEP_FROM
 
     @property
+    def counts_tokens(self) -> bool:
+        """Whether ``charge`` does anything."""
+        return self._tokens_per_minute > 0
+
+    @property
     def num_known(self) -> int:
         """Keys of which anything is kept."""
         return len(self._running.holders() | self._buckets.keys())

@@ -38,6 +38,8 @@ class TokenMeter:
 
     def count(self, index: int, output: RequestOutput, kind: OutputKind) -> None:
         """Take in an output of prompt ``index``; outputs are deltas, or there is only the last one."""
+        if not self._tenant.limits.counts_tokens:
+            return
         tokens = 0
         if index not in self._seen:
             self._seen.add(index)

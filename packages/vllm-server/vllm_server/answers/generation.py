@@ -51,8 +51,9 @@ class Generation:
             async with aclosing(merged):
                 async for index, output in merged:
                     record.take(index, output, self.params.output_kind)
-                    if any(item.finish_reason == "error" for item in output.outputs):
-                        raise RequestFailed("The engine could not finish this request.")
+                    for item in output.outputs:
+                        if item.finish_reason == "error":
+                            raise RequestFailed("The engine could not finish this request.")
                     yield index, output
 
     async def final_outputs(self) -> list[RequestOutput]:

@@ -17,7 +17,8 @@ class TokenCounts:
         """Take in one output, whose ``token_ids`` are new."""
         self._prompts[prompt_index] = len(output.prompt_token_ids), output.num_cached_tokens
         if count_completion:
-            self._completion_tokens += sum(len(item.token_ids) for item in output.outputs)
+            for item in output.outputs:
+                self._completion_tokens += len(item.token_ids)
 
     def usage(self, *, details: bool = False) -> Usage:
         """The counts so far; ``details`` adds how much of the prompts came out of the prefix cache."""
