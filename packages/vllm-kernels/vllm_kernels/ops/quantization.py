@@ -74,17 +74,7 @@ def new_weight(
     check_sizes(out_features, in_features, gated)
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, got {dtype}")
-    if bits not in (4, 8):
-        raise ValueError(f"bits must be 4 or 8, got {bits}")
-    if activation_bits not in (8, None):
-        raise ValueError(f"activation_bits must be 8 or None, got {activation_bits}")
-    if group_size is not None:
-        step = 8 if group_size <= ACTIVATION_GROUP else ACTIVATION_GROUP
-        if group_size < 1 or group_size % step:
-            raise ValueError(f"group_size must be a multiple of 8, and of 512 beyond that, got {group_size}")
-        if group_size >= in_features:
-            group_size = None
-    scheme = Quantization(bits, group_size, activation_bits)
+    scheme = scheme_of(in_features, bits, group_size, activation_bits)
     face = face_of("quantization", torch.device(device))
     weight: LinearWeight = face.new_weight(out_features, in_features, dtype, scheme, gated)
     return weight
@@ -115,17 +105,37 @@ def fill_quantized(
     if not isinstance(weight, QuantizedWeight):
         raise ValueError("weight must be a quantised one (ops.quantization.new_weight)")
     check_shape("q", q, (None, weight.in_features))
-    for name, tensor in (("scales", scales), ("zeros", zeros)):
-        check_shape(name, tensor, (len(q), weight.groups))
-    check_floating("scales", scales)
-    for name, tensor in (("q", q), ("zeros", zeros)):
-        check_dtype(name, tensor, torch.uint8)
-        if weight.scheme.bits < 8 and tensor.numel() and int(tensor.max()) >= 1 << weight.scheme.bits:
-            raise ValueError(f"{name} must be below {1 << weight.scheme.bits}, got {int(tensor.max())}")
+    check_entries(weight.scheme.bits, weight.groups, q, scales, zeros)
     if start < 0 or start + len(q) > weight.out_features:
         raise ValueError(f"rows {start} to {start + len(q)} are outside of the weight's {weight.out_features}")
     _set_order(weight, order, whole=len(q) == weight.out_features, first=start == 0)
     weight.fill_quantized(q, scales, zeros, start)
+
+
+def scheme_of(in_features: int, bits: int, group_size: int | None, activation_bits: int | None) -> Quantization:
+    """How a weight is stored, from the arguments of ``new_weight``. Raises ``ValueError`` naming a wrong one."""
+    if bits not in (4, 8):
+        raise ValueError(f"bits must be 4 or 8, got {bits}")
+    if activation_bits not in (8, None):
+        raise ValueError(f"activation_bits must be 8 or None, got {activation_bits}")
+    if group_size is not None:
+        step = 8 if group_size <= ACTIVATION_GROUP else ACTIVATION_GROUP
+        if group_size < 1 or group_size % step:
+            raise ValueError(f"group_size must be a multiple of 8, and of 512 beyond that, got {group_size}")
+        if group_size >= in_features:
+            group_size = None
+    return Quantization(bits, group_size, activation_bits)
+
+
+def check_entries(bits: int, groups: int, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> None:
+    """Raise ``ValueError`` unless rows of small integers have scales and zeros that fit, and values below 2^bits."""
+    for name, tensor in (("scales", scales), ("zeros", zeros)):
+        check_shape(name, tensor, (len(q), groups))
+    check_floating("scales", scales)
+    for name, tensor in (("q", q), ("zeros", zeros)):
+        check_dtype(name, tensor, torch.uint8)
+        if bits < 8 and tensor.numel() and int(tensor.max()) >= 1 << bits:
+            raise ValueError(f"{name} must be below {1 << bits}, got {int(tensor.max())}")
 
 
 def unpack_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> Unpacked:

@@ -1,0 +1,424 @@
+"""Products of the experts with their tokens, rounding to fp8 before them, and the weighted sum behind them."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_kernels import batch_invariance
+from vllm_kernels.expert_weight import LARGEST_FP8, Routing, Scheme
+from vllm_kernels.linear_weight import Activation
+from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.triton.activation import activate
+from vllm_kernels.triton.cache import rounded_to_fp8
+from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.moe_align import Blocks
+from vllm_kernels.triton.quantized_product import sum_of_bytes, sum_of_weights_only
+
+BLOCKS_OF_A_GROUP = 16
+"""Neighbouring blocks of rows whose tiles of the same columns are computed one after the other, to share the weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Activations ``[n, in_features]``, contiguous: as they are, or rounded.
+
+    Args:
+        entries: numbers of the type of ``x``, e4m3, or int8.
+        scales: fp32, of e4m3 ``[n]``, of int8 ``[n, groups]``.
+        sums: int32 ``[n, groups]``, of the int8 entries of each group.
+    """
+
+    entries: torch.Tensor
+    scales: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a product of all experts is cut.
+
+    Args:
+        OUT, IN: rows and columns of the weight of an expert.
+        GROUP, GROUPS: columns that share a scale of the weight, and how many such groups; 0 for dense and fp8.
+        BITS: of an entry that is a small integer, else 0.
+        X_GROUP, X_GROUPS: the same of activations that are rounded to int8, else 0.
+        BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
+        BLOCK_K: columns of one turn of the loop.
+    """
+
+    OUT: int
+    IN: int
+    GROUP: int
+    GROUPS: int
+    BITS: int
+    X_GROUP: int
+    X_GROUPS: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+
+    @classmethod
+    def choose(cls, out_features: int, in_features: int, scheme: Scheme, dtype: torch.dtype, block_m: int) -> "Shape":
+        """By the numbers of the product alone."""
+        group = groups = bits = x_group = x_groups = 0
+        if isinstance(scheme, Quantization):
+            bits, group = scheme.bits, scheme.group_size or in_features
+            groups = -(-in_features // group)
+            if scheme.activation_bits:
+                x_group = scheme.activation_group
+                x_groups = -(-in_features // x_group)
+        # A product of bytes takes at least 32 columns, and two halves of them with 4 bits.
+        least = 64 if bits == 4 else 32
+        most = 32 if dtype == torch.float32 and scheme is None else 64 if dtype == torch.float32 else 128
+        if scheme is None and block_m > 32:
+            most = min(most, 64)
+        block_k = min(power_of_two(min(x_group or group or in_features, in_features), least), max(most, least))
+        block_n = 64 if block_m <= 16 or (dtype == torch.float32 and scheme is None) else 128
+        return cls(out_features, in_features, group, groups, bits, x_group, x_groups, block_m, block_n, block_k)
+
+    @property
+    def warps(self) -> dict[str, int]:
+        """Warps, and stages of the pipeline of loads."""
+        return {"num_warps": 4 if self.BLOCK_M <= 32 else 8, "num_stages": 4 if self.BLOCK_M <= 32 else 3}
+
+
+def rows_of_block(num_pairs: int, num_experts: int, dtype: torch.dtype, schemes: tuple[Scheme, ...]) -> int:
+    """Rows of a block, from what an expert has on average: 16 to 128, to 64 where registers hold no more.
+
+    The order of a sum depends on it, so it is always 64 where a result must not depend on the batch.
+    """
+    if batch_invariance.enabled():
+        return 64
+    wide = dtype != torch.float32 and not any(isinstance(scheme, Quantization) for scheme in schemes)
+    return min(power_of_two(-(-num_pairs // num_experts), 16), 128 if wide else 64)
+
+
+@triton.jit
+def dense_sum(
+    x_row,
+    in_x,
+    weight_row,
+    in_weight,
+    IN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """fp32 sums ``[BLOCK_M, BLOCK_N]`` of rows at ``x_row`` and ``weight_row`` (pointers), of one type."""
+    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, IN, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        if IN % BLOCK_K == 0:
+            values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None], other=0.0)
+            w = tl.load(weight_row[None, :] + k[:, None], mask=in_weight[None, :], other=0.0)
+        else:
+            values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None] & (k < IN)[None, :], other=0.0)
+            w = tl.load(weight_row[None, :] + k[:, None], mask=in_weight[None, :] & (k < IN)[:, None], other=0.0)
+        if x_row.dtype.element_ty == tl.float8e4nv:
+            # Hopper's tensor cores keep 14 bits of a sum: it moves to fp32 registers once a turn.
+            result = tl.dot(values, w, result, max_num_imprecise_acc=BLOCK_K)
+        else:
+            result = tl.dot(values, w, result, input_precision="ieee")
+    return result
+
+
+@triton.jit
+def expert_product_kernel(
+    x,
+    x_scales,
+    x_sums,
+    weight,
+    scales,
+    zeros,
+    out,
+    pairs,
+    block_experts,
+    block_rows,
+    num_blocks,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    X_GROUP: tl.constexpr,
+    X_GROUPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PAIRS_OF_ROW: tl.constexpr,
+    GATE: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    """One block of pairs by BLOCK_N rows of its expert's weight ``[experts, OUT, IN]``.
+
+    Row ``pair // PAIRS_OF_ROW`` of ``x`` is multiplied; the result is row ``pair`` of ``out``. With GATE, tiles take
+    rows of gate and value by turns, so that each thread has both of a pair, and ``out`` has the gated half.
+    Without ``zeros``, ``x`` and ``weight`` are of one type; those of fp8 have ``x_scales`` ``[rows]`` and ``scales``
+    ``[experts, OUT]``. With ``zeros``, the weight is small integers, and with ``x_sums`` the activations, too.
+    """
+    COLUMNS: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
+    HALF: tl.constexpr = OUT // 2
+    program = tl.program_id(0)
+    first = program // (GROUP_M * COLUMNS) * GROUP_M
+    size = tl.minimum(num_blocks - first, GROUP_M)
+    block = first + program % (GROUP_M * COLUMNS) % size
+    tile = program % (GROUP_M * COLUMNS) // size
+    expert = tl.load(block_experts + block)
+    if expert >= 0:
+        index = tl.arange(0, BLOCK_M)
+        in_x = index < tl.load(block_rows + block)
+        pair = tl.load(pairs + block.to(tl.int64) * BLOCK_M + index, mask=in_x, other=0)
+        row = pair // PAIRS_OF_ROW
+        column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        in_weight = column < OUT
+        if GATE != "none":
+            column = column % 2 * HALF + column // 2
+        weight_row = expert.to(tl.int64) * OUT + column
+        if zeros is None:
+            result = dense_sum(
+                x + row.to(tl.int64) * IN, in_x, weight + weight_row * IN, in_weight, IN, BLOCK_M, BLOCK_N, BLOCK_K
+            )
+            if scales is not None:
+                result *= tl.load(x_scales + row, mask=in_x, other=0.0)[:, None]
+                result *= tl.load(scales + weight_row, mask=in_weight, other=0.0)[None, :]
+        elif x_sums is None:
+            result = sum_of_weights_only(
+                x + row.to(tl.int64) * IN,
+                in_x,
+                weight,
+                scales,
+                zeros,
+                weight_row,
+                in_weight,
+                0,
+                GROUPS * ((GROUP + BLOCK_K - 1) // BLOCK_K),
+                IN,
+                GROUP,
+                GROUPS,
+                BITS,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+            )
+        else:
+            result = sum_of_bytes(
+                x,
+                x_scales,
+                x_sums,
+                row,
+                in_x,
+                weight,
+                scales,
+                zeros,
+                weight_row,
+                in_weight,
+                0,
+                X_GROUPS,
+                IN,
+                GROUP,
+                GROUPS,
+                BITS,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+                X_GROUP,
+                X_GROUPS,
+            )
+        if GATE == "none":
+            target = pair[:, None].to(tl.int64) * OUT + column[None, :]
+            tl.store(out + target, result.to(out.dtype.element_ty), mask=in_x[:, None] & in_weight[None, :])
+        else:
+            gate, value = tl.split(tl.reshape(result, [BLOCK_M, BLOCK_N // 2, 2]))
+            half_column = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            target = pair[:, None].to(tl.int64) * HALF + half_column[None, :]
+            gated = activate(gate, GATE) * value
+            tl.store(out + target, gated.to(out.dtype.element_ty), mask=in_x[:, None] & (half_column < HALF)[None, :])
+
+
+@triton.jit
+def round_to_fp8_kernel(x, entries, scales, IN: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
+    """One row: e4m3 entries, and their scale ``max|x| / LARGEST``; NaN, and zeros, for a row that is not finite."""
+    row = tl.program_id(0).to(tl.int64)
+    peaks = tl.zeros([BLOCK], tl.float32)
+    unusual = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, IN, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        values = tl.load(x + row * IN + column, mask=column < IN, other=0.0).to(tl.float32)
+        peaks = tl.maximum(peaks, tl.abs(values))
+        unusual += tl.where(tl.abs(values) < float("inf"), 0, 1)
+    scale = tl.div_rn(tl.max(peaks, axis=0), LARGEST)
+    scale = tl.where(tl.sum(unusual, axis=0) > 0, float("nan"), scale)
+    tl.store(scales + row, scale)
+    divisor = tl.where(scale > 0.0, scale, 1.0)
+    end = tl.where(scale > 0.0, IN, 0)
+    for start in range(0, IN, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        values = tl.load(x + row * IN + column, mask=column < end, other=0.0).to(tl.float32)
+        units = rounded_to_fp8(tl.div_rn(values, divisor + tl.zeros_like(values)), LARGEST)
+        tl.store(entries + row * IN + column, units.to(entries.dtype.element_ty), mask=column < IN)
+
+
+@triton.jit
+def combine_kernel(
+    made, experts, weights, out, HIDDEN: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """BLOCK columns of one token: what its experts made (``[tokens * TOP, HIDDEN]``), times their weights, in order."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    result = tl.zeros([BLOCK], tl.float32)
+    for place in tl.static_range(TOP):
+        pair = token * TOP + place
+        expert = tl.load(experts + pair)
+        known = (expert >= 0) & (expert < EXPERTS)
+        weight = tl.where(known, tl.load(weights + pair).to(tl.float32), 0.0)
+        values = tl.load(made + pair * HIDDEN + column, mask=column < tl.where(known, HIDDEN, 0), other=0.0)
+        result += weight * values.to(tl.float32)
+    tl.store(out + token * HIDDEN + column, result.to(out.dtype.element_ty), mask=column < HIDDEN)
+
+
+def multiply(
+    x: Rows,
+    weight: torch.Tensor,
+    scales: torch.Tensor | None,
+    zeros: torch.Tensor | None,
+    out: torch.Tensor,
+    blocks: Blocks,
+    pairs_of_row: int,
+    gate: Activation | None,
+    shape: Shape,
+) -> None:
+    """Row ``pair // pairs_of_row`` of ``x`` times its expert's weight, to row ``pair`` of ``out``."""
+    expert_product.launch(
+        (blocks.count * -(-shape.OUT // shape.BLOCK_N),),
+        x.entries,
+        x.scales,
+        x.sums,
+        weight,
+        scales,
+        zeros,
+        out,
+        blocks.pairs,
+        blocks.experts,
+        blocks.rows,
+        blocks.count,
+        **asdict(shape),
+        PAIRS_OF_ROW=pairs_of_row,
+        GATE=gate or "none",
+        GROUP_M=BLOCKS_OF_A_GROUP,
+        **shape.warps,
+    )
+
+
+def round_to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows ``[n, in_features]``, contiguous -> e4m3, and fp32 scales ``[n]``."""
+    entries, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), dtype=torch.float32)
+    in_features = x.shape[1]
+    fp8_rounding.launch(
+        (len(x),), x, entries, scales, IN=in_features, BLOCK=_fp8_block(in_features), LARGEST=LARGEST_FP8
+    )
+    return entries, scales
+
+
+def combine(made: torch.Tensor, routing: Routing, num_experts: int, out: torch.Tensor) -> None:
+    """The weighted sum of what experts made of each token: ``[n * top_k, hidden]`` -> ``out`` ``[n, hidden]``."""
+    count, hidden = out.shape
+    block = _combine_block(hidden)
+    combination.launch(
+        (count, -(-hidden // block)),
+        made,
+        routing.experts.contiguous(),
+        routing.weights.contiguous(),
+        out,
+        HIDDEN=hidden,
+        TOP=routing.experts.shape[1],
+        EXPERTS=num_experts,
+        BLOCK=block,
+    )
+
+
+def _fp8_block(in_features: int) -> int:
+    return min(power_of_two(in_features), 2048)
+
+
+def _combine_block(hidden: int) -> int:
+    return min(power_of_two(hidden), 1024)
+
+
+MODELS = (
+    # experts, top_k, hidden, intermediate
+    (8, 2, 4096, 14336),  # Mixtral 8x7B
+    (128, 8, 2048, 768),  # Qwen 3 30B A3B
+    (256, 8, 7168, 2048),  # DeepSeek-V3
+)
+FP8_SIZES = (768, 2048, 4096, 7168, 14336)
+SCHEMES: tuple[Scheme, ...] = (
+    None,
+    "fp8",
+    Quantization(8, None, 8),
+    Quantization(8, None, None),
+    Quantization(4, 128, None),
+    Quantization(4, 128, 8),
+)
+
+
+def _product_configurations(family: str) -> list[Configuration]:
+    found = []
+    for _, top_k, hidden, intermediate in MODELS:
+        for scheme in SCHEMES:
+            if scheme == "fp8" and family == "sm_80":
+                continue
+            for dtype in (torch.bfloat16, torch.float16):
+                for block_m in (16, 32, 64, 128):
+                    if block_m > 64 and isinstance(scheme, Quantization):
+                        continue
+                    up = Shape.choose(2 * intermediate, hidden, scheme, dtype, block_m)
+                    down = Shape.choose(hidden, intermediate, scheme, dtype, block_m)
+                    found += [_configuration(up, scheme, dtype, top_k, "silu")]
+                    found += [_configuration(down, scheme, dtype, 1, "none")]
+    return list({configuration.label: configuration for configuration in found}.values())
+
+
+def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_row: int, gate: str) -> Configuration:
+    kind = pointer(dtype)
+    types: dict[str, str | None] = {"x": kind, "x_scales": None, "x_sums": None, "weight": kind, "scales": None}
+    types |= {"zeros": None, "out": kind, "pairs": "*i32", "block_experts": "*i32", "block_rows": "*i32"}
+    types["num_blocks"] = "i32"
+    if scheme == "fp8":
+        types |= {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv", "scales": "*fp32"}
+    elif scheme is not None:
+        types |= {"weight": "*u8", "scales": "*fp32", "zeros": "*u8"}
+        if scheme.activation_bits:
+            types |= {"x": "*i8", "x_scales": "*fp32", "x_sums": "*i32"}
+    constants = {**asdict(shape), "PAIRS_OF_ROW": pairs_of_row, "GATE": gate, "GROUP_M": BLOCKS_OF_A_GROUP}
+    return Configuration(types, constants, **shape.warps)
+
+
+def _fp8_configurations(family: str) -> list[Configuration]:
+    if family == "sm_80":
+        return []
+    return [
+        Configuration(
+            {"x": pointer(dtype), "entries": "*fp8e4nv", "scales": "*fp32"},
+            {"IN": in_features, "BLOCK": _fp8_block(in_features), "LARGEST": LARGEST_FP8},
+        )
+        for dtype in FLOATS
+        for in_features in FP8_SIZES
+    ]
+
+
+def _combine_configurations(family: str) -> list[Configuration]:
+    return [
+        Configuration(
+            {"made": pointer(dtype), "experts": "*i32", "weights": "*fp32", "out": pointer(dtype)},
+            {"HIDDEN": hidden, "TOP": top_k, "EXPERTS": experts, "BLOCK": _combine_block(hidden)},
+        )
+        for dtype in FLOATS
+        for experts, top_k, hidden, _ in MODELS
+    ]
+
+
+expert_product = Kernel(expert_product_kernel, _product_configurations)
+fp8_rounding = Kernel(round_to_fp8_kernel, _fp8_configurations)
+combination = Kernel(combine_kernel, _combine_configurations)
