@@ -29,6 +29,13 @@ HELD_ELSEWHERE = {
     "lora_expand_kernel",
     "latent_attention_kernel",
     "write_latent_kernel",
+    "route_kernel",
+    "expert_count_kernel",
+    "expert_start_kernel",
+    "expert_place_kernel",
+    "expert_product_kernel",
+    "round_to_fp8_kernel",
+    "combine_kernel",
 }
 """Kernels with a test of their own that what is launched is what is compiled."""
 

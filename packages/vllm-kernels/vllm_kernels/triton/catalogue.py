@@ -1,6 +1,19 @@
 """All Triton kernels of this wheel."""
 
-from vllm_kernels.triton import activation, attention, cache, embedding, lora, mla, norm, quantized_product, rotary
+from vllm_kernels.triton import (
+    activation,
+    attention,
+    cache,
+    embedding,
+    lora,
+    mla,
+    moe_align,
+    moe_product,
+    moe_route,
+    norm,
+    quantized_product,
+    rotary,
+)
 from vllm_kernels.triton.kernel import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
@@ -18,6 +31,13 @@ KERNELS: tuple[Kernel, ...] = (
     quantized_product.product,
     quantized_product.rounded_product,
     quantized_product.add_parts,
+    moe_route.router,
+    moe_align.count,
+    moe_align.start,
+    moe_align.place,
+    moe_product.expert_product,
+    moe_product.fp8_rounding,
+    moe_product.combination,
     lora.shrink,
     lora.expand,
 )
