@@ -24,6 +24,8 @@ class AttentionMetadata:
             beyond a sequence's length and those that slid out of the window are never followed.
         query_lens_host: new tokens per sequence, as Python integers.
         seq_lens_host: ``seq_lens`` as Python integers.
+        common_prefix_len: the blocks of so many tokens at the start are the same in every row of the table, so that
+            a face may read them once for all sequences. 0 where nothing is known of it.
         plans: what a face works out once per step and reuses in every layer. Faces only. A plan that has a
             ``refill(metadata)`` lives through one, others are dropped.
     """
@@ -33,13 +35,14 @@ class AttentionMetadata:
     block_table: torch.Tensor
     query_lens_host: list[int]
     seq_lens_host: list[int]
+    common_prefix_len: int = 0
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def refill(self, step: "AttentionMetadata") -> None:
         """Take over the contents of another step, in the same memory: a captured graph reads them there.
 
         Args:
-            step: with the same query lengths, and a block table that is no wider.
+            step: with the same query lengths, a block table that is no wider, and no shorter a common prefix.
 
         Raises:
             ValueError: it does not fit.
@@ -48,6 +51,8 @@ class AttentionMetadata:
         width = step.block_table.shape[1]
         if step.query_lens_host != self.query_lens_host or width > self.block_table.shape[1]:
             raise ValueError("a step must have the query lengths of the one it follows, and no wider block table")
+        if step.common_prefix_len < self.common_prefix_len:
+            raise ValueError("a step must have as long a common prefix as the one it follows")
         self.seq_lens.copy_(step.seq_lens)
         self.seq_lens_host[:] = step.seq_lens_host
         self.block_table[:, :width].copy_(step.block_table)
@@ -122,3 +127,8 @@ def check_metadata(metadata: AttentionMetadata, num_tokens: int, query: str) -> 
         )
     if sum(metadata.query_lens_host) != num_tokens:
         raise ValueError(f"metadata is of {sum(metadata.query_lens_host)} tokens, but {query} has {num_tokens}")
+    if metadata.common_prefix_len:
+        lengths = zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)
+        shortest = min((seq_len for query_len, seq_len in lengths if query_len), default=0)
+        if not 0 < metadata.common_prefix_len <= shortest:
+            raise ValueError(f"common_prefix_len must be 0 to {shortest}, got {metadata.common_prefix_len}")

@@ -11,6 +11,8 @@ from vllm_kernels.triton.cache import formats_of
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LAST_KEY = 2**31 - 1
+"""No bound of the keys."""
 
 
 @triton.jit
@@ -35,6 +37,9 @@ def attention_kernel(
     table_stride,
     num_blocks,
     num_tokens,
+    first_key,
+    last_key,
+    first_part,
     window,
     scale,
     soft_cap,
@@ -51,9 +56,10 @@ def attention_kernel(
 ):
     """One tile of query rows, one KV head, one part of the keys, by online softmax (arXiv:2307.08691).
 
-    The GROUP query heads of a KV head are rows of the same tile, so that each key is read once for all of them. With
-    one split the result goes to ``out``; with more, its sum and the softmax's state go to ``part_*``
-    (``[SPLITS, num_tokens, HEADS * GROUP]``), as in flash decoding.
+    The GROUP query heads of a KV head are rows of the same tile, so that each key is read once for all of them. The
+    result goes to ``out``; or, where there are several parts, its sum and the softmax's state go to ``part_*``
+    (``[parts, num_tokens, HEADS * GROUP]``) from ``first_part`` on, as in flash decoding. Only keys from ``first_key``
+    to before ``last_key`` are seen.
     """
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -81,10 +87,10 @@ def attention_kernel(
     )
 
     # Keys that any row sees, from a multiple of BLOCK_N on, and this split's part of them.
-    end = tl.minimum(context + first + TOKENS, seq_len)
-    low = 0
+    end = tl.minimum(tl.minimum(context + first + TOKENS, seq_len), last_key)
+    low = first_key
     if WINDOWED:
-        low = tl.maximum(context + first - window + 1, 0)
+        low = tl.maximum(context + first - window + 1, first_key)
     begin = (low // BLOCK_N) * BLOCK_N
     if SPLITS > 1:
         span = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), SPLITS) * BLOCK_N
@@ -136,7 +142,7 @@ def attention_kernel(
         sum_of_values = sum_of_values * kept[:, None]
         sum_of_values += tl.dot(weight.to(q.dtype), values.to(q.dtype), input_precision="ieee")
 
-    if SPLITS == 1:
+    if part_out is None:
         if sinks is not None:
             sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32)
             new_largest = tl.maximum(largest, sink)
@@ -150,7 +156,7 @@ def attention_kernel(
             mask=valid[:, None] & in_head[None, :],
         )
     else:
-        state = (split.to(tl.int64) * num_tokens + token) * (HEADS * GROUP) + head
+        state = ((first_part + split).to(tl.int64) * num_tokens + token) * (HEADS * GROUP) + head
         tl.store(part_max + state, largest, mask=valid)
         tl.store(part_sum + state, total, mask=valid)
         tl.store(
@@ -171,13 +177,15 @@ def merge_kernel(
     sinks,
     out,
     num_tokens,
+    num_parts,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Merge the parts of one token and head: each was weighted relative to the largest score that it saw itself."""
+    """Merge the parts (at most SPLITS) of one token and head: each was weighted relative to the largest score that it
+    saw itself."""
     tile = tl.program_id(0)
     local = tl.load(tile_first + tile) + tl.program_id(1) % TOKENS
     head = tl.program_id(1) // TOKENS
@@ -188,7 +196,7 @@ def merge_kernel(
     split = tl.arange(0, SPLITS)
     column = tl.arange(0, BLOCK_D)
     in_head = column < tl.where(valid, HEAD_DIM, 0)
-    present = split < tl.where(valid, SPLITS, 0)
+    present = split < tl.where(valid, num_parts, 0)
     state = (split.to(tl.int64) * num_tokens + token) * NUM_HEADS + head
     largest_of_part = tl.load(part_max + state, mask=present, other=float("-inf"))
     total_of_part = tl.load(part_sum + state, mask=present, other=0.0)
@@ -225,9 +233,16 @@ def paged_attention(
         query = query.contiguous()
     group = num_heads // cache.num_kv_heads
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    for tiles in plan_for(metadata, group, head_dim, cache.num_kv_heads).launches:
-        parts = _parts(tiles, out) if tiles.splits > 1 else (None, None, None)
-        shape = tile(tiles.rows, head_dim, query.dtype)
+    cascade = sliding_window is None and alibi_slopes is None
+    plan = plan_for(metadata, group, head_dim, cache.num_kv_heads, cache.block_size, cascade)
+    prefix, block_d = plan.prefix, tile(0, head_dim, query.dtype)["BLOCK_D"]
+    parts_of_prefix = prefix.tiles.splits if prefix else 0
+    most = max((tiles.splits for tiles in plan.launches), default=0)
+    parts = _parts(parts_of_prefix + most, out) if prefix or most > 1 else (None, None, None)
+
+    def launch(
+        tiles: Tiles, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, keys: tuple[int, int], first_part: int
+    ) -> None:
         attend.launch(
             (len(tiles.seq), cache.num_kv_heads, tiles.splits),
             query,
@@ -236,18 +251,20 @@ def paged_attention(
             cache.key_scale,
             cache.value_scale,
             metadata.block_table,
-            metadata.query_start_loc,
-            metadata.seq_lens,
+            query_start_loc,
+            seq_lens,
             tiles.seq,
             tiles.first,
             alibi_slopes,
             sinks,
             out,
-            *parts,
+            *(parts if prefix or tiles.splits > 1 else (None, None, None)),
             query.stride(0),
             metadata.block_table.stride(0),
             cache.num_blocks,
             num_tokens,
+            *keys,
+            first_part,
             sliding_window or 0,
             float(scale),
             float(soft_cap or 0.0),
@@ -256,13 +273,20 @@ def paged_attention(
             HEAD_DIM=head_dim,
             BLOCK_SIZE=cache.block_size,
             BLOCK_M=tiles.rows,
-            **shape,
+            **tile(tiles.rows, head_dim, query.dtype),
             SPLITS=tiles.splits,
             WINDOWED=sliding_window is not None,
             CAPPED=soft_cap is not None,
             **warps(tiles.rows, head_dim),
         )
-        if tiles.splits > 1:
+
+    if prefix:
+        launch(prefix.tiles, prefix.query_start_loc, prefix.seq_lens, (0, prefix.length), 0)
+    for tiles in plan.launches:
+        own_keys = (prefix.length if prefix else 0, LAST_KEY)
+        launch(tiles, metadata.query_start_loc, metadata.seq_lens, own_keys, parts_of_prefix)
+        count = parts_of_prefix + tiles.splits
+        if count > 1:
             tokens = tiles.rows // group
             merge.launch(
                 (len(tiles.seq), tokens * num_heads),
@@ -273,18 +297,19 @@ def paged_attention(
                 sinks,
                 out,
                 num_tokens,
+                count,
                 NUM_HEADS=num_heads,
                 HEAD_DIM=head_dim,
-                BLOCK_D=shape["BLOCK_D"],
+                BLOCK_D=block_d,
                 TOKENS=tokens,
-                SPLITS=tiles.splits,
+                SPLITS=power_of_two(count),
             )
     return out
 
 
-def _parts(tiles: Tiles, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _parts(count: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     num_tokens, num_heads, head_dim = out.shape
-    state = (tiles.splits, num_tokens, num_heads)
+    state = (count, num_tokens, num_heads)
     sums = out.new_empty(*state, head_dim, dtype=torch.float32)
     return sums, sums.new_empty(state), sums.new_empty(state)
 
@@ -311,11 +336,18 @@ def _attention_configurations(family: str) -> list[Configuration]:
         for dtype in (torch.bfloat16, torch.float16):
             for head_dim in (64, 80, 96, 128, 192, 256):
                 for group in (1, 2, 4, 7, 8):
-                    for few, splits in ((False, 1), (True, 1), (True, 8)):
+                    # The last two are of a step whose sequences have a common prefix.
+                    for few, splits, in_parts in (
+                        (False, 1, False),
+                        (True, 1, False),
+                        (True, 8, True),
+                        (False, 8, True),
+                        (True, 1, True),
+                    ):
                         # Features with the common shape only, as they add to a kernel and do not change its tiles.
                         wanted = features if (head_dim, group) == (128, 4) and dtype == torch.bfloat16 else [{}]
                         found += [
-                            _attention_configuration(format, dtype, head_dim, group, few, splits, **chosen)
+                            _attention_configuration(format, dtype, head_dim, group, few, splits, in_parts, **chosen)
                             for chosen in wanted
                         ]
     return found
@@ -328,6 +360,7 @@ def _attention_configuration(
     group: int,
     few: bool,
     splits: int,
+    in_parts: bool,
     *,
     windowed: bool = False,
     capped: bool = False,
@@ -336,7 +369,7 @@ def _attention_configuration(
 ) -> Configuration:
     kind, entries = pointer(dtype), pointer(STORAGE[format])
     scales = "*fp32" if format in SCALED else None
-    part = "*fp32" if splits > 1 else None
+    part = "*fp32" if in_parts else None
     types: dict[str, str | None] = {
         "query": kind,
         "key_cache": entries,
@@ -354,7 +387,8 @@ def _attention_configuration(
         "part_out": part,
         "part_max": part,
         "part_sum": part,
-        **dict.fromkeys(("query_stride", "table_stride", "num_blocks", "num_tokens", "window"), "i32"),
+        **dict.fromkeys(("query_stride", "table_stride", "num_blocks", "num_tokens"), "i32"),
+        **dict.fromkeys(("first_key", "last_key", "first_part", "window"), "i32"),
         "scale": "fp32",
         "soft_cap": "fp32",
     }
@@ -384,7 +418,7 @@ def _merge_configurations(family: str) -> list[Configuration]:
                     kind = pointer(dtype)
                     types: dict[str, str | None] = dict.fromkeys(("part_out", "part_max", "part_sum"), "*fp32")
                     types |= dict.fromkeys(("query_start_loc", "tile_seq", "tile_first"), "*i32")
-                    types |= {"sinks": kind if sinks else None, "out": kind, "num_tokens": "i32"}
+                    types |= {"sinks": kind if sinks else None, "out": kind, "num_tokens": "i32", "num_parts": "i32"}
                     constants = {
                         "NUM_HEADS": heads,
                         "HEAD_DIM": head_dim,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_kernels import batch_invariance
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import power_of_two
@@ -15,6 +16,12 @@ PREFILL_ROWS = 64
 SPLIT_TOKENS = 256
 """A split has at least so many keys: less is not worth merging."""
 MOST_SPLITS = 32
+MOST_PREFIX_SPLITS = 16
+"""Of a common prefix, and of what follows it, so that both together are no more than MOST_SPLITS."""
+CASCADE_TOKENS = 256
+"""A common prefix of less is not worth a launch of its own,"""
+CASCADE_SHARE = 4
+"""nor one that is not read so many times less often for it."""
 PROGRAMS_PER_MULTIPROCESSOR = 2
 
 
@@ -33,30 +40,55 @@ class Tiles:
 
 
 @dataclass(slots=True)
+class Prefix:
+    """The keys that all sequences begin with, for the new tokens of all as if they were one sequence's.
+
+    That sequence has the first row of the block table, and ``query_start_loc`` (int32 ``[2]``) and ``seq_lens``
+    (int32 ``[1]``) of its own. ``tiles`` are of its tokens, ``length`` keys are common.
+    """
+
+    tiles: Tiles
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    length: int
+
+
+@dataclass(slots=True)
 class Plan:
-    """All work of a step."""
+    """All work of a step. With a ``prefix``, the tiles of ``launches`` see the keys after it only."""
 
     launches: list[Tiles]
+    prefix: Prefix | None
 
     def refill(self, metadata: AttentionMetadata) -> None:
-        """Nothing changes: query lengths stay, and splits are parts of whatever length a sequence has."""
+        """Nothing changes: query lengths and prefix stay, and splits are parts of whatever length a sequence has.
+
+        Raises ``ValueError`` where a sequence is too short for the prefix.
+        """
+        if self.prefix is not None and self.prefix.length > _least_context(metadata):
+            raise ValueError("a step must have as long a common prefix as the one it follows")
 
 
-def plan_for(metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int) -> Plan:
+def plan_for(
+    metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int, block_size: int, cascade: bool
+) -> Plan:
     """Plan of a step, made at the first layer that asks.
 
     Args:
         metadata: of the step.
         group: query heads of a KV head.
-        head_dim, num_kv_heads: of the cache.
+        head_dim, num_kv_heads, block_size: of the cache.
+        cascade: whether a common prefix may be attended to once for all: every token must see all of it, and scores
+            must not depend on the token's own position.
 
     Raises:
         ValueError: a sequence has more new tokens than tokens.
     """
-    key = ("triton", group, head_dim, num_kv_heads)
+    cascade = cascade and metadata.common_prefix_len >= CASCADE_TOKENS and not batch_invariance.enabled()
+    key = ("triton", group, head_dim, num_kv_heads, block_size, cascade)
     plan: Plan | None = metadata.plans.get(key)
     if plan is None:
-        plan = metadata.plans[key] = _make_plan(metadata, group, head_dim, num_kv_heads)
+        plan = metadata.plans[key] = _make_plan(metadata, group, head_dim, num_kv_heads, block_size, cascade)
     return plan
 
 
@@ -66,14 +98,16 @@ def rows_of_tile(few: bool, group: int, head_dim: int) -> int:
     return power_of_two(group, wanted)
 
 
-def splits_of(programs: int, longest: int, processors: int) -> int:
+def splits_of(programs: int, longest: int, processors: int, most: int = MOST_SPLITS) -> int:
     """Parts of the keys of each tile, a power of two: enough programs for the device, and none with a few keys only."""
     missing = PROGRAMS_PER_MULTIPROCESSOR * processors // max(programs, 1)
-    useful = min(missing, -(-longest // SPLIT_TOKENS), MOST_SPLITS)
+    useful = min(missing, -(-longest // SPLIT_TOKENS), most)
     return 1 << (max(useful, 1).bit_length() - 1)
 
 
-def _make_plan(metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int) -> Plan:
+def _make_plan(
+    metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int, block_size: int, cascade: bool
+) -> Plan:
     few_rows = rows_of_tile(True, group, head_dim)
     few: list[tuple[int, int]] = []
     many: list[tuple[int, int]] = []
@@ -89,13 +123,44 @@ def _make_plan(metadata: AttentionMetadata, group: int, head_dim: int, num_kv_he
             tokens = rows_of_tile(False, group, head_dim) // group
             many.extend((seq, first) for first in range(0, query_len, tokens))
     device = metadata.seq_lens.device
+    prefix = None
+    if cascade:
+        prefix = _prefix_of(metadata, group, head_dim, num_kv_heads, block_size, len(few) + len(many))
     launches = []
     if many:
         launches.append(_tiles(many, rows_of_tile(False, group, head_dim), 1, device))
     if few:
-        splits = splits_of(len(few) * num_kv_heads, longest, multiprocessors(device))
+        own = longest - prefix.length if prefix else longest
+        most = MOST_PREFIX_SPLITS if prefix else MOST_SPLITS
+        splits = splits_of(len(few) * num_kv_heads, own, multiprocessors(device), most)
         launches.append(_tiles(few, few_rows, splits, device))
-    return Plan(launches)
+    return Plan(launches, prefix)
+
+
+def _prefix_of(
+    metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int, block_size: int, tiles: int
+) -> Prefix | None:
+    """The common prefix, if it is worth it: otherwise each of ``tiles`` reads it."""
+    length = min(metadata.common_prefix_len, _least_context(metadata)) // block_size * block_size
+    num_tokens = sum(metadata.query_lens_host)
+    rows = rows_of_tile(False, group, head_dim)
+    firsts = range(0, num_tokens, rows // group)
+    if length < CASCADE_TOKENS or tiles < CASCADE_SHARE * len(firsts):
+        return None
+    device = metadata.seq_lens.device
+    splits = splits_of(len(firsts) * num_kv_heads, length, multiprocessors(device), MOST_PREFIX_SPLITS)
+    return Prefix(
+        _tiles([(0, first) for first in firsts], rows, splits, device),
+        torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
+        torch.tensor([length + num_tokens], dtype=torch.int32, device=device),
+        length,
+    )
+
+
+def _least_context(metadata: AttentionMetadata) -> int:
+    """Tokens before the new ones, of the sequence that has the fewest."""
+    lengths = zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)
+    return min((seq_len - query_len for query_len, seq_len in lengths if query_len), default=0)
 
 
 def _tiles(places: list[tuple[int, int]], rows: int, splits: int, device: torch.device) -> Tiles:

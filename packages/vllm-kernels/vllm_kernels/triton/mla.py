@@ -252,6 +252,7 @@ def latent_attention(
                 None,
                 out,
                 num_tokens,
+                tiles.splits,
                 **merge_constants(num_heads, rank, tiles.splits),
             )
     return out
