@@ -54,10 +54,10 @@ def test_a_server_that_dies_ends_the_run_with_what_there_is(tmp_path, capsys, mo
     monkeypatch.setattr(stopping, "GONE_SECONDS", 0.4)
     port = free_port()
     process = mock_process(port, '{"first_token_s": 0.02}')
-    timer = later(1.0, process.kill)
+    timer = later(2.5, process.kill)
     try:
         began = time.monotonic()
-        options = ["--request-rate", "40", "--num-prompts", "4000"]  # a hundred seconds
+        options = ["--request-rate", "20", "--num-prompts", "400"]  # twenty seconds, and soon made
         assert main(arguments(f"http://127.0.0.1:{port}", tmp_path, *options)) == 1
         assert time.monotonic() - began < 10
     finally:
