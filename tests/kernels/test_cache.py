@@ -5,7 +5,7 @@ import torch
 
 from vllm_kernels.backend import use_face
 from vllm_kernels.cache_format import CacheFormat
-from vllm_kernels.ops.cache import STORAGE, KVCache, allocate_kv_cache, write_kv
+from vllm_kernels.ops.cache import STORAGE, KVCache, allocate_kv_cache, copy_blocks, gather_kv, write_kv
 
 FORMATS = get_args(CacheFormat)
 PLAIN = FORMATS[:3]
@@ -207,3 +207,78 @@ def test_tensors_that_make_no_cache_are_refused():
         KVCache(small, small, scales, scales[:1])
     with pytest.raises(ValueError, match=r"key_scale must be torch.float32"):
         KVCache(small, small, scales.half(), scales.half())
+
+
+def filled_cache(format: CacheFormat, head_dim: int = 24) -> KVCache:
+    """Five blocks of three tokens, all of them written."""
+    torch.manual_seed(0)
+    cache = allocate_kv_cache(5, 3, 2, head_dim, format, "cpu")
+    with use_face("reference"):
+        write_kv(torch.randn(15, 2, head_dim), torch.randn(15, 2, head_dim), cache, torch.arange(15))
+    return cache
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("head_dim", [24, 7])
+def test_blocks_are_copied_with_their_scales_and_no_other_changes(face, format, head_dim):
+    cache = filled_cache(format, head_dim)
+    before = [tokens.clone() for tokens in tokens_of(cache)]
+    copy_blocks(cache, torch.tensor([4, 0, 0]), torch.tensor([1, 3, 2]))
+    for found, tokens in zip(tokens_of(cache), before, strict=True):
+        blocks = tokens.view(5, 3, 2, head_dim)
+        assert torch.equal(found, blocks[[0, 4, 0, 0, 4]].flatten(0, 1))
+    copy_blocks(cache, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_slots_are_gathered_as_numbers(face, format, dtype):
+    cache = filled_cache(format)
+    slots = torch.tensor([14, 0, -1, 7, 7])
+    for found, tokens in zip(gather_kv(cache, slots, dtype), tokens_of(cache), strict=True):
+        assert found.dtype == dtype and found.is_contiguous()
+        expected = tokens[[14, 0, 7, 7]].to(dtype)  # times scales in fp32
+        assert torch.allclose(found[[0, 1, 3, 4]], expected, rtol=1e-6 if dtype == torch.float64 else 0, atol=0)
+        assert not found[2].any()
+    key, _ = gather_kv(cache, slots[:0], dtype)
+    assert key.shape == (0, 2, 24)
+
+
+@pytest.mark.parametrize("bad", [5, -1])
+def test_blocks_and_slots_outside_of_the_cache_are_refused(refusing_face, bad):
+    cache = filled_cache("float32")
+    before = cache.key.clone()
+    for sources, targets in (([bad], [0]), ([0], [bad])):
+        with pytest.raises(IndexError, match="blocks must be 0 to 4"):
+            copy_blocks(cache, torch.tensor(sources), torch.tensor(targets))
+    with pytest.raises(IndexError, match="slots must be 0 to 14"):
+        gather_kv(cache, torch.tensor([15, bad]), torch.float32)
+    assert torch.equal(cache.key, before)
+
+
+def test_triton_leaves_out_what_lies_outside_and_launches_what_is_compiled():
+    pytest.importorskip("triton")
+    from vllm_kernels.triton.kernel import recorded
+
+    cache = allocate_kv_cache(2, 16, 8, 128, "int8_per_token_head", "cpu")
+    write_kv(torch.ones(1, 8, 128), torch.ones(1, 8, 128), cache, torch.tensor([3]))
+    with use_face("triton"), recorded() as launches:
+        copy_blocks(cache, torch.tensor([0, -1, 2, 2**40]), torch.tensor([-2, 0, 1, 1]))
+        assert not cache.key[1].any() and not cache.value_scale[1].any()
+        key, value = gather_kv(cache, torch.tensor([3, 32, 2**40]), torch.float16)
+        assert (key[0] == 1).all() and (value[0] == 1).all() and not key[1:].any() and not value[1:].any()
+    assert len(launches) == 2
+    for kernel, configuration in launches:
+        assert configuration in list(kernel.configurations("sm_90")), (kernel.name, configuration.label)
+
+
+def test_wrong_arguments_of_copies_and_gathers_are_named():
+    cache, blocks = filled_cache("float32"), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match=r"targets must have shape \[2\]"):
+        copy_blocks(cache, blocks, blocks[:1])
+    with pytest.raises(ValueError, match=r"sources must be torch.int64, got torch.int32"):
+        copy_blocks(cache, blocks.int(), blocks)
+    with pytest.raises(ValueError, match=r"slots must be torch.int64, got torch.int32"):
+        gather_kv(cache, blocks.int(), torch.float32)
+    with pytest.raises(ValueError, match=r"dtype must be floating point, got torch.int8"):
+        gather_kv(cache, blocks, torch.int8)

@@ -4,7 +4,10 @@ import torch
 
 from vllm_kernels.cpu.native import DTYPES, FLOATS, INT32, INT64, POINTER, Kernel
 from vllm_kernels.eager import cache as eager
+from vllm_kernels.eager.cache import copy_blocks, gather_kv
 from vllm_kernels.ops.cache import KVCache
+
+__all__ = ["MAX_HEAD_DIM", "address_of", "copy_blocks", "gather_kv", "slot_outside", "write_kv"]
 
 MAX_HEAD_DIM = 1024
 """``kMaxHeadDim`` of ``csrc/cpu/kv_row.h``."""

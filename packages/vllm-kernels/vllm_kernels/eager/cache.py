@@ -2,7 +2,7 @@ import torch
 
 from vllm_kernels.cache_format import SCALED
 from vllm_kernels.ops.cache import KVCache
-from vllm_kernels.reference.cache import to_storage
+from vllm_kernels.reference.cache import check_inside, to_storage
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
@@ -16,6 +16,30 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
             scales.view(-1).index_copy_(0, rows, scale.transpose(0, 1).reshape(-1))
         stored = to_storage(x, entries.dtype).transpose(0, 1).reshape(-1, cache.head_dim)
         plain(entries).view(-1, cache.head_dim).index_copy_(0, rows, plain(stored))
+
+
+def copy_blocks(cache: KVCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+    for blocks in (sources, targets):
+        check_inside("blocks", blocks, cache.num_blocks)
+    for tensor in (cache.key, cache.value, cache.key_scale, cache.value_scale):
+        if tensor is not None:
+            entries = plain(tensor)
+            entries.index_copy_(0, targets, entries.index_select(0, sources))
+
+
+def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    inside = slots.clamp(min=0)
+    check_inside("slots", inside, cache.num_blocks * cache.block_size)
+    rows = rows_of(inside, cache).T.reshape(-1)
+    wide = torch.promote_types(dtype, torch.float32)
+    found = []
+    for entries, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale)):
+        chosen = plain(entries).view(-1, cache.head_dim).index_select(0, rows).view(entries.dtype)
+        if scales is not None:
+            chosen = chosen.to(wide) * scales.view(-1).index_select(0, rows)[:, None].to(wide)
+        tokens = chosen.to(dtype).view(len(slots), cache.num_kv_heads, cache.head_dim)
+        found.append(torch.where((slots >= 0)[:, None, None], tokens, 0.0))
+    return found[0], found[1]
 
 
 def rows_of(slots: torch.Tensor, cache: KVCache) -> torch.Tensor:

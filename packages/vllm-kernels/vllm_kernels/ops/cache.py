@@ -169,3 +169,45 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
     check_shape("slot_mapping", slot_mapping, (num_tokens,))
     check_dtype("slot_mapping", slot_mapping, torch.int64)
     face_of("cache", key.device).write_kv(key, value, cache, slot_mapping)
+
+
+def copy_blocks(cache: KVCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+    """Copy whole blocks, in place: entries as they are stored, and their scales.
+
+    Args:
+        cache: from ``allocate_kv_cache``.
+        sources, targets: ``[n]``, int64: block ``sources[i]`` goes to block ``targets[i]``. No target twice, and none
+            is also a source.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+        IndexError: a block is outside the cache. On a GPU the pair is left out.
+    """
+    check_shape("sources", sources, (None,))
+    check_shape("targets", targets, (len(sources),))
+    for name, blocks in (("sources", sources), ("targets", targets)):
+        check_dtype(name, blocks, torch.int64)
+    face_of("cache", cache.key.device).copy_blocks(cache, sources, targets)
+
+
+def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of some slots: what ``write_kv`` stored there, one token after the other.
+
+    Args:
+        cache: from ``allocate_kv_cache``.
+        slots: ``[num_tokens]``, int64: slot of each token, negative for zeros. Any number of times the same.
+        dtype: of the result, floating point. Entries times scales, in fp32 at least, are rounded to it.
+
+    Returns:
+        Keys and values, each ``[num_tokens, num_kv_heads, head_dim]``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+        IndexError: a slot is outside the cache. On a GPU it reads as zeros.
+    """
+    check_shape("slots", slots, (None,))
+    check_dtype("slots", slots, torch.int64)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be floating point, got {dtype}")
+    key, value = face_of("cache", cache.key.device).gather_kv(cache, slots, dtype)
+    return key, value

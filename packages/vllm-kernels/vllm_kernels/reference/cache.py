@@ -14,6 +14,33 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
             _store(value[token, head], cache.value, cache.value_scale, (block, head, offset), cache)
 
 
+def copy_blocks(cache: KVCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+    for blocks in (sources, targets):
+        check_inside("blocks", blocks, cache.num_blocks)
+    for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+        for tensor in (cache.key, cache.value, cache.key_scale, cache.value_scale):
+            if tensor is not None:
+                tensor[target] = tensor[source]
+
+
+def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    check_inside("slots", slots.clamp(min=0), cache.num_blocks * cache.block_size)
+    wide = torch.promote_types(dtype, torch.float32)
+    found = torch.zeros(2, len(slots), cache.num_kv_heads, cache.head_dim, dtype=dtype, device=cache.key.device)
+    for token, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            block, offset = (torch.tensor([number]) for number in divmod(slot, cache.block_size))
+            found[0, token] = entries_of(cache.key, cache.key_scale, block, offset, wide)[0]
+            found[1, token] = entries_of(cache.value, cache.value_scale, block, offset, wide)[0]
+    return found[0], found[1]
+
+
+def check_inside(name: str, indices: torch.Tensor, size: int) -> None:
+    """Raise ``IndexError`` unless all indices are 0 to ``size - 1``."""
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        raise IndexError(f"{name} must be 0 to {size - 1}, got {int(indices.min())} to {int(indices.max())}")
+
+
 def _store(
     x: torch.Tensor, entries: torch.Tensor, scales: torch.Tensor | None, place: tuple[int, int, int], cache: KVCache
 ) -> None:

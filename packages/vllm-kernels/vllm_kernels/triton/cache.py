@@ -11,6 +11,8 @@ from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, p
 
 LARGEST: dict[CacheFormat, float] = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
 """Largest number of the 8 bit formats without scales: what is beyond it saturates."""
+COPIED = 2048
+"""Words that a program copies of a block of keys, and of values."""
 
 
 @triton.jit
@@ -100,6 +102,73 @@ def write_kernel(
     tl.store(value_cache + target, to_entry(values, FORMAT, LARGEST, value_cache), mask=present)
 
 
+@triton.jit
+def copy_blocks_kernel(
+    key,
+    value,
+    key_scale,
+    value_scale,
+    sources,
+    targets,
+    num_blocks,
+    SIZE: tl.constexpr,
+    ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK of the SIZE entries of one block of keys and of values, and the scales of their rows of ROW entries."""
+    pair = tl.program_id(0)
+    source = tl.load(sources + pair)
+    target = tl.load(targets + pair)
+    inside = (source >= 0) & (source < num_blocks) & (target >= 0) & (target < num_blocks)
+    entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    present = entry < tl.where(inside, SIZE, 0)
+    tl.store(key + target * SIZE + entry, tl.load(key + source * SIZE + entry, mask=present, other=0), mask=present)
+    tl.store(value + target * SIZE + entry, tl.load(value + source * SIZE + entry, mask=present, other=0), mask=present)
+    if key_scale is not None:
+        ROWS: tl.constexpr = SIZE // ROW
+        scaled = entry < tl.where(inside, ROWS, 0)
+        k_scale = tl.load(key_scale + source * ROWS + entry, mask=scaled, other=0.0)
+        v_scale = tl.load(value_scale + source * ROWS + entry, mask=scaled, other=0.0)
+        tl.store(key_scale + target * ROWS + entry, k_scale, mask=scaled)
+        tl.store(value_scale + target * ROWS + entry, v_scale, mask=scaled)
+
+
+@triton.jit
+def gather_kernel(
+    key_cache,
+    value_cache,
+    key_scale,
+    value_scale,
+    slots,
+    key,
+    value,
+    num_slots,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Keys and values of ROWS heads of the token in one slot; zeros where there is no such slot."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    slot = tl.load(slots + token)
+    heads = head < tl.where((slot >= 0) & (slot < num_slots), HEADS, 0)
+    in_head = (column < HEAD_DIM)[None, :]
+    row = ((slot // BLOCK_SIZE) * HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
+    source = row[:, None] * HEAD_DIM + column[None, :]
+    keys = tl.load(key_cache + source, mask=heads[:, None] & in_head, other=0.0).to(tl.float32)
+    values = tl.load(value_cache + source, mask=heads[:, None] & in_head, other=0.0).to(tl.float32)
+    if key_scale is not None:
+        keys *= tl.load(key_scale + row, mask=heads, other=0.0)[:, None]
+        values *= tl.load(value_scale + row, mask=heads, other=0.0)[:, None]
+    target = (token * HEADS + head)[:, None] * HEAD_DIM + column[None, :]
+    present = (head < HEADS)[:, None] & in_head
+    tl.store(key + target, keys.to(key.dtype.element_ty), mask=present)
+    tl.store(value + target, values.to(value.dtype.element_ty), mask=present)
+
+
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
     if key.dtype not in FLOATS or value.dtype != key.dtype:
         eager.write_kv(key, value, cache, slot_mapping)
@@ -124,6 +193,55 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
     )
 
 
+def copy_blocks(cache: KVCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
+    key, value = as_words(cache.key), as_words(cache.value)
+    size = key[0].numel()
+    copy.launch(
+        (len(sources), triton.cdiv(size, COPIED)),
+        key,
+        value,
+        cache.key_scale,
+        cache.value_scale,
+        sources.contiguous(),
+        targets.contiguous(),
+        cache.num_blocks,
+        SIZE=size,
+        ROW=key.shape[3],
+        BLOCK=COPIED,
+    )
+
+
+def as_words(entries: torch.Tensor) -> torch.Tensor:
+    """Entries of a cache as integers of 32 bits where a head is whole ones, else of 8 bits: copies need no numbers."""
+    bytes_of_head = entries.shape[-1] * entries.itemsize
+    return entries.view(torch.uint8 if bytes_of_head % 4 else torch.int32)
+
+
+def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    if dtype not in FLOATS:
+        return eager.gather_kv(cache, slots, dtype)
+    shape = (len(slots), cache.num_kv_heads, cache.head_dim)
+    key, value = (torch.empty(shape, dtype=dtype, device=cache.key.device) for _ in range(2))
+    rows, block_d = tile(cache.num_kv_heads, cache.head_dim)
+    gather.launch(
+        (len(slots), triton.cdiv(cache.num_kv_heads, rows)),
+        cache.key,
+        cache.value,
+        cache.key_scale,
+        cache.value_scale,
+        slots.contiguous(),
+        key,
+        value,
+        cache.num_blocks * cache.block_size,
+        HEADS=cache.num_kv_heads,
+        HEAD_DIM=cache.head_dim,
+        BLOCK_SIZE=cache.block_size,
+        ROWS=rows,
+        BLOCK_D=block_d,
+    )
+    return key, value
+
+
 def layout(num_kv_heads: int, head_dim: int, block_size: int, format: CacheFormat) -> dict[str, Any]:
     """What a kernel that writes a cache must know of it."""
     return {
@@ -146,11 +264,15 @@ def formats_of(family: str) -> list[CacheFormat]:
     return [format for format in STORAGE if family != "sm_80" or STORAGE[format] != torch.float8_e4m3fn]
 
 
+_SHAPES = ((8, 128), (8, 64), (2, 64), (4, 256), (32, 96), (16, 80))
+"""Heads and their width."""
+
+
 def _configurations(family: str) -> list[Configuration]:
     found = []
     for format in formats_of(family):
         for dtype in (torch.bfloat16, torch.float16):
-            for heads, head_dim in ((8, 128), (8, 64), (2, 64), (4, 256), (32, 96), (16, 80)):
+            for heads, head_dim in _SHAPES:
                 scale = "*fp32" if format in SCALED else None
                 rows, block_d = tile(heads, head_dim)
                 entries = pointer(STORAGE[format])
@@ -167,4 +289,34 @@ def _configurations(family: str) -> list[Configuration]:
     return found
 
 
+def _copy_configurations(family: str) -> list[Configuration]:
+    found = []
+    for format in STORAGE:
+        scale = "*fp32" if format in SCALED else None
+        for heads, head_dim in _SHAPES:
+            row = head_dim * STORAGE[format].itemsize // 4
+            types: dict[str, str | None] = {"key": "*i32", "value": "*i32", "key_scale": scale, "value_scale": scale}
+            types |= {"sources": "*i64", "targets": "*i64", "num_blocks": "i32"}
+            found.append(Configuration(types, {"SIZE": heads * 16 * row, "ROW": row, "BLOCK": COPIED}))
+    return found
+
+
+def _gather_configurations(family: str) -> list[Configuration]:
+    found = []
+    for format in formats_of(family):
+        for dtype in (torch.bfloat16, torch.float16):
+            for heads, head_dim in _SHAPES:
+                scale = "*fp32" if format in SCALED else None
+                rows, block_d = tile(heads, head_dim)
+                entries = pointer(STORAGE[format])
+                types: dict[str, str | None] = {"key_cache": entries, "value_cache": entries}
+                types |= {"key_scale": scale, "value_scale": scale, "slots": "*i64"}
+                types |= {"key": pointer(dtype), "value": pointer(dtype), "num_slots": "i32"}
+                constants = {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "ROWS": rows, "BLOCK_D": block_d}
+                found.append(Configuration(types, constants))
+    return found
+
+
 write = Kernel(write_kernel, _configurations)
+copy = Kernel(copy_blocks_kernel, _copy_configurations)
+gather = Kernel(gather_kernel, _gather_configurations)

@@ -22,6 +22,8 @@ KERNELS: tuple[Kernel, ...] = (
     activation.plain,
     embedding.lookup,
     cache.write,
+    cache.copy,
+    cache.gather,
     rotary.rope,
     attention.attend,
     attention.merge,
