@@ -26,6 +26,7 @@ from vllm_bench.result.partial import partial_facts
 from vllm_bench.result.plot_options import draws
 from vllm_bench.server_facts import ServedModel, ServerFacts
 from vllm_bench.transport.client import HttpClient
+from vllm_bench.transport.event_loop import loop_factory
 from vllm_bench.transport.tls import client_context
 from vllm_bench.workload.batches import num_requests
 from vllm_bench.workload.build import build
@@ -66,7 +67,8 @@ def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
         of_user = metadata(options.metadata, _result(options, model.name, endpoint, text, LoadRun()))
         sender.prepare(made)
         before = warm_ups(first, options.num_warmups, text, generator(options.seed, "warm-ups"))
-        run = asyncio.run(_run(client, sender, before, itertools.chain(made, rest), options))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            run = runner.run(_run(client, sender, before, itertools.chain(made, rest), options))
         if run.hopeless:
             raise CommandError(run.stopped or "", exit_code=2)
         version = facts.version()

@@ -31,6 +31,11 @@ class SSEDecoder:
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that ``chunk`` completes, oldest first."""
+        if chunk.startswith(b"data: ") and not self._line and not self._data and not self._event:
+            text = _only_event(chunk)
+            if text is not None:
+                self._at_start = self._after_cr = False
+                return [ServerSentEvent(text)]
         if self._after_cr and chunk:
             # The CR at the end of the last chunk already ended the line; its LF belongs to it.
             chunk = chunk.removeprefix(b"\n")
@@ -61,3 +66,10 @@ class SSEDecoder:
         data, event = self._data, self._event
         self._data, self._event = [], ""
         return ServerSentEvent("\n".join(data), event or "message") if data else None
+
+
+def _only_event(chunk: bytes) -> str | None:
+    """The data of the one event that a chunk consists of, as nearly all do; None for anything less simple."""
+    if chunk.endswith(b"\n\n") and chunk.count(b"\n") == 2 and b"\r" not in chunk:
+        return chunk[len(b"data: ") : -2].decode("utf-8", errors="replace")
+    return None

@@ -42,7 +42,11 @@ class Completions:
 
 
 def _text(content: dict[str, Any]) -> str:
-    return "".join(choice.get("text") or "" for choice in content["choices"])
+    choices = content["choices"]
+    if len(choices) == 1:
+        text: str | None = choices[0].get("text")
+        return text or ""
+    return "".join(choice.get("text") or "" for choice in choices)
 
 
 ENDPOINT = Completions()
