@@ -216,13 +216,12 @@ def test_float64_is_served(face):
     assert torch.allclose(moe(x, routing, *weights), by_hand(x, routing, *weights, {}), rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("dtype, invariant", [(torch.float32, False), (torch.float16, False), (torch.float16, True)])
 def test_many_tokens_and_columns_equal_a_loop_in_float64(face, dtype, invariant):
     torch.manual_seed(0)
     weights, wide = pair_of(3, 200, 136, dtype), pair_of(3, 200, 136, torch.float32)
-    x, routing = torch.randn(290, 200).to(dtype), random_routing(290, 3, 2)
-    routing.experts[:280] = torch.tensor([2, 0], dtype=torch.int32)  # one expert has ten tokens, two have many
+    x, routing = torch.randn(140, 200).to(dtype), random_routing(140, 3, 2)
+    routing.experts[:130] = torch.tensor([2, 0], dtype=torch.int32)  # one expert has few tokens, two have many
     with use_batch_invariance(invariant):
         assert close(moe(x, routing, *weights), by_hand(x, routing, *wide, {}), face)
 

@@ -37,6 +37,7 @@ KERNELS: tuple[Kernel, ...] = (
     moe_align.count,
     moe_align.start,
     moe_align.place,
+    moe_align.align_few,
     moe_product.expert_product,
     moe_product.fp8_rounding,
     moe_product.combination,

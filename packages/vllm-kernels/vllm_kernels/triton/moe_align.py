@@ -17,6 +17,8 @@ CHUNK = 256
 """Pairs whose places one program finds."""
 STEP = 32
 """Pairs that these are compared with at a time."""
+FEW = (64, 512)
+"""Pairs up to which one program does it all, of a single launch."""
 BLOCKS = 32
 """Blocks that are told their expert at a time."""
 
@@ -49,6 +51,42 @@ def expert_of(experts, pair, num_pairs, EXPERTS: tl.constexpr):
     """The expert of each pair, EXPERTS where there is none."""
     expert = tl.load(experts + pair, mask=pair < num_pairs, other=EXPERTS)
     return tl.where((expert >= 0) & (expert < EXPERTS), expert, EXPERTS)
+
+
+@triton.jit
+def rank_of(experts, expert, first_pair, num_pairs, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr):
+    """For each of CHUNK pairs from ``first_pair`` on: how many before it have its expert, counted STEP at a time."""
+    index = tl.arange(0, CHUNK)
+    rank = tl.zeros([CHUNK], tl.int32)
+    for first in range(0, CHUNK, STEP):
+        other = first + tl.arange(0, STEP)
+        its_expert = expert_of(experts, first_pair + other, num_pairs, EXPERTS)
+        before = (expert[:, None] == its_expert[None, :]) & (other[None, :] < index[:, None])
+        rank += tl.sum(before.to(tl.int32), axis=1)
+    return rank
+
+
+@triton.jit
+def tell_blocks(
+    block_experts,
+    block_rows,
+    total,
+    begin,
+    end,
+    num_blocks,
+    BINS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Expert and rows of each block, from pairs and first and last blocks of each expert (``[BINS]``)."""
+    bin = tl.arange(0, BINS)
+    for first in range(0, num_blocks, BLOCKS):
+        block = first + tl.arange(0, BLOCKS)
+        own = (begin[None, :] <= block[:, None]) & (block[:, None] < end[None, :])
+        rows = tl.sum(tl.where(own, total[None, :] - (block[:, None] - begin[None, :]) * BLOCK_M, 0), axis=1)
+        expert = tl.sum(tl.where(own, bin[None, :] + 1, 0), axis=1) - 1
+        tl.store(block_experts + block, expert, mask=block < num_blocks)
+        tl.store(block_rows + block, tl.minimum(rows, BLOCK_M), mask=block < num_blocks)
 
 
 @triton.jit
@@ -93,13 +131,7 @@ def expert_start_kernel(
         found = tl.load(counts + place, mask=here, other=0)
         tl.store(starts + place, place_of_next[None, :] + tl.cumsum(found, axis=0) - found, mask=here)
         place_of_next += tl.sum(found, axis=0)
-    for first in range(0, num_blocks, BLOCKS):
-        block = first + tl.arange(0, BLOCKS)
-        own = (begin[None, :] <= block[:, None]) & (block[:, None] < end[None, :])
-        rows = tl.sum(tl.where(own, total[None, :] - (block[:, None] - begin[None, :]) * BLOCK_M, 0), axis=1)
-        expert = tl.sum(tl.where(own, bin[None, :] + 1, 0), axis=1) - 1
-        tl.store(block_experts + block, expert, mask=block < num_blocks)
-        tl.store(block_rows + block, tl.minimum(rows, BLOCK_M), mask=block < num_blocks)
+    tell_blocks(block_experts, block_rows, total, begin, end, num_blocks, BINS, BLOCK_M, BLOCKS)
 
 
 @triton.jit
@@ -114,20 +146,43 @@ def expert_place_kernel(
     CHUNK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The pairs of one chunk go to their places. Those before each with its expert are counted STEP at a time."""
+    """The pairs of one chunk go to their places."""
     chunk = tl.program_id(0)
-    index = tl.arange(0, CHUNK)
-    pair = chunk * CHUNK + index
+    pair = chunk * CHUNK + tl.arange(0, CHUNK)
     expert = expert_of(experts, pair, num_pairs, EXPERTS)
-    rank = tl.zeros([CHUNK], tl.int32)
-    for first in range(0, CHUNK, STEP):
-        other = first + tl.arange(0, STEP)
-        its_expert = expert_of(experts, chunk * CHUNK + other, num_pairs, EXPERTS)
-        before = (expert[:, None] == its_expert[None, :]) & (other[None, :] < index[:, None])
-        rank += tl.sum(before.to(tl.int32), axis=1)
+    rank = rank_of(experts, expert, chunk * CHUNK, num_pairs, EXPERTS, CHUNK, STEP)
     known = expert < EXPERTS
     place = tl.load(starts + chunk.to(tl.int64) * BINS + expert, mask=known, other=0) + rank
     tl.store(pairs + place, pair, mask=known & (place < num_places))
+
+
+@triton.jit
+def expert_align_kernel(
+    experts,
+    pairs,
+    block_experts,
+    block_rows,
+    num_pairs,
+    num_blocks,
+    num_places,
+    EXPERTS: tl.constexpr,
+    BINS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """All of the three in one program, for one chunk."""
+    pair = tl.arange(0, CHUNK)
+    expert = expert_of(experts, pair, num_pairs, EXPERTS)
+    total = tl.where(tl.arange(0, BINS) < EXPERTS, tl.histogram(expert, BINS), 0)
+    needed = (total + BLOCK_M - 1) // BLOCK_M
+    end = tl.cumsum(needed, axis=0)
+    begin = end - needed
+    rank = rank_of(experts, expert, 0, num_pairs, EXPERTS, CHUNK, STEP)
+    place = tl.gather(begin * BLOCK_M, expert, 0) + rank
+    tl.store(pairs + place, pair, mask=(expert < EXPERTS) & (place < num_places))
+    tell_blocks(block_experts, block_rows, total, begin, end, num_blocks, BINS, BLOCK_M, BLOCKS)
 
 
 def align(routing: Routing, num_experts: int, block_m: int) -> Blocks:
@@ -135,15 +190,35 @@ def align(routing: Routing, num_experts: int, block_m: int) -> Blocks:
     experts = routing.experts.contiguous()
     num_pairs = experts.numel()
     num_blocks = most_blocks(num_pairs, num_experts, block_m)
-    num_chunks, bins = -(-num_pairs // CHUNK), power_of_two(num_experts + 1)
-    counts, starts = experts.new_empty(2, num_chunks, bins)
+    bins = power_of_two(num_experts + 1)
     blocks = Blocks(
         experts.new_empty(num_blocks * block_m), experts.new_empty(num_blocks), experts.new_empty(num_blocks), block_m
     )
     sizes = {"EXPERTS": num_experts, "BINS": bins}
+    if num_pairs <= FEW[-1]:
+        few = next(few for few in FEW if num_pairs <= few)
+        align_few.launch(
+            (min(num_pairs, 1),),
+            experts,
+            blocks.pairs,
+            blocks.experts,
+            blocks.rows,
+            num_pairs,
+            num_blocks,
+            len(blocks.pairs),
+            **sizes,
+            BLOCK_M=block_m,
+            CHUNK=few,
+            STEP=STEP,
+            BLOCKS=BLOCKS,
+            num_warps=_warps(few),
+        )
+        return blocks
+    num_chunks = -(-num_pairs // CHUNK)
+    counts, starts = experts.new_empty(2, num_chunks, bins)
     count.launch((num_chunks,), experts, counts, num_pairs, **sizes, CHUNK=CHUNK)
     start.launch(
-        (min(num_chunks, 1),),
+        (1,),
         counts,
         starts,
         blocks.experts,
@@ -173,6 +248,11 @@ def align(routing: Routing, num_experts: int, block_m: int) -> Blocks:
 def most_blocks(num_pairs: int, num_experts: int, block_m: int) -> int:
     """Blocks that a routing may need: one for each pair, or full ones and a part of one for each expert."""
     return min(num_pairs, (num_pairs + num_experts * (block_m - 1)) // block_m)
+
+
+def _warps(few: int) -> int:
+    """Of the program that does it all."""
+    return 4 if few <= 64 else 8
 
 
 def _chunks(bins: int) -> int:
@@ -211,6 +291,21 @@ def _place_configurations(family: str) -> list[Configuration]:
     return [Configuration(types, {**_sizes(number), "CHUNK": CHUNK, "STEP": STEP}) for number in EXPERTS]
 
 
+def _few_configurations(family: str) -> list[Configuration]:
+    types: dict[str, str | None] = dict.fromkeys(("experts", "pairs", "block_experts", "block_rows"), "*i32")
+    types |= dict.fromkeys(("num_pairs", "num_blocks", "num_places"), "i32")
+    return [
+        Configuration(
+            types,
+            {**_sizes(number), "BLOCK_M": block_m, "CHUNK": few, "STEP": STEP, "BLOCKS": BLOCKS},
+            num_warps=_warps(few),
+        )
+        for number in EXPERTS
+        for block_m in (16, 32, 64, 128)
+        for few in FEW
+    ]
+
+
 def _sizes(num_experts: int) -> dict[str, int]:
     return {"EXPERTS": num_experts, "BINS": power_of_two(num_experts + 1)}
 
@@ -218,3 +313,4 @@ def _sizes(num_experts: int) -> dict[str, int]:
 count = Kernel(expert_count_kernel, _count_configurations)
 start = Kernel(expert_start_kernel, _start_configurations)
 place = Kernel(expert_place_kernel, _place_configurations)
+align_few = Kernel(expert_align_kernel, _few_configurations)
