@@ -3,6 +3,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from ctypes import CDLL
 from functools import cache
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is i
 from tests.kernels.native_build import compile_file, kernels_from
 from vllm_kernels.backend import use_face
 from vllm_kernels.cpu import native
+
+if find_spec("triton") is not None:
+    from tests.kernels.interpreter import call_without_patching
+
+    call_without_patching()
 
 
 @pytest.fixture(params=[1, 2])

@@ -25,6 +25,20 @@ from vllm_kernels.triton.catalogue import KERNELS
 from vllm_kernels.triton.kernel import recorded
 
 HELD_ELSEWHERE = {
+    "scan_kernel",
+    "greedy_kernel",
+    "begin_kernel",
+    "sections_kernel",
+    "gather_candidates_kernel",
+    "cut_kernel",
+    "weigh_kernel",
+    "pick_kernel",
+    "apply_kernel",
+    "tally_kernel",
+    "logprobs_kernel",
+    "penalties_kernel",
+    "entries_kernel",
+    "fill_kernel",
     "lora_shrink_kernel",
     "lora_expand_kernel",
     "conv_kernel",

@@ -2,7 +2,8 @@
 
 Adjustments of single logits are given sparsely: entry ``i`` is logit ``logits[rows[i], token_ids[i]]``. Entries must
 lie inside ``logits`` and no pair may come twice; rows without entries cost nothing. All change ``logits`` in place.
-The native face raises ``ValueError`` for an entry outside ``logits``, the others raise what torch does.
+The native face raises ``ValueError`` for an entry outside ``logits``, Triton's leaves it out (a GPU is not waited for),
+the others raise what torch does.
 """
 
 import torch
@@ -35,7 +36,7 @@ def apply_penalties(
         repetition, presence, frequency: ``[num_penalised]``, fp32.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit, or ``offsets`` on the CPU do not begin or end as they should.
     """
     _check_logits(logits)
     check_shape("rows", rows, (None,))
@@ -44,9 +45,10 @@ def apply_penalties(
     check_dtype("offsets", offsets, torch.int64)
     check_shape("token_counts", token_counts, (None, 2))
     check_dtype("token_counts", token_counts, torch.int32)
-    first, last = int(offsets[0]), int(offsets[-1])
-    if first != 0 or last != token_counts.shape[0]:
-        raise ValueError(f"offsets must go from 0 to {token_counts.shape[0]}, got {first} to {last}")
+    if offsets.device.type == "cpu":  # a GPU would have to be waited for
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first != 0 or last != token_counts.shape[0]:
+            raise ValueError(f"offsets must go from 0 to {token_counts.shape[0]}, got {first} to {last}")
     for name, penalty in (("repetition", repetition), ("presence", presence), ("frequency", frequency)):
         check_shape(name, penalty, tuple(rows.shape))
         check_dtype(name, penalty, torch.float32)

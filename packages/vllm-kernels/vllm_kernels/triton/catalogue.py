@@ -13,6 +13,10 @@ from vllm_kernels.triton import (
     norm,
     quantized_product,
     rotary,
+    sampling,
+    sampling_adjust,
+    sampling_cut,
+    sampling_row,
 )
 from vllm_kernels.triton.kernel import Kernel
 
@@ -43,4 +47,18 @@ KERNELS: tuple[Kernel, ...] = (
     moe_product.combination,
     lora.shrink,
     lora.expand,
+    sampling_row.scan,
+    sampling_row.pick_best,
+    sampling_row.begin,
+    sampling_cut.sections,
+    sampling_cut.gather,
+    sampling_cut.cut,
+    sampling.weigh,
+    sampling.pick,
+    sampling.apply,
+    sampling.tally,
+    sampling.list_logprobs,
+    sampling_adjust.penalties,
+    sampling_adjust.entries,
+    sampling_adjust.fill,
 )

@@ -16,6 +16,7 @@ import torch
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 TYPES: dict[torch.dtype, str] = {
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
