@@ -81,10 +81,9 @@ def route_kernel(
     member = place % BLOCK_S
     exists = (group < GROUPS) & (member < SIZE)
     expert = group * SIZE + member
-    mask = present[:, None] & exists[None, :]
-    values = tl.load(
-        logits + token[:, None].to(tl.int64) * stride + expert[None, :], mask=mask, other=float("-inf")
-    ).to(tl.float32)
+    place_in_logits = token[:, None].to(tl.int64) * stride + expert[None, :]
+    values = tl.load(logits + place_in_logits, mask=present[:, None] & exists[None, :], other=0.0).to(tl.float32)
+    values = tl.where(exists[None, :], values, float("-inf"))
     if SCORE == "softmax":
         # Not less the maximum alone, which drops NaN; NaN makes the sum, and all scores, NaN.
         raised = tl.exp(values - tl.max(values, axis=1)[:, None])
