@@ -50,6 +50,8 @@ HELD_ELSEWHERE = {
     "latent_attention_kernel",
     "write_latent_kernel",
     "copy_blocks_kernel",
+    "fp8_round_kernel",
+    "fp8_product_kernel",
     "gather_kernel",
     "route_kernel",
     "expert_count_kernel",

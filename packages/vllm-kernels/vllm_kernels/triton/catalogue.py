@@ -17,6 +17,8 @@ from vllm_kernels.triton import (
     sampling_adjust,
     sampling_cut,
     sampling_row,
+    ssm,
+    ssm_conv,
 )
 from vllm_kernels.triton.kernel import Kernel
 
@@ -61,4 +63,10 @@ KERNELS: tuple[Kernel, ...] = (
     sampling_adjust.penalties,
     sampling_adjust.entries,
     sampling_adjust.fill,
+    ssm_conv.conv,
+    ssm_conv.conv_update,
+    ssm.state_update,
+    ssm.chunk_state,
+    ssm.pass_states,
+    ssm.scan,
 )
