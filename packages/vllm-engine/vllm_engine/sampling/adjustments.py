@@ -33,7 +33,7 @@ class AllowedTokens:
 
     def __init__(self, allowed: dict[int, list[int]]) -> None:
         self.rows = list(allowed)
-        self._entries = _entries(allowed)
+        self._entries: tuple[torch.Tensor, ...] = _entries(allowed)
 
     @classmethod
     def build(cls, states: list[Row]) -> Self | None:
@@ -41,6 +41,7 @@ class AllowedTokens:
         return cls(allowed) if allowed else None
 
     def apply(self, logits: torch.Tensor) -> None:
+        self._entries = _beside(logits, *self._entries)
         ops.keep_tokens(logits, *self._entries)
 
 
@@ -58,7 +59,7 @@ class ForbiddenWords:
 
     def apply(self, logits: torch.Tensor) -> None:
         forbidden = {row: list(words.forbidden()) for row, words in self._words.items()}
-        ops.mask_tokens(logits, *_entries(forbidden))
+        ops.mask_tokens(logits, *_beside(logits, *_entries(forbidden)))
 
 
 class MinTokens:
@@ -84,7 +85,7 @@ class MinTokens:
             if state.num_outputs < state.params.min_tokens
         }
         if stops:
-            ops.mask_tokens(logits, *_entries(stops))
+            ops.mask_tokens(logits, *_beside(logits, *_entries(stops)))
 
 
 class LogitBias:
@@ -92,9 +93,9 @@ class LogitBias:
 
     def __init__(self, biases: dict[int, dict[int, float]]) -> None:
         self.rows = list(biases)
-        self._entries = _entries({row: list(bias) for row, bias in biases.items()})
         values = [value for bias in biases.values() for value in bias.values()]
-        self._values = torch.tensor(values, dtype=torch.float32)
+        entries = _entries({row: list(bias) for row, bias in biases.items()})
+        self._entries: tuple[torch.Tensor, ...] = (*entries, torch.tensor(values, dtype=torch.float32))
 
     @classmethod
     def build(cls, states: list[Row]) -> Self | None:
@@ -102,7 +103,8 @@ class LogitBias:
         return cls(biases) if biases else None
 
     def apply(self, logits: torch.Tensor) -> None:
-        ops.apply_bias(logits, *self._entries, self._values)
+        self._entries = _beside(logits, *self._entries)
+        ops.apply_bias(logits, *self._entries)
 
 
 class Penalties:
@@ -110,9 +112,9 @@ class Penalties:
 
     def __init__(self, rows: list[int], counts: list[TokenCounts], penalties: list[tuple[float, float, float]]) -> None:
         self.rows = rows
-        self._rows = torch.tensor(rows, dtype=torch.int64)
         self._counts = counts
-        self._penalties = torch.tensor(penalties, dtype=torch.float32).T.contiguous().unbind()
+        vectors = torch.tensor(penalties, dtype=torch.float32).T.contiguous().unbind()
+        self._rows_and_penalties: tuple[torch.Tensor, ...] = (torch.tensor(rows, dtype=torch.int64), *vectors)
 
     @classmethod
     def build(cls, states: list[Row]) -> Self | None:
@@ -129,7 +131,10 @@ class Penalties:
         offsets = np.zeros(len(self.rows) + 1, dtype=np.int64)
         np.cumsum([len(counts) for counts in self._counts], out=offsets[1:])
         entries = np.concatenate([counts.entries for counts in self._counts])
-        ops.apply_penalties(logits, self._rows, torch.from_numpy(offsets), torch.from_numpy(entries), *self._penalties)
+        self._rows_and_penalties = _beside(logits, *self._rows_and_penalties)
+        rows, *penalties = self._rows_and_penalties
+        growing = _beside(logits, torch.from_numpy(offsets), torch.from_numpy(entries))
+        ops.apply_penalties(logits, rows, *growing, *penalties)
 
 
 # Masks first and penalties last: a bias on a forbidden token stays without effect.
@@ -141,3 +146,8 @@ def _entries(token_ids: dict[int, list[int]]) -> tuple[torch.Tensor, torch.Tenso
     rows = np.repeat(np.fromiter(token_ids, dtype=np.int64), [len(ids) for ids in token_ids.values()])
     flat = np.array([token_id for ids in token_ids.values() for token_id in ids], dtype=np.int64)
     return torch.from_numpy(rows), torch.from_numpy(flat)
+
+
+def _beside(logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors on the device of the logits; the same ones where they are there."""
+    return tuple(tensor.to(logits.device, non_blocking=True) for tensor in tensors)

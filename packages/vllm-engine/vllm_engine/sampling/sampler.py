@@ -45,7 +45,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._processed = logprobs_mode in ("processed_logprobs", "processed_logits")
         self._normalized = logprobs_mode in ("raw_logprobs", "processed_logprobs")
-        self._composition = _Composition([], vocab_size)
+        self._composition = _Composition([], vocab_size, torch.device("cpu"))
         self._copies = torch.empty(0, vocab_size)
 
     def sample(self, logits: torch.Tensor, states: list[SamplingState]) -> SamplerOutput:
@@ -66,7 +66,7 @@ class Sampler:
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(f"logits must be [{len(states)}, {self._vocab_size}], got {list(logits.shape)}")
         if states != self._composition.states:  # compares by identity: a state defines no equality
-            self._composition = _Composition(list(states), self._vocab_size)
+            self._composition = _Composition(list(states), self._vocab_size, logits.device)
         batch = self._composition
         raw = self._kept_for_logprobs(logits, batch)
         for adjustment in batch.adjustments:
@@ -99,7 +99,7 @@ class Sampler:
         groups = batch.logprob_groups
         needed = [len(group.rows) if group.adjusted and not self._processed else 0 for group in groups]
         if sum(needed) > len(self._copies):
-            self._copies = torch.empty(sum(needed), self._vocab_size)
+            self._copies = logits.new_empty(sum(needed), self._vocab_size)
         kept: list[torch.Tensor | None] = []
         start = 0
         for group, count in zip(groups, needed, strict=True):
@@ -125,16 +125,16 @@ class Sampler:
         """
         if next_token_ids and (min(next_token_ids) < 0 or max(next_token_ids) >= self._vocab_size):
             raise ValueError(f"next_token_ids has an id outside the vocabulary of {self._vocab_size} tokens")
-        tokens = torch.tensor(next_token_ids, dtype=torch.int64)
+        tokens = torch.tensor(next_token_ids, dtype=torch.int64, device=logits.device)
         return _position_logprobs(logits, tokens, _num_top(num_logprobs, self._vocab_size), self._normalized)
 
 
 class _LogprobGroup:
     """Rows that want equally many log-probabilities. ``adjusted``: their logits change before the draw."""
 
-    def __init__(self, rows: list[int], num_top: int, adjusted: bool) -> None:
+    def __init__(self, rows: list[int], num_top: int, adjusted: bool, device: torch.device) -> None:
         self.rows, self.num_top, self.adjusted = rows, num_top, adjusted
-        self.index = torch.tensor(rows, dtype=torch.int64)
+        self.index = torch.tensor(rows, dtype=torch.int64, device=device)
 
     def rows_of(self, logits: torch.Tensor) -> torch.Tensor:
         """A copy, unless it is all rows."""
@@ -142,20 +142,20 @@ class _LogprobGroup:
 
 
 class _Composition:
-    """What a list of states means for a batch, as vectors; made anew only when the list changes."""
+    """What a list of states means for a batch, as vectors beside the logits; made anew only when the list changes."""
 
-    def __init__(self, states: list[SamplingState], vocab_size: int) -> None:
+    def __init__(self, states: list[SamplingState], vocab_size: int, device: torch.device) -> None:
         self.states = states
         self.errors = [state.fault(vocab_size) for state in states]
         # A faulty request stays in its row without any feature, so that the others keep theirs.
         params = [state.params for state in states]
         self.all_greedy = all(one.greedy for one in params)
         self._temperature = torch.tensor(
-            [0.0 if one.greedy else one.temperature for one in params], dtype=torch.float32
+            [0.0 if one.greedy else one.temperature for one in params], dtype=torch.float32, device=device
         )
-        self._top_k = torch.tensor([one.top_k for one in params], dtype=torch.int64)
-        self._top_p = torch.tensor([one.top_p for one in params], dtype=torch.float64)
-        self._min_p = torch.tensor([one.min_p for one in params], dtype=torch.float64)
+        self._top_k = torch.tensor([one.top_k for one in params], dtype=torch.int64, device=device)
+        self._top_p = torch.tensor([one.top_p for one in params], dtype=torch.float64, device=device)
+        self._min_p = torch.tensor([one.min_p for one in params], dtype=torch.float64, device=device)
         self._streams = seed_streams([state.request.seed for state in states])
         self.adjustments: list[Adjustment] = []
         sound = [(row, state) for row, state in enumerate(states) if self.errors[row] is None]
@@ -170,11 +170,11 @@ class _Composition:
         for row, state in sound:
             if state.params.logprobs is not None:
                 groups.setdefault((_num_top(state.params.logprobs, vocab_size), row in adjusted), []).append(row)
-        self.logprob_groups = [_LogprobGroup(rows, *kind) for kind, rows in groups.items()]
+        self.logprob_groups = [_LogprobGroup(rows, *kind, device) for kind, rows in groups.items()]
 
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
         positions = np.fromiter((state.num_outputs for state in self.states), np.uint64, len(self.states))
-        uniforms = torch.from_numpy(uniforms_at(self._streams, positions))
+        uniforms = torch.from_numpy(uniforms_at(self._streams, positions)).to(logits.device, non_blocking=True)
         return ops.sample(logits, self._temperature, self._top_k, self._top_p, self._min_p, uniforms)
 
     def filtered(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
