@@ -22,6 +22,10 @@ __all__ = ["causal_conv1d", "causal_conv1d_update", "chunk_scan", "selective_sta
 
 ELEMENTS = 1024
 """Of a state, in a program that passes it on."""
+BLOCK_T = 64
+"""Tokens of a tile of results."""
+STATE_WARPS = 8
+"""For the share of a whole chunk in its state."""
 
 
 @triton.jit
@@ -114,7 +118,8 @@ def chunk_state_kernel(
     chunk_seq,
     chunk_first,
     states,
-    sums,
+    steps,
+    exponents,
     x_stride,
     dt_stride,
     b_stride,
@@ -131,47 +136,49 @@ def chunk_state_kernel(
 ):
     """What one chunk alone leaves in one head's state: fp32 ``states[chunk, head]``, ``[HEAD_DIM, SIZE]``.
 
-    And the sum of its exponents, fp32 ``sums[chunk, head]``: ``exp`` of it is left of the state before.
+    And fp32 ``steps[chunk, head]`` and ``exponents[chunk, head]``, ``[CHUNK]``: the sizes of the steps, zero for tokens
+    that are not there, and the sums of ``step * a`` up to each token. ``exp`` of the last is left of the state before.
     """
     chunk = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     seq = tl.load(chunk_seq + chunk).to(tl.int64)
-    start = tl.load(query_start_loc + seq)
-    place = start + tl.load(chunk_first + chunk) + tl.arange(0, CHUNK)
-    present = place < tl.load(query_start_loc + seq + 1)
-    token = place.to(tl.int64)
+    first = tl.load(query_start_loc + seq) + tl.load(chunk_first + chunk)
+    local = tl.arange(0, CHUNK)
+    present = local < tl.load(query_start_loc + seq + 1) - first
+    first = first.to(tl.int64)
     row = tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_N)
-    step = tl.load(dt + token * dt_stride + head, mask=present, other=0.0).to(tl.float32)
+    step = tl.load(dt + first * dt_stride + head + local * dt_stride, mask=present, other=0.0).to(tl.float32)
     step = tl.where(present, step_sizes(step, dt_bias, head, low, high, SOFTPLUS), 0.0)
     exponent = tl.cumsum(step * tl.load(a + head).to(tl.float32), axis=0)
     # The last one, which tokens that are not there do not change.
-    whole = tl.sum(tl.where(tl.arange(0, CHUNK) == CHUNK - 1, exponent, 0.0), axis=0)
-    weight = tl.exp(whole - exponent) * step
+    whole = tl.sum(tl.where(local == CHUNK - 1, exponent, 0.0), axis=0)
+    tl.store(steps + (chunk * HEADS + head) * CHUNK + local, step)
+    tl.store(exponents + (chunk * HEADS + head) * CHUNK + local, exponent)
     values = tl.load(
-        x + token[:, None] * x_stride + head * HEAD_DIM + row[None, :],
+        x + first * x_stride + head * HEAD_DIM + (local[:, None] * x_stride + row[None, :]),
         mask=present[:, None] & (row < HEAD_DIM)[None, :],
         other=0.0,
     )
     taken = tl.load(
-        b + token[:, None] * b_stride + (head // EACH) * SIZE + column[None, :],
+        b + first * b_stride + (head // EACH) * SIZE + (local[:, None] * b_stride + column[None, :]),
         mask=present[:, None] & (column < SIZE)[None, :],
         other=0.0,
     )
+    weight = tl.exp(whole - exponent) * step
     weighted = (values.to(tl.float32) * weight[:, None]).to(values.dtype)
     result = tl.dot(tl.trans(weighted), taken, input_precision="ieee")
     tl.store(
-        states + ((chunk * HEADS + head) * HEAD_DIM + row)[:, None] * SIZE + column[None, :],
+        states + (chunk * HEADS + head) * (HEAD_DIM * SIZE) + (row[:, None] * SIZE + column[None, :]),
         result,
         mask=(row < HEAD_DIM)[:, None] & (column < SIZE)[None, :],
     )
-    tl.store(sums + chunk * HEADS + head, whole)
 
 
 @triton.jit
 def pass_states_kernel(
     states,
-    sums,
+    exponents,
     state,
     slots,
     has_initial,
@@ -179,6 +186,7 @@ def pass_states_kernel(
     num_slots,
     HEADS: tl.constexpr,
     ENTRIES: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """BLOCK of the ENTRIES of one head's state of a sequence: each chunk's becomes the one that it begins with."""
@@ -197,7 +205,7 @@ def pass_states_kernel(
         of_chunk = chunk * HEADS + head
         own = tl.load(states + of_chunk * ENTRIES + entry, mask=inside, other=0.0)
         tl.store(states + of_chunk * ENTRIES + entry, running, mask=inside)
-        running = running * tl.exp(tl.load(sums + of_chunk)) + own
+        running = running * tl.exp(tl.load(exponents + of_chunk * CHUNK + CHUNK - 1)) + own
     # A sequence without tokens keeps what it has.
     tl.store(state + place, running.to(state.dtype.element_ty), mask=entry < tl.where(end > begin, kept, 0))
 
@@ -205,85 +213,92 @@ def pass_states_kernel(
 @triton.jit
 def chunk_scan_kernel(
     x,
-    dt,
-    a,
     b,
     c,
     d,
     z,
-    dt_bias,
     query_start_loc,
     chunk_seq,
     chunk_first,
     states,
+    steps,
+    exponents,
     out,
     x_stride,
-    dt_stride,
     b_stride,
     c_stride,
     z_stride,
-    low,
-    high,
     HEADS: tl.constexpr,
     EACH: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
 ):
-    """Results of one chunk and head, from the state that it begins with (``states``, fp32) and its own tokens."""
+    """Results of BLOCK_T tokens of a chunk and head, from the state that it begins with and its tokens up to them.
+
+    ``states``, ``steps`` and ``exponents`` are those of ``chunk_state_kernel``, after the states were passed on.
+    """
     chunk = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     group = head // EACH
     seq = tl.load(chunk_seq + chunk).to(tl.int64)
-    start = tl.load(query_start_loc + seq)
-    local = tl.arange(0, CHUNK)
-    place = start + tl.load(chunk_first + chunk) + local
-    present = place < tl.load(query_start_loc + seq + 1)
-    token = place.to(tl.int64)
+    first = tl.load(query_start_loc + seq) + tl.load(chunk_first + chunk)
+    length = tl.load(query_start_loc + seq + 1) - first
+    first = first.to(tl.int64)
+    begin = tl.program_id(2) * BLOCK_T
+    local = begin + tl.arange(0, BLOCK_T)
+    present = local < length
     row = tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_N)
     in_head = row < HEAD_DIM
     in_state = column < SIZE
-    step = tl.load(dt + token * dt_stride + head, mask=present, other=0.0).to(tl.float32)
-    step = tl.where(present, step_sizes(step, dt_bias, head, low, high, SOFTPLUS), 0.0)
-    exponent = tl.cumsum(step * tl.load(a + head).to(tl.float32), axis=0)
+    steps += (chunk * HEADS + head) * CHUNK
+    exponents += (chunk * HEADS + head) * CHUNK
+    states += (chunk * HEADS + head) * (HEAD_DIM * SIZE)
+    x += first * x_stride + head * HEAD_DIM
+    b += first * b_stride + group * SIZE
 
     read = tl.load(
-        c + token[:, None] * c_stride + group * SIZE + column[None, :],
+        c + first * c_stride + group * SIZE + (local[:, None] * c_stride + column[None, :]),
         mask=present[:, None] & in_state[None, :],
         other=0.0,
     )
     before = tl.load(
-        states + ((chunk * HEADS + head) * HEAD_DIM + row)[None, :] * SIZE + column[:, None],
-        mask=in_head[None, :] & in_state[:, None],
-        other=0.0,
+        states + (row[None, :] * SIZE + column[:, None]), mask=in_head[None, :] & in_state[:, None], other=0.0
     )
+    exponent = tl.load(exponents + local)
     result = tl.dot(read, before.to(read.dtype), input_precision="ieee") * tl.exp(exponent)[:, None]
-    taken = tl.load(
-        b + token[None, :] * b_stride + group * SIZE + column[:, None],
-        mask=present[None, :] & in_state[:, None],
-        other=0.0,
-    )
-    earlier = local[:, None] >= local[None, :]
-    weight = tl.exp(tl.where(earlier, exponent[:, None] - exponent[None, :], 0.0)) * step[None, :]
-    weight = tl.where(earlier, tl.dot(read, taken, input_precision="ieee") * weight, 0.0)
-    in_values = present[:, None] & in_head[None, :]
-    of_values = x + token[:, None] * x_stride + head * HEAD_DIM + row[None, :]
-    values = tl.load(of_values, mask=in_values, other=0.0)
-    result += tl.dot(weight.to(values.dtype), values, input_precision="ieee")
+    # Tokens beyond the sequence have steps of zero.
+    for at in range(0, tl.minimum(begin + BLOCK_T, length), BLOCK_T):
+        earlier = at + tl.arange(0, BLOCK_T)
+        known = earlier < length
+        taken = tl.load(
+            b + (earlier[None, :] * b_stride + column[:, None]), mask=known[None, :] & in_state[:, None], other=0.0
+        )
+        values = tl.load(
+            x + (earlier[:, None] * x_stride + row[None, :]), mask=known[:, None] & in_head[None, :], other=0.0
+        )
+        seen = local[:, None] >= earlier[None, :]
+        left = tl.where(seen, exponent[:, None] - tl.load(exponents + earlier)[None, :], 0.0)
+        weight = tl.dot(read, taken, input_precision="ieee") * tl.exp(left) * tl.load(steps + earlier)[None, :]
+        weight = tl.where(seen, weight, 0.0)
+        result += tl.dot(weight.to(values.dtype), values, input_precision="ieee")
+    wanted = present[:, None] & in_head[None, :]
     if d is not None:
+        values = tl.load(x + (local[:, None] * x_stride + row[None, :]), mask=wanted, other=0.0)
         result += tl.load(d + head).to(tl.float32) * values.to(tl.float32)
     if z is not None:
-        gate = tl.load(z + token[:, None] * z_stride + head * HEAD_DIM + row[None, :], mask=in_values, other=0.0)
-        gate = gate.to(tl.float32)
+        gate = tl.load(
+            z + first * z_stride + head * HEAD_DIM + (local[:, None] * z_stride + row[None, :]), mask=wanted, other=0.0
+        ).to(tl.float32)
         result = result * (gate * tl.sigmoid(gate))
     tl.store(
-        out + (token * HEADS + head)[:, None] * HEAD_DIM + row[None, :],
+        out + (first * HEADS + head) * HEAD_DIM + (local[:, None] * (HEADS * HEAD_DIM) + row[None, :]),
         result.to(out.dtype.element_ty),
-        mask=in_values,
+        mask=wanted,
     )
 
 
@@ -356,7 +371,7 @@ def chunk_scan(
     chunks = tiles_for(metadata, shape["CHUNK"])
     count = len(chunks.seq)
     states = x.new_empty(count, heads, head_dim, size, dtype=torch.float32)
-    sums = x.new_empty(count, heads, dtype=torch.float32)
+    steps, exponents = x.new_empty(2, count, heads, shape["CHUNK"], dtype=torch.float32)
     strides = _strides(x, dt, b, c, z)
     chunk_state.launch(
         (count, heads),
@@ -369,17 +384,18 @@ def chunk_scan(
         chunks.seq,
         chunks.first,
         states,
-        sums,
+        steps,
+        exponents,
         *strides[:3],
         *limits,
         **constants,
         SOFTPLUS=dt_softplus,
-        num_warps=shape["num_warps"],
+        num_warps=STATE_WARPS,
     )
     pass_states.launch(
         (len(metadata.query_lens_host), heads, -(-head_dim * size // ELEMENTS)),
         states,
-        sums,
+        exponents,
         state,
         metadata.state_slots,
         metadata.has_initial_state.view(torch.uint8),
@@ -387,27 +403,27 @@ def chunk_scan(
         len(state),
         HEADS=heads,
         ENTRIES=head_dim * size,
+        CHUNK=shape["CHUNK"],
         BLOCK=ELEMENTS,
     )
     scan.launch(
-        (count, heads),
+        (count, heads, shape["CHUNK"] // BLOCK_T),
         x,
-        dt,
-        a,
         b,
         c,
         d,
         z,
-        dt_bias,
         metadata.query_start_loc,
         chunks.seq,
         chunks.first,
         states,
+        steps,
+        exponents,
         out,
-        *strides,
-        *limits,
+        strides[0],
+        *strides[2:],
         **constants,
-        SOFTPLUS=dt_softplus,
+        BLOCK_T=BLOCK_T,
         num_warps=shape["num_warps"],
     )
     return out
@@ -419,9 +435,9 @@ def update_rows(head_dim: int, size: int) -> int:
 
 
 def chunk_shape(head_dim: int, size: int, dtype: torch.dtype) -> dict[str, int]:
-    """Tokens of a chunk, and warps. The longer, the fewer states go to memory and back: that is most of the bytes."""
-    small = dtype == torch.float32 or power_of_two(head_dim) * power_of_two(size) > 128 * 128
-    return {"CHUNK": 64 if small else 128, "num_warps": 4 if small else 8}
+    """Tokens of a chunk, and warps of the scan. A long chunk has fewer states go to memory: that is most bytes."""
+    large = power_of_two(head_dim) * power_of_two(size) > 64 * 128
+    return {"CHUNK": 64 if dtype == torch.float32 else 128, "num_warps": 8 if large else 4}
 
 
 def _served(x: torch.Tensor, dt: torch.Tensor, state: torch.Tensor) -> bool:
@@ -490,20 +506,26 @@ def _chunk_configurations(kernel: Any) -> list[Configuration]:
     found = []
     for (heads, groups, head_dim, size), dtype, gated in _cases():
         types = {**_inputs(dtype, gated), **dict.fromkeys(("query_start_loc", "chunk_seq", "chunk_first"), "*i32")}
-        types |= {"states": "*fp32", "sums": "*fp32", "out": pointer(dtype), **_STRIDES, **_LIMITS}
+        types |= {**dict.fromkeys(("states", "steps", "exponents"), "*fp32"), "out": pointer(dtype)}
+        types |= {**_STRIDES, **_LIMITS}
         shape = chunk_shape(head_dim, size, dtype)
-        constants = {**_constants(heads, groups, head_dim, size), "CHUNK": shape["CHUNK"], "SOFTPLUS": True}
-        found.append(Configuration(_ordered(kernel, types), constants, num_warps=shape["num_warps"]))
+        constants = {**_constants(heads, groups, head_dim, size), "CHUNK": shape["CHUNK"]}
+        scans = kernel is chunk_scan_kernel
+        constants |= {"BLOCK_T": BLOCK_T} if scans else {"SOFTPLUS": True}
+        warps = shape["num_warps"] if scans else STATE_WARPS
+        found.append(Configuration(_ordered(kernel, types), constants, num_warps=warps))
     return list({configuration.label: configuration for configuration in found}.values())
 
 
 def _passing_configurations(family: str) -> list[Configuration]:
     found = []
     for heads, _, head_dim, size in _SHAPES:
+        chunk = chunk_shape(head_dim, size, torch.bfloat16)["CHUNK"]
         for kept in FLOATS:
-            types: dict[str, str | None] = {"states": "*fp32", "sums": "*fp32", "state": pointer(kept)}
+            types: dict[str, str | None] = {"states": "*fp32", "exponents": "*fp32", "state": pointer(kept)}
             types |= {"slots": "*i32", "has_initial": "*u8", "chunk_starts": "*i32", "num_slots": "i32"}
-            found.append(Configuration(types, {"HEADS": heads, "ENTRIES": head_dim * size, "BLOCK": ELEMENTS}))
+            constants = {"HEADS": heads, "ENTRIES": head_dim * size, "CHUNK": chunk, "BLOCK": ELEMENTS}
+            found.append(Configuration(types, constants))
     return found
 
 

@@ -50,6 +50,8 @@ def conv_kernel(
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < channels
     token = first + tl.arange(0, BLOCK_T)
+    x += (start + first) * x_stride  # so that places relative to it fit 32 bits
+    out += (start + first) * channels
     history = state + (slot * channels + channel)[None, :] * (WIDTH - 1)
 
     total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
@@ -59,7 +61,7 @@ def conv_kernel(
         source = token - (WIDTH - 1) + tap
         present = (token < length) & (source >= 0)
         values = tl.load(
-            x + (start + source)[:, None] * x_stride + channel[None, :],
+            x + ((source - first)[:, None] * x_stride + channel[None, :]),
             mask=present[:, None] & inside[None, :],
             other=0.0,
         ).to(tl.float32)
@@ -73,7 +75,7 @@ def conv_kernel(
     if SILU:
         total = total * tl.sigmoid(total)
     tl.store(
-        out + (start + token)[:, None] * channels + channel[None, :],
+        out + ((token - first)[:, None] * channels + channel[None, :]),
         total.to(out.dtype.element_ty),
         mask=(token < length)[:, None] & inside[None, :],
     )
@@ -83,7 +85,7 @@ def conv_kernel(
     first_tile = tl.where(first == 0, WIDTH - 1, 0)
     wanted = place < first_tile
     values = tl.load(
-        x + (start + source)[:, None] * x_stride + channel[None, :],
+        x + source[:, None] * x_stride + channel[None, :],  # only where first is 0
         mask=(wanted & (source >= 0))[:, None] & inside[None, :],
         other=0.0,
     ).to(tl.float32)
