@@ -1,0 +1,265 @@
+"""Products of e4m3 activations and weights, see ``ops.fp8``.
+
+As in ``quantized_product``, the columns are cut into parts where there are few rows, and a second kernel adds them.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_kernels import batch_invariance
+from vllm_kernels.eager import fp8 as eager
+from vllm_kernels.fp8_weight import Fp8Weight
+from vllm_kernels.linear_weight import Activation
+from vllm_kernels.reference.fp8 import LARGEST, fill_rounded, rows_of
+from vllm_kernels.triton.activation import gated_by
+from vllm_kernels.triton.cache import rounded_to_fp8
+from vllm_kernels.triton.device import MULTIPROCESSORS, family_of, multiprocessors
+from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.quantized_product import MOST_PARTS, add_parts_kernel, finish
+
+BLOCK_K = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a product is cut.
+
+    Args:
+        OUT, IN: rows and columns of the weight.
+        GROUP: rows and columns of a block, 0 where rows have scales.
+        BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
+        PARTS: of the columns.
+    """
+
+    OUT: int
+    IN: int
+    GROUP: int
+    BLOCK_M: int
+    BLOCK_N: int
+    PARTS: int
+
+    @classmethod
+    def choose(cls, num_rows: int, out_features: int, in_features: int, block: int | None, processors: int) -> "Shape":
+        """By the numbers of the product alone; always the same where a result must not depend on the batch."""
+        if batch_invariance.enabled():
+            return cls(out_features, in_features, block or 0, 64, 128, 1)
+        block_m = min(power_of_two(num_rows, 16), 128)
+        block_n = 64 if num_rows <= 16 else 128
+        tiles = -(-num_rows // block_m) * -(-out_features // block_n)
+        useful = max(1, min(2 * processors // tiles, in_features // 512, MOST_PARTS))
+        parts = 1 << (useful.bit_length() - 1)
+        return cls(out_features, in_features, block or 0, block_m, block_n, parts)
+
+    @property
+    def warps(self) -> dict[str, int]:
+        """Warps, and stages of the pipeline of loads."""
+        return {"num_warps": 4 if self.BLOCK_M <= 32 else 8, "num_stages": 4}
+
+
+@triton.jit
+def fp8_round_kernel(x, entries, scales, IN: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, TOP: tl.constexpr):
+    """GROUP columns of a row: e4m3 entries, and their scale ``max|x| / TOP``, NaN where they are not finite."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1)
+    first = x + row * IN + group * GROUP
+    target = entries + row * IN + group * GROUP
+    peaks = tl.zeros([BLOCK], tl.float32)
+    unusual = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, GROUP, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        values = tl.abs(tl.load(first + column, mask=column < GROUP, other=0.0).to(tl.float32))
+        peaks = tl.maximum(peaks, values)
+        unusual += tl.where(values < float("inf"), 0, 1)
+    scale = tl.div_rn(tl.max(peaks, axis=0), TOP)
+    scale = tl.where(tl.sum(unusual, axis=0) > 0, float("nan"), scale)
+    tl.store(scales + row * tl.num_programs(1) + group, scale)
+    divisor = tl.where(scale > 0.0, scale, 1.0)
+    end = tl.where(scale > 0.0, GROUP, 0)
+    for start in range(0, GROUP, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        values = tl.load(first + column, mask=column < end, other=0.0).to(tl.float32)
+        units = tl.div_rn(values, divisor + tl.zeros_like(values))
+        units = tl.where(units > TOP, TOP, tl.where(units < -TOP, -TOP, units))
+        tl.store(target + column, rounded_to_fp8(units, TOP).to(entries.dtype.element_ty), mask=column < GROUP)
+
+
+@triton.jit
+def fp8_product_kernel(
+    x,
+    x_scales,
+    weight,
+    scales,
+    bias,
+    residual,
+    out,
+    parts,
+    num_rows,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` ``[OUT, IN]``, one part of the
+    columns.
+
+    ``x_scales`` are ``[num_rows]`` and ``scales`` ``[OUT]``; with GROUP (a multiple of BLOCK_N, equal to BLOCK_K),
+    ``[num_rows, IN / GROUP]`` and ``[OUT / GROUP, IN / GROUP]``. Hopper's tensor cores keep 14 bits of a sum of fp8
+    products, so sums move to fp32 registers once a turn.
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    part = tl.program_id(2)
+    TURNS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
+    turns_of_part = tl.cdiv(TURNS, PARTS)
+    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    in_x = row < num_rows
+    in_weight = column < OUT
+    x_row = x + row[:, None].to(tl.int64) * IN
+    weight_row = weight + column[None, :].to(tl.int64) * IN
+    for turn in range(part * turns_of_part, tl.minimum((part + 1) * turns_of_part, TURNS)):
+        k = turn * BLOCK_K + tl.arange(0, BLOCK_K)
+        if IN % BLOCK_K == 0:
+            values = tl.load(x_row + k[None, :], mask=in_x[:, None], other=0.0)
+            entries = tl.load(weight_row + k[:, None], mask=in_weight[None, :], other=0.0)
+        else:
+            values = tl.load(x_row + k[None, :], mask=in_x[:, None] & (k < IN)[None, :], other=0.0)
+            entries = tl.load(weight_row + k[:, None], mask=in_weight[None, :] & (k < IN)[:, None], other=0.0)
+        if GROUP > 0:
+            product = tl.dot(values, entries, max_num_imprecise_acc=BLOCK_K)
+            x_scale = tl.load(x_scales + row.to(tl.int64) * TURNS + turn, mask=in_x, other=0.0)
+            scale = tl.load(scales + (tl.program_id(1) * BLOCK_N // GROUP) * TURNS + turn)
+            result += product * (x_scale * scale)[:, None]
+        else:
+            result = tl.dot(values, entries, result, max_num_imprecise_acc=BLOCK_K)
+    if GROUP == 0:
+        result *= tl.load(x_scales + row, mask=in_x, other=0.0)[:, None]
+        result *= tl.load(scales + column, mask=in_weight, other=0.0)[None, :]
+    present = in_x[:, None] & in_weight[None, :]
+    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
+
+
+class TritonFp8Weight(Fp8Weight):
+    """Entries of e4m3, row after row."""
+
+    def fill(self, rows: torch.Tensor, start: int = 0) -> None:
+        fill_rounded(self, rows, start)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        return rows_of(self, ids).to(self.dtype)
+
+    def multiply(
+        self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        entries, scales = round_activations(x.contiguous(), self.block)
+        count = len(x)
+        out = x.new_empty(count, self.out_features, dtype=out_dtype)
+        if not count:
+            return out
+        shape = Shape.choose(count, self.out_features, self.in_features, self.block, multiprocessors(x.device))
+        bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
+        parts = out.new_empty(shape.PARTS, count, shape.OUT, dtype=torch.float32) if shape.PARTS > 1 else None
+        product.launch(
+            (-(-count // shape.BLOCK_M), -(-shape.OUT // shape.BLOCK_N), shape.PARTS),
+            entries,
+            scales,
+            self.entries,
+            self.scales,
+            bias,
+            residual,
+            out,
+            parts,
+            count,
+            **asdict(shape),
+            BLOCK_K=BLOCK_K,
+            **shape.warps,
+        )
+        if parts is not None:
+            grid = (count, -(-shape.OUT // 1024))
+            add_parts.launch(grid, parts, bias, residual, out, count, OUT=shape.OUT, PARTS=shape.PARTS, BLOCK=1024)
+        return out
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
+
+
+def new_weight(out_features: int, in_features: int, dtype: torch.dtype, block: int | None, gated: bool) -> Fp8Weight:
+    # Tensor cores of sm_80 have no fp8.
+    if dtype not in FLOATS or family_of(torch.get_default_device()) == "sm_80":
+        return eager.new_weight(out_features, in_features, dtype, block, gated)
+    return TritonFp8Weight(out_features, in_features, dtype, block, gated=gated)
+
+
+def round_activations(x: torch.Tensor, group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations ``[n, in_features]``, contiguous -> e4m3, and fp32 scales ``[n, in_features / group]``."""
+    count, in_features = x.shape
+    group = group or in_features
+    entries = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scales = x.new_empty(count, in_features // group, dtype=torch.float32)
+    rounding.launch(scales.shape, x, entries, scales, **_rounding_constants(in_features, group))
+    return entries, scales
+
+
+def _rounding_constants(in_features: int, group: int) -> dict[str, Any]:
+    return {"IN": in_features, "GROUP": group, "BLOCK": min(power_of_two(group), 2048), "TOP": LARGEST}
+
+
+_LAYERS = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096), (4096, 14336), (7168, 2048))
+"""Rows and columns of projections of the Qwen 3 0.6B, the Llama 8B and the DeepSeek-V3 shapes."""
+
+
+def _shapes(family: str) -> list[Shape]:
+    found = [
+        Shape.choose(num_rows, out_features, in_features, block, MULTIPROCESSORS[family])
+        for out_features, in_features in _LAYERS
+        for block in (None, BLOCK_K)
+        for num_rows in (1, 32, 64, 1024)
+    ]
+    return list(dict.fromkeys(found)) if family != "sm_80" else []
+
+
+def _product_configurations(family: str) -> list[Configuration]:
+    found = []
+    for dtype in (torch.bfloat16, torch.float16):
+        for shape in _shapes(family):
+            types: dict[str, str | None] = {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv"}
+            types |= {"scales": "*fp32", "bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
+            types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
+            found.append(Configuration(types, {**asdict(shape), "BLOCK_K": BLOCK_K}, **shape.warps))
+    return found
+
+
+def _add_configurations(family: str) -> list[Configuration]:
+    found = []
+    for dtype in (torch.bfloat16, torch.float16):
+        for shape in _shapes(family):
+            if shape.PARTS > 1:
+                kind = pointer(dtype)
+                types = {"parts": "*fp32", "bias": None, "residual": kind, "out": kind, "num_rows": "i32"}
+                found.append(Configuration(types, {"OUT": shape.OUT, "PARTS": shape.PARTS, "BLOCK": 1024}))
+    return list({configuration.label: configuration for configuration in found}.values())
+
+
+def _rounding_configurations(family: str) -> list[Configuration]:
+    if family == "sm_80":
+        return []
+    return [
+        Configuration(
+            {"x": pointer(dtype), "entries": "*fp8e4nv", "scales": "*fp32"},
+            _rounding_constants(in_features, group or in_features),
+        )
+        for dtype in FLOATS
+        for in_features in sorted({in_features for _, in_features in _LAYERS})
+        for group in (None, BLOCK_K)
+    ]
+
+
+product = Kernel(fp8_product_kernel, _product_configurations)
+rounding = Kernel(fp8_round_kernel, _rounding_configurations)
+add_parts = Kernel(add_parts_kernel, _add_configurations)
