@@ -1,7 +1,5 @@
 """The engine on the Triton kernels, by Triton's interpreter where there is no GPU."""
 
-import os
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from vllm_engine import LLM, SamplingParams
 from vllm_kernels.backend import use_face
 
 pytest.importorskip("triton")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is imported
 
 PROMPTS = [[5, 9, 17, 30, 4, 8, 21], [11], list(range(10, 43))]
 

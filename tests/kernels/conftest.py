@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from ctypes import CDLL
@@ -7,8 +6,6 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel's file is imported; subprocesses do without
 
 from tests.kernels.native_build import compile_file, kernels_from
 from vllm_kernels.backend import use_face
