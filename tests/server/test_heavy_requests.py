@@ -127,8 +127,8 @@ def test_nothing_heavy_is_noticed_beside_it(server: DemoProcess) -> None:
                     answers.append(f"{path} {name}: {response.status_code} in {seconds:.2f} s {response.text[:300]}")
     probes = sorted(probe.seconds)
     print(
-        f"{len(engine) + len(chosen)} requests, the slowest {slowest:.2f} s, at most {longest:.2f} s of processor time, "
-        f"memory +{most >> 20} MiB; health in ms: "
+        f"{len(engine) + len(chosen)} requests, the slowest {slowest:.2f} s, "
+        f"at most {longest:.2f} s of processor time, memory +{most >> 20} MiB; health in ms: "
         + ", ".join(f"{name} {probes[int(len(probes) * part)] * 1e3:.1f}" for name, part in PARTS.items())
     )
     assert answers == []

@@ -19,7 +19,8 @@ PROCESS_POLL_SECONDS = 0.2
 class CoreAddress(msgspec.Struct, frozen=True):
     """Where a core is, and who its client is there: ``name`` is used once for the life of the core, and not empty.
 
-    ``model_path`` is the folder of the model that the core has loaded. ``stacks_folder`` is where the core writes its stacks; empty where another client asks for them.
+    ``model_path`` is the folder of the model that the core has loaded. ``stacks_folder`` is where the core writes its
+    stacks; empty where another client asks for them.
     """
 
     path: str
