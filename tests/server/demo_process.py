@@ -53,12 +53,13 @@ class DemoProcess:
         if not ready.startswith("ready"):
             raise RuntimeError(self.log.read_text())
         self.url = ready.split()[-1]
+        self.headers: dict[str, str] = {}
         children = psutil.Process(self.process.pid).children()
         (self.core,) = [child for child in children if "vllm_engine.core.process" in child.cmdline()]
         self.api_processes = [child for child in children if "vllm_server.running.api_process" in child.cmdline()]
 
     def status(self, path: str) -> int:
-        return httpx.get(f"{self.url}{path}", timeout=5).status_code
+        return httpx.get(f"{self.url}{path}", headers=self.headers, timeout=5).status_code
 
     def left_over(self) -> list[str]:
         """Processes, sockets, files and shared memory that are still there after the end."""

@@ -22,6 +22,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
     """Runs four requests, and lets eight wait. Two tests use it: the second one ends it."""
     flags = ["--max-num-seqs", "4", "--max-num-queued-reqs", "8", "--scheduling-policy", "fair"]
     demo = DemoProcess(tmp_path_factory.mktemp("busy"), *flags, "--api-key", "heavy", "light")
+    demo.headers = LIGHT
     yield demo
     demo.clean_up()
 
@@ -83,7 +84,7 @@ def test_health_follows_a_stopped_and_a_saturated_engine(busy: DemoProcess, to_e
     os.kill(demo.core.pid, signal.SIGSTOP)
     seconds = until(lambda: demo.status("/readyz") == 503, 5)
     assert seconds > 1
-    assert httpx.get(f"{demo.url}/health").json()["error"]["code"] == "engine_stalled"
+    assert httpx.get(f"{demo.url}/health", headers=LIGHT).json()["error"]["code"] == "engine_stalled"
     assert demo.status("/livez") == 200
     until(lambda: "stacks of the engine process" in demo.log.read_text(), 3)
     os.kill(demo.core.pid, signal.SIGCONT)
@@ -98,7 +99,7 @@ def test_health_follows_a_stopped_and_a_saturated_engine(busy: DemoProcess, to_e
     # Dead: within a moment not ready and not live, never again otherwise, and the server ends.
     demo.core.kill()
     killed = time.monotonic()
-    with httpx.Client() as client:
+    with httpx.Client(headers=LIGHT) as client:
         while demo.process.poll() is None:
             try:
                 statuses = (client.get(f"{demo.url}/readyz").status_code, client.get(f"{demo.url}/livez").status_code)
