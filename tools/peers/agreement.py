@@ -4,6 +4,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from .same_work import SAME_WORK, complaint
+
 FIGURES = {
     "mean_ttft_ms": "TTFT, mean, ms",
     "mean_tpot_ms": "TPOT, mean, ms",
@@ -17,7 +19,6 @@ JUDGED = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput")
 GOAL = 0.03
 """Most that a judged ratio may be away from 1."""
 
-_SAME_WORK = ("completed", "failed", "total_input_tokens", "total_output_tokens")
 _TITLES = ("figure", "ours", "peer's", "peer's / ours", "min to max", "within 3 %")
 
 
@@ -31,13 +32,7 @@ class Agreement:
 
     def complaint(self) -> str | None:
         """Why they cannot be compared; None if they can."""
-        if not self.ours or len(self.ours) != len(self.peer):
-            return f"{len(self.ours)} results of ours, {len(self.peer)} of the peer's"
-        for number, results in enumerate(zip(self.ours, self.peer, strict=True), 1):
-            ours, peer = ([result.get(key) for key in _SAME_WORK] for result in results)
-            if ours != peer:
-                return f"not the same work in round {number}: {', '.join(_SAME_WORK)} are {ours}, the peer's {peer}"
-        return None
+        return complaint(self.ours, self.peer)
 
     def ratios(self, figure: str) -> list[float]:
         """The peer tool's figure over ours, round by round."""
@@ -69,7 +64,7 @@ class Agreement:
         """All figures of all rounds."""
         content: dict[str, Any] = {"server": self.server, "complaint": self.complaint(), "reached": self.reached}
         for name, results in (("ours", self.ours), ("peer", self.peer)):
-            content[name] = [{key: result[key] for key in (*FIGURES, *_SAME_WORK)} for result in results]
+            content[name] = [{key: result[key] for key in (*FIGURES, *SAME_WORK)} for result in results]
         return content
 
     def _row(self, figure: str, title: str) -> tuple[str, ...]:

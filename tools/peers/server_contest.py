@@ -4,6 +4,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from .same_work import SAME_WORK, complaint
+
 FIGURES = {
     "output_throughput": "output tokens/s",
     "p99_ttft_ms": "TTFT, p99, ms",
@@ -16,8 +18,7 @@ FIGURES = {
 GOALS = {"output_throughput": 3.0, "p99_ttft_ms": 1 / 3}
 """Ours over the peer's, in the same round: at least this throughput, at most this time."""
 
-_SAME_WORK = ("completed", "failed", "total_input_tokens", "total_output_tokens")
-_KEPT = (*FIGURES, *_SAME_WORK, "trusted", "distrust_reasons", "server_cpu_seconds")
+_KEPT = (*FIGURES, *SAME_WORK, "trusted", "distrust_reasons", "server_cpu_seconds")
 _TITLES = ("figure", "ours", "peer's", "ours / peer's", "min to max", "goal", "")
 
 
@@ -34,13 +35,7 @@ class ServerContest:
 
     def complaint(self) -> str | None:
         """Why they cannot be compared; None if they can."""
-        if not self.ours or len(self.ours) != len(self.peer):
-            return f"{len(self.ours)} results of ours, {len(self.peer)} of the peer's"
-        for number, results in enumerate(zip(self.ours, self.peer, strict=True), 1):
-            ours, peer = ([result.get(key) for key in _SAME_WORK] for result in results)
-            if ours != peer:
-                return f"not the same work in round {number}: {', '.join(_SAME_WORK)} are {ours}, the peer's {peer}"
-        return None
+        return complaint(self.ours, self.peer)
 
     def ratios(self, figure: str) -> list[float]:
         """Ours over the peer's, round by round: the two runs of a round are neighbours."""
