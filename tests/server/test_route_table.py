@@ -10,13 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from tests.server.conftest import make_context, running
 from tests.server.fake_llm import FakeLLM
 from vllm_server.app import build_app
+from vllm_server.routes.direct_route import DirectRoute
 
 KEY, ADMIN = "right-key", "admin-key"
 OPEN = {"/livez"}
@@ -342,3 +346,26 @@ def is_open(target: str) -> bool:
     """Whether a target is an open path, once a server has decoded it and taken off scheme and host."""
     target = target.rstrip(" ")  # what a parser takes for the space before the version
     return unquote(urlsplit(target).path if "://" in target else target) in OPEN
+
+
+async def test_a_lock_on_a_router_holds_for_routes_that_are_called_directly() -> None:
+    """``DirectRoute`` passes FastAPI by, but never a dependency: its own, its router's, or that of an inclusion."""
+
+    def refuse() -> None:
+        raise HTTPException(403)
+
+    def router(**lock: Any) -> APIRouter:
+        made = APIRouter(route_class=DirectRoute, **lock)
+
+        @made.get("/thing")
+        async def thing(raw: Request) -> Response:
+            return Response("served")
+
+        return made
+
+    locks = [Depends(refuse)]
+    for made, lock, status in ((router(), None, 200), (router(), locks, 403), (router(dependencies=locks), None, 403)):
+        app = FastAPI()
+        app.include_router(made, dependencies=lock)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            assert (await client.get("/thing")).status_code == status
