@@ -42,7 +42,9 @@ class Harness:
         prefix_caching: bool = True,
         hash_algo: str = "sha256",
         config: SchedulerConfig | None = None,
+        ahead: int = 0,
     ) -> None:
+        """``ahead``: steps that are scheduled and computed before the tokens of the one before them are told."""
         layout = KVCacheLayout(num_blocks, block_size, groups)
         self.scheduler = Scheduler(
             EngineConfig(
@@ -55,12 +57,21 @@ class Harness:
         self.updates: dict[str, list[RequestUpdate]] = {}
         self.batches: list[ScheduledBatch] = []
         self.results: list[BatchResult] = []
+        self._ahead = ahead
+        self._untold = 0
 
     def step(self) -> list[RequestUpdate]:
         batch = self.scheduler.schedule()
         self.batches.append(batch)
         self.results.append(self.runner.execute(batch))
-        updates = self.scheduler.update(batch, self.results[-1])
+        self._untold += 1
+        self.scheduler.kv.check_invariants()
+        return self.tell() if self._untold > self._ahead else []
+
+    def tell(self) -> list[RequestUpdate]:
+        """Let the scheduler know of the oldest step that it does not know of."""
+        updates = self.scheduler.update(self.batches[-self._untold], self.results[-self._untold])
+        self._untold -= 1
         self.scheduler.kv.check_invariants()
         for update in updates:
             self.updates.setdefault(update.request_id, []).append(update)
@@ -69,6 +80,8 @@ class Harness:
     def run(self, max_steps: int = 10_000) -> None:
         for _ in range(max_steps):
             if not self.scheduler.has_unfinished():
+                while self._untold:
+                    self.tell()
                 return
             self.step()
         raise AssertionError("requests do not come to an end")

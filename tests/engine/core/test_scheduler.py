@@ -16,8 +16,9 @@ from .harness import FULL, HYBRID, SLIDING, Harness, engine_request, expected_ou
 @pytest.mark.parametrize("groups", [FULL, SLIDING, HYBRID], ids=["full", "sliding", "hybrid"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "fair"])
+@pytest.mark.parametrize("ahead", [0, 1], ids=["in step", "ahead"])
 def test_every_output_is_the_solo_output_under_churn(
-    groups: tuple[KVGroup, ...], prefix_caching: bool, policy: str
+    groups: tuple[KVGroup, ...], prefix_caching: bool, policy: str, ahead: int
 ) -> None:
     """Random arrivals, shared prefixes, aborts, chunks and preemptions: no request ever sees another's tokens."""
     rng = random.Random(f"{len(groups)}{prefix_caching}{policy}")
@@ -35,6 +36,7 @@ def test_every_output_is_the_solo_output_under_churn(
             max_long_partial_prefills=2,
             scheduler_reserve_full_isl=False,
         ),
+        ahead=ahead,
     )
     wanted: dict[str, tuple[list[int], int]] = {}
     aborted: set[str] = set()

@@ -7,18 +7,23 @@ from vllm_engine.messages import EngineRequest, PositionLogprobs
 class Request:
     """The state of one request in the engine core.
 
-    ``token_ids`` is prompt and output in one list. A step moves ``num_computed_tokens`` toward
-    ``len(token_ids)``. Whether that is prefill or decode is of no interest but for the limits of prefills: what was
-    known when the request began to be computed, or began again after a preemption, is its prefill.
+    ``token_ids`` is prompt and output in one list. A step moves ``num_computed_tokens``, which counts steps under way,
+    toward its end. Whether that is prefill or decode is of no interest but for the limits of prefills: what was known
+    when the request began to be computed, or began again after a preemption, is its prefill.
+
+    Where steps are scheduled before the ones under way have told their tokens, ``num_unknown_tokens`` follow
+    ``token_ids`` already: sampled, and told later.
     """
 
     __slots__ = (
         "arrival_order",
         "block_hashes",
+        "life",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
         "num_prefill_tokens",
+        "num_unknown_tokens",
         "prompt_logprobs",
         "request",
         "request_id",
@@ -34,7 +39,10 @@ class Request:
         self.tenant = request.tenant
         self.token_ids = list(request.prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_unknown_tokens = 0
         self.num_prefill_tokens = len(self.token_ids)
+        self.life = 0
+        """How often it began again. What a step under way computes for an earlier life is of no use."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when first scheduled."""
         self.num_preemptions = 0
@@ -60,13 +68,20 @@ class Request:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
+    def num_tokens_left(self) -> int:
+        """Tokens that are to be computed for the next one to be sampled."""
+        return len(self.token_ids) + self.num_unknown_tokens - self.num_computed_tokens
+
+    @property
     def is_prefilling(self) -> bool:
         """Whether tokens are missing from the cache that were known when it began: no token is sampled before."""
         return self.num_computed_tokens < self.num_prefill_tokens
 
     def start_over(self) -> None:
         """Nothing of it is in the cache any more: all tokens known by now are to be computed again."""
+        self.life += 1
         self.num_computed_tokens = 0
+        self.num_unknown_tokens = 0
         self.num_prefill_tokens = len(self.token_ids)
         self.prompt_logprobs.clear()
 

@@ -2,6 +2,7 @@
 
 import bisect
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -46,6 +47,17 @@ class _Step:
     """Requests that may be part-way, where tenants have made them more than the settings say."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A request in a step under way."""
+
+    request: Request
+    life: int
+    """The request's when the step was scheduled."""
+    samples: bool
+    """Whether the step gives it a new token."""
+
+
 class Scheduler:
     """Token-budget scheduling: every step, each request may move toward its last known token.
 
@@ -60,6 +72,11 @@ class Scheduler:
 
     With the policy ``fair`` the order is that of the tenants by what they were served (``core.fair``), and a waiting
     request may take the place of a running one, when its tenant runs less than its share.
+
+    A step may be scheduled before those under way are known to ``update``, which takes them in the order in which they
+    were scheduled. A request whose last token that can be is under way has no place in the next step; one that turns
+    out to have ended has been computed once more in vain. Its blocks are free at once: steps run one after the other,
+    so what the one under way writes there is written before anybody else writes there.
 
     A setting can name a subclass to be used instead (``scheduler_cls``); it is made with the same two arguments and
     finds what its user wants to tell it in ``config.additional_config``.
@@ -87,6 +104,7 @@ class Scheduler:
         self._running: list[Request] = []  # sorted by the policy: the last one is preempted first
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
+        self._under_way: deque[list[_Flight]] = deque()
         self._arrivals = 0
         self._token_budget = limits.max_num_batched_tokens
         self._max_num_seqs = limits.max_num_seqs
@@ -140,7 +158,24 @@ class Scheduler:
             self._schedule_waiting(step)
             self._hand_out_rest(step)
         step.batch.removed, self._removed = self._removed, []
+        self._under_way.append([self._take_off(*item) for item in step.batch.num_scheduled_tokens.items()])
         return step.batch
+
+    def _take_off(self, request_id: str, count: int) -> _Flight:
+        """The step that computes ``count`` tokens of a request is under way."""
+        request = self._requests[request_id]
+        request.num_computed_tokens += count
+        samples = not request.num_tokens_left
+        request.num_unknown_tokens += samples
+        return _Flight(request, request.life, samples)
+
+    def _awaits_its_end(self, request: Request) -> bool:
+        """Whether the tokens of the steps under way are the last that it can have."""
+        unknown = request.num_unknown_tokens
+        return unknown > 0 and (
+            request.num_output_tokens + unknown >= request.request.max_tokens
+            or request.num_tokens + unknown >= self._max_model_len
+        )
 
     def _share_out(self, step: _Step, tenants: Tenants) -> None:
         """Policy ``fair``: let a waiting request have the place, or the blocks, of a tenant that has been served more.
@@ -179,7 +214,10 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            count = request.num_tokens - request.num_computed_tokens
+            if self._awaits_its_end(request):
+                index += 1
+                continue
+            count = request.num_tokens_left
             if request.is_prefilling:
                 count = min(count, step.prefill_share, self._max_prefill_tokens)
             blocks = self.kv.allocate(request, count)
@@ -308,16 +346,17 @@ class Scheduler:
         self._waiting.push(request)
 
     def update(self, batch: ScheduledBatch, result: BatchResult) -> list[RequestUpdate]:
-        """Take in what a step computed: progress, new tokens, and which requests are finished by them."""
+        """Take in what the oldest step under way computed: new tokens, and which requests are finished by them."""
         self._counters.num_steps += 1
         self._counters.num_corrupted += result.num_corrupted
         self._step_tokens.observe(batch.total_num_tokens)
         updates = []
-        for request_id, count in batch.num_scheduled_tokens.items():
-            request = self._requests.get(request_id)
-            if request is None:  # aborted while the step ran
-                continue
-            request.num_computed_tokens += count
+        for flight in self._under_way.popleft():
+            request = flight.request
+            request_id = request.request_id
+            if self._requests.get(request_id) is not request or request.life != flight.life:
+                continue  # it has ended, or was sent back, while the step ran
+            request.num_unknown_tokens -= flight.samples
             if request_id in result.errors:
                 updates.append(self._fail(request, result.errors[request_id]))
                 continue
@@ -396,8 +435,10 @@ class Scheduler:
     def fail_batch(self, batch: ScheduledBatch, message: str) -> list[RequestUpdate]:
         """A step raised: its requests end with an error, all others are computed again from their tokens.
 
-        What the step was to write into the cache is not there, so no cached prefix can be trusted.
+        What the step was to write into the cache is not there, so no cached prefix can be trusted. Of other steps under
+        way nothing is known, either: no ``update`` with them follows.
         """
+        self._under_way.clear()
         updates = [
             self._fail(request, message)
             for request_id in batch.num_scheduled_tokens
@@ -415,11 +456,12 @@ class Scheduler:
     # -- what it tells ------------------------------------------------------------------------------------------
 
     def count_prefills(self, batch: ScheduledBatch) -> tuple[int, int]:
-        """Prefills in a batch that ``update`` has not seen yet, and their tokens."""
+        """Prefills in the batch that was scheduled last, and their tokens."""
         counts = [
             count
             for request_id, count in batch.num_scheduled_tokens.items()
-            if self._requests[request_id].is_prefilling
+            for request in [self._requests[request_id]]
+            if request.num_computed_tokens - count < request.num_prefill_tokens
         ]
         return len(counts), sum(counts)
 

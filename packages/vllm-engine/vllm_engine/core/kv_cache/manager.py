@@ -178,12 +178,13 @@ class KVCacheManager:
             self.pool.release(released)
 
     def _register_full_blocks(self, request: Request, tables: list[list[int]], num_tokens: int) -> None:
-        """Make blocks findable that this step fills.
+        """Make blocks findable that the steps until now fill, this one included.
 
         They are filled before anyone reads them: in every layer, all keys and values of a step are written
-        before its attention runs, so even a request of the same step may share them.
+        before its attention runs, so even a request of the same step may share them. A block with a token that a step
+        under way has yet to tell has no name; it gets one later.
         """
-        full = num_tokens // self._block_size
+        full = min(num_tokens, request.num_tokens) // self._block_size
         first = self._num_registered.get(request.request_id, 0)
         if full <= first:
             return
@@ -196,9 +197,12 @@ class KVCacheManager:
 
     def free(self, request: Request) -> None:
         """Give back all blocks of a request. Full ones stay cached until evicted, the tail of a sequence first."""
+        tables = self._tables.pop(request.request_id, [])
+        if tables and self.enable_prefix_caching:
+            self._register_full_blocks(request, tables, request.num_computed_tokens)
         self._num_registered.pop(request.request_id, None)
         self._settled.pop(request.request_id, None)
-        for table in self._tables.pop(request.request_id, []):
+        for table in tables:
             self.pool.release(table[::-1])
 
     def forget_prefixes(self) -> None:
