@@ -335,3 +335,62 @@ def test_scheduling_does_not_walk_the_waiting_requests() -> None:
     for _ in range(10):
         harness.step()
     assert touched <= 10 * 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_request_that_ends_by_its_length_is_not_computed_once_more_ahead(count: int) -> None:
+    in_step, ahead = Harness(), Harness(ahead=1)
+    for harness in (in_step, ahead):
+        harness.scheduler.add(engine_request("r", [1, 2, 3, 4, 5], count))
+        harness.run()
+        assert harness.output("r") == expected_output([1, 2, 3, 4, 5], count)
+    assert ahead.runner.computed_tokens == in_step.runner.computed_tokens
+
+
+def test_a_request_at_the_length_of_the_model_is_not_computed_once_more_ahead() -> None:
+    harness = Harness(ahead=1, max_model_len=8)
+    harness.scheduler.add(engine_request("r", [1, 2, 3, 4, 5], 100))
+    harness.run()
+    assert harness.output("r") == expected_output([1, 2, 3, 4, 5], 3)
+    assert harness.runner.computed_tokens == 7
+
+
+def test_what_was_computed_after_a_stop_token_ahead_is_dropped_and_its_blocks_are_free() -> None:
+    prompt = [3, 1, 4, 1, 5]
+    outputs = expected_output(prompt, 9)
+    stop = next(token for place, token in enumerate(outputs) if place >= 2 and token not in outputs[:place])
+    length = outputs.index(stop) + 1
+    harness = Harness(ahead=1)
+    harness.scheduler.add(msgspec.structs.replace(engine_request("r", prompt, 30), stop_token_ids=[stop]))
+    harness.scheduler.add(engine_request("other", [9, 9, 9], 20))
+    harness.run()
+    assert harness.output("r") == outputs[:length]
+    assert [update.finish_reason for update in harness.updates["r"]].count("stop") == 1
+    assert harness.output("other") == expected_output([9, 9, 9], 20)
+    assert harness.scheduler.kv.pool.num_used == 0
+
+
+def test_an_id_that_is_used_again_gets_nothing_of_the_aborted_request_under_way() -> None:
+    harness = Harness(ahead=1)
+    harness.scheduler.add(engine_request("r", [1, 2, 3], 9))
+    harness.step()
+    harness.scheduler.abort(["r"])
+    harness.scheduler.add(engine_request("r", [7, 7], 4))
+    harness.run()
+    assert harness.output("r") == expected_output([7, 7], 4)
+
+
+def test_blocks_of_tokens_that_come_late_are_cached_as_in_step() -> None:
+    """Every length of an answer, so that its last token falls on each place of a block."""
+    for count in range(1, 12):
+        hits = []
+        for ahead in (0, 1):
+            harness = Harness(ahead=ahead)
+            harness.scheduler.add(engine_request("first", [1, 2, 3], count))
+            harness.run()
+            follow_up = [1, 2, 3, *harness.output("first"), 8, 8, 8, 8]
+            harness.scheduler.add(engine_request("next", follow_up, 1))
+            harness.run()
+            hits.append(harness.scheduler.stats().prefix_cache_hits)
+            assert harness.output("next") == expected_output(follow_up, 1)
+        assert hits[0] == hits[1]
