@@ -2,10 +2,11 @@ import gc
 import itertools
 import threading
 
+import psutil
 import pytest
 import torch
 
-from vllm_kernels.cpu.pages import CHUNK, zeros
+from vllm_kernels.cpu.pages import CHUNK, drop, zeros
 
 
 def mapped() -> int:
@@ -63,3 +64,23 @@ def test_a_chunk_goes_back_with_the_last_of_its_tensors() -> None:
     gc.collect()
     assert mapped() - before <= grown - 8 * CHUNK
     assert len(keep) == CHUNK - 1
+
+
+@pytest.mark.parametrize("allocate", [zeros, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)])
+@pytest.mark.parametrize("nbytes", [100, 3 << 20, CHUNK + 5])
+def test_what_is_dropped_stays_where_it_is_and_takes_no_memory(allocate, nbytes: int) -> None:
+    neighbours = [allocate(5000), allocate(nbytes), allocate(5000)]
+    dropped = neighbours.pop(1)
+    for tensor in (dropped, *neighbours):
+        tensor.fill_(7)
+    address, process = dropped.data_ptr(), psutil.Process()
+    full = process.memory_info().rss
+    drop(dropped)
+    if nbytes > CHUNK:
+        assert full - process.memory_info().rss > nbytes - (1 << 20)
+    assert dropped.data_ptr() == address
+    assert set(dropped.unique().tolist()) <= {0, 7}
+    assert int((dropped == 7).sum()) < 2 * 4096
+    assert all(bool((tensor == 7).all()) for tensor in neighbours)
+    dropped.fill_(3)
+    assert bool((dropped == 3).all())

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.weight import Weight
 
 Scheme = Quantization | Literal["fp8"] | None
 """How the entries of experts are stored: small integers, e4m3 with a scale for each row, or in the type of ``x``."""
@@ -28,7 +29,7 @@ class Routing:
     weights: torch.Tensor
 
 
-class ExpertWeight(ABC):
+class ExpertWeight(Weight, ABC):
     """One projection ``[out_features, in_features]`` of each expert, in the layout that its face multiplies fastest.
 
     Args:
@@ -54,11 +55,6 @@ class ExpertWeight(ABC):
         """Scales of a row."""
         size = self.scheme.group_size if isinstance(self.scheme, Quantization) else None
         return -(-self.in_features // (size or self.in_features))
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes in memory."""
 
     @abstractmethod
     def fill(self, expert: int, rows: torch.Tensor, start: int) -> None:

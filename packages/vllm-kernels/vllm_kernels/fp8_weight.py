@@ -23,10 +23,6 @@ class Fp8Weight(LinearWeight):
         self.scales = torch.empty(shape)
         """fp32 ``[out_features, 1]``, or ``[out_features / block, in_features / block]``, rounded up."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.entries.nbytes + self.scales.nbytes
-
     def scales_of(self, start: int, count: int) -> torch.Tensor:
         """The part of ``scales`` of some rows, the first of which begins a block."""
         size = self.block or 1

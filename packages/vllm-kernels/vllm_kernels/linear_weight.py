@@ -5,11 +5,13 @@ from typing import Literal
 
 import torch
 
+from vllm_kernels.weight import Weight
+
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 """Of a gated projection; ``gelu`` is the exact one."""
 
 
-class LinearWeight(ABC):
+class LinearWeight(Weight, ABC):
     """The weight ``[out_features, in_features]`` of a projection, in the layout that its face multiplies fastest.
 
     A ``gated`` weight holds two projections of the same size, one above the other as in the checkpoints: rows
@@ -26,11 +28,6 @@ class LinearWeight(ABC):
         self.in_features = in_features
         self.dtype = dtype
         self.gated = gated
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes in memory."""
 
     @abstractmethod
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:

@@ -45,10 +45,6 @@ class PackedWeight(LinearWeight):
         self._header = _Weight(self._memory.data_ptr(), out_features, in_features, DTYPES[dtype], gated)
         self._address = ctypes.addressof(self._header)
 
-    @property
-    def nbytes(self) -> int:
-        return self._memory.nbytes
-
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         if rows.dtype not in FLOATS:
             # A piece at a time: a copy of all of it might not fit.

@@ -48,6 +48,18 @@ def clear(tensor: torch.Tensor) -> None:
         tensor.zero_()
 
 
+def drop(tensor: torch.Tensor) -> None:
+    """Give the memory of a contiguous tensor on the CPU back to the system, wherever it came from; its address stays.
+
+    What it held is lost: each byte is what it was, or 0. Memory is taken again as the tensor is written. Only whole
+    pages go back, so less than two of them stay.
+    """
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if _madvise is not None and end > start:
+        _madvise(start, end - start, MADV_DONTNEED)
+
+
 class _Chunks:
     """Hands out the chunk that was mapped last, from its start to its end."""
 

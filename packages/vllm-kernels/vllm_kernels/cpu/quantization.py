@@ -38,10 +38,6 @@ class PackedWeight(QuantizedWeight):
         pieces = -(-in_features // scheme.activation_group)
         self._scratch_bytes = -(-in_features // 64) * 64 + 64 + 8 * pieces
 
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes + self.factors.nbytes
-
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         if rows.dtype not in FLOATS:
             rows = rows.float()

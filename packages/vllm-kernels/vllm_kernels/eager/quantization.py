@@ -17,10 +17,6 @@ class CompactWeight(QuantizedWeight):
         self.scales = torch.empty(out_features, self.groups)
         self.zeros = torch.empty(out_features, self.groups, dtype=torch.uint8)
 
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes + self.scales.nbytes + self.zeros.nbytes
-
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         self.fill_quantized(*quantize(rows, self.scheme), start)
 

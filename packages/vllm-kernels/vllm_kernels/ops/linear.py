@@ -29,7 +29,9 @@ def new_weight(
     check_sizes(out_features, in_features, gated)
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, got {dtype}")
-    weight: LinearWeight = face_of("linear", torch.device(device)).new_weight(out_features, in_features, dtype, gated)
+    device = torch.device(device)
+    with device:
+        weight: LinearWeight = face_of("linear", device).new_weight(out_features, in_features, dtype, gated)
     return weight
 
 

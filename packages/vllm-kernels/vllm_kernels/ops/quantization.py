@@ -75,8 +75,10 @@ def new_weight(
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, got {dtype}")
     scheme = scheme_of(in_features, bits, group_size, activation_bits)
-    face = face_of("quantization", torch.device(device))
-    weight: LinearWeight = face.new_weight(out_features, in_features, dtype, scheme, gated)
+    device = torch.device(device)
+    with device:
+        face = face_of("quantization", device)
+        weight: LinearWeight = face.new_weight(out_features, in_features, dtype, scheme, gated)
     return weight
 
 

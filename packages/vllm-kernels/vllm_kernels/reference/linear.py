@@ -17,10 +17,6 @@ class PlainWeight(LinearWeight):
         super().__init__(out_features, in_features, dtype, gated=gated)
         self.tensor = torch.empty(out_features, in_features, dtype=dtype)
 
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
-
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         self.tensor[start : start + len(rows)] = rows
 

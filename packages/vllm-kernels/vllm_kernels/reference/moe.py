@@ -17,10 +17,6 @@ class SeparateExperts(ExpertWeight):
         super().__init__(len(parts), first.out_features, first.in_features, first.dtype, scheme, first.gated)
         self.parts = parts
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
-
     def fill(self, expert: int, rows: torch.Tensor, start: int) -> None:
         self.parts[expert].fill(rows, start)
 
@@ -47,10 +43,6 @@ class ScaledWeight(LinearWeight):
         super().__init__(out_features, in_features, dtype, gated=gated)
         self.entries = torch.empty(out_features, in_features, dtype=torch.float8_e4m3fn)
         self.scales = torch.empty(out_features)
-
-    @property
-    def nbytes(self) -> int:
-        return self.entries.nbytes + self.scales.nbytes
 
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         self.fill_fp8(*rounded_to_fp8(rows), start)
