@@ -19,7 +19,7 @@ from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.cache import rounded_to_fp8
 from vllm_kernels.triton.device import MULTIPROCESSORS, family_of, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
-from vllm_kernels.triton.quantized_product import MOST_PARTS, add_parts_kernel, finish
+from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
 
 BLOCK_K = 128
 
@@ -164,7 +164,7 @@ class TritonFp8Weight(Fp8Weight):
             return out
         shape = Shape.choose(count, self.out_features, self.in_features, self.block, multiprocessors(x.device))
         bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
-        parts = out.new_empty(shape.PARTS, count, shape.OUT, dtype=torch.float32) if shape.PARTS > 1 else None
+        parts = parts_of(shape.PARTS, out)
         product.launch(
             (-(-count // shape.BLOCK_M), -(-shape.OUT // shape.BLOCK_N), shape.PARTS),
             entries,
@@ -180,9 +180,7 @@ class TritonFp8Weight(Fp8Weight):
             BLOCK_K=BLOCK_K,
             **shape.warps,
         )
-        if parts is not None:
-            grid = (count, -(-shape.OUT // 1024))
-            add_parts.launch(grid, parts, bias, residual, out, count, OUT=shape.OUT, PARTS=shape.PARTS, BLOCK=1024)
+        fold(parts, bias, residual, out)
         return out
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
@@ -213,6 +211,9 @@ def _rounding_constants(in_features: int, group: int) -> dict[str, Any]:
 _LAYERS = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096), (4096, 14336), (7168, 2048))
 """Rows and columns of projections of the Qwen 3 0.6B, the Llama 8B and the DeepSeek-V3 shapes."""
 
+ROUNDED = (768, 1024, 2048, 3072, 4096, 7168, 14336)
+"""Columns of activations that are rounded, before projections and experts."""
+
 
 def _shapes(family: str) -> list[Shape]:
     found = [
@@ -235,17 +236,6 @@ def _product_configurations(family: str) -> list[Configuration]:
     return found
 
 
-def _add_configurations(family: str) -> list[Configuration]:
-    found = []
-    for dtype in (torch.bfloat16, torch.float16):
-        for shape in _shapes(family):
-            if shape.PARTS > 1:
-                kind = pointer(dtype)
-                types = {"parts": "*fp32", "bias": None, "residual": kind, "out": kind, "num_rows": "i32"}
-                found.append(Configuration(types, {"OUT": shape.OUT, "PARTS": shape.PARTS, "BLOCK": 1024}))
-    return list({configuration.label: configuration for configuration in found}.values())
-
-
 def _rounding_configurations(family: str) -> list[Configuration]:
     if family == "sm_80":
         return []
@@ -255,11 +245,10 @@ def _rounding_configurations(family: str) -> list[Configuration]:
             _rounding_constants(in_features, group or in_features),
         )
         for dtype in FLOATS
-        for in_features in sorted({in_features for _, in_features in _LAYERS})
+        for in_features in ROUNDED
         for group in (None, BLOCK_K)
     ]
 
 
 product = Kernel(fp8_product_kernel, _product_configurations)
 rounding = Kernel(fp8_round_kernel, _rounding_configurations)
-add_parts = Kernel(add_parts_kernel, _add_configurations)

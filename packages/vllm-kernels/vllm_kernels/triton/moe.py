@@ -6,11 +6,11 @@ from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.moe import rounded_to_fp8
 from vllm_kernels.reference.quantization import kept_scales, quantize
-from vllm_kernels.triton import moe_route
+from vllm_kernels.triton import fp8, moe_route
 from vllm_kernels.triton.device import family_of
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
-from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, round_to_fp8, rows_of_block
+from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
 from vllm_kernels.triton.quantized_product import round_activations
 
 
@@ -90,7 +90,8 @@ class TritonExperts(ExpertWeight):
 
     def _rows_of(self, x: torch.Tensor) -> Rows:
         if self.scheme == "fp8":
-            return Rows(*round_to_fp8(x))
+            entries, scales = fp8.round_activations(x, None)
+            return Rows(entries, scales.squeeze(1))
         if self.scheme is not None and self.scheme.activation_bits:
             rounded = round_activations(x, self.scheme)
             return Rows(rounded.q, rounded.scales, rounded.sums)

@@ -1,4 +1,4 @@
-"""Products of the experts with their tokens, rounding to fp8 before them, and the weighted sum behind them."""
+"""Products of the experts with their tokens, and the weighted sum behind them."""
 
 from dataclasses import asdict, dataclass
 
@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 
 from vllm_kernels import batch_invariance
-from vllm_kernels.expert_weight import LARGEST_FP8, Routing, Scheme
+from vllm_kernels.expert_weight import Routing, Scheme
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.activation import activate
-from vllm_kernels.triton.cache import rounded_to_fp8
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
 from vllm_kernels.triton.quantized_product import sum_of_bytes, sum_of_weights_only
@@ -238,29 +237,6 @@ def expert_product_kernel(
 
 
 @triton.jit
-def round_to_fp8_kernel(x, entries, scales, IN: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
-    """One row: e4m3 entries, and their scale ``max|x| / LARGEST``; NaN, and zeros, for a row that is not finite."""
-    row = tl.program_id(0).to(tl.int64)
-    peaks = tl.zeros([BLOCK], tl.float32)
-    unusual = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, IN, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        values = tl.load(x + row * IN + column, mask=column < IN, other=0.0).to(tl.float32)
-        peaks = tl.maximum(peaks, tl.abs(values))
-        unusual += tl.where(tl.abs(values) < float("inf"), 0, 1)
-    scale = tl.div_rn(tl.max(peaks, axis=0), LARGEST)
-    scale = tl.where(tl.sum(unusual, axis=0) > 0, float("nan"), scale)
-    tl.store(scales + row, scale)
-    divisor = tl.where(scale > 0.0, scale, 1.0)
-    end = tl.where(scale > 0.0, IN, 0)
-    for start in range(0, IN, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        values = tl.load(x + row * IN + column, mask=column < end, other=0.0).to(tl.float32)
-        units = rounded_to_fp8(tl.div_rn(values, divisor + tl.zeros_like(values)), LARGEST)
-        tl.store(entries + row * IN + column, units.to(entries.dtype.element_ty), mask=column < IN)
-
-
-@triton.jit
 def combine_kernel(
     made, experts, weights, out, HIDDEN: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -311,16 +287,6 @@ def multiply(
     )
 
 
-def round_to_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows ``[n, in_features]``, contiguous -> e4m3, and fp32 scales ``[n]``."""
-    entries, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), dtype=torch.float32)
-    in_features = x.shape[1]
-    fp8_rounding.launch(
-        (len(x),), x, entries, scales, IN=in_features, BLOCK=_fp8_block(in_features), LARGEST=LARGEST_FP8
-    )
-    return entries, scales
-
-
 def combine(made: torch.Tensor, routing: Routing, num_experts: int, out: torch.Tensor) -> None:
     """The weighted sum of what experts made of each token: ``[n * top_k, hidden]`` -> ``out`` ``[n, hidden]``."""
     count, hidden = out.shape
@@ -338,10 +304,6 @@ def combine(made: torch.Tensor, routing: Routing, num_experts: int, out: torch.T
     )
 
 
-def _fp8_block(in_features: int) -> int:
-    return min(power_of_two(in_features), 2048)
-
-
 def _combine_block(hidden: int) -> int:
     return min(power_of_two(hidden), 1024)
 
@@ -352,7 +314,6 @@ MODELS = (
     (128, 8, 2048, 768),  # Qwen 3 30B A3B
     (256, 8, 7168, 2048),  # DeepSeek-V3
 )
-FP8_SIZES = (768, 2048, 4096, 7168, 14336)
 SCHEMES: tuple[Scheme, ...] = (
     None,
     "fp8",
@@ -395,19 +356,6 @@ def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_ro
     return Configuration(types, constants, **shape.warps)
 
 
-def _fp8_configurations(family: str) -> list[Configuration]:
-    if family == "sm_80":
-        return []
-    return [
-        Configuration(
-            {"x": pointer(dtype), "entries": "*fp8e4nv", "scales": "*fp32"},
-            {"IN": in_features, "BLOCK": _fp8_block(in_features), "LARGEST": LARGEST_FP8},
-        )
-        for dtype in FLOATS
-        for in_features in FP8_SIZES
-    ]
-
-
 def _combine_configurations(family: str) -> list[Configuration]:
     return [
         Configuration(
@@ -420,5 +368,4 @@ def _combine_configurations(family: str) -> list[Configuration]:
 
 
 expert_product = Kernel(expert_product_kernel, _product_configurations)
-fp8_rounding = Kernel(round_to_fp8_kernel, _fp8_configurations)
 combination = Kernel(combine_kernel, _combine_configurations)

@@ -14,6 +14,8 @@ from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 MOST_PARTS = 8
+ADDED = 1024
+"""Columns of a row whose parts one program adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,19 +367,19 @@ def rounded_product_kernel(
 
 
 @triton.jit
-def add_parts_kernel(parts, bias, residual, out, num_rows, OUT: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the parts of BLOCK columns of a row, in order, then bias and residual."""
+def add_parts_kernel(parts, bias, residual, out, num_rows, out_features, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Add the parts, ``[PARTS, num_rows, out_features]``, of BLOCK columns, in order, then bias and residual."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    present = column < OUT
+    present = column < out_features
     result = tl.zeros([BLOCK], tl.float32)
     for part in range(PARTS):
-        result += tl.load(parts + (part * num_rows + row) * OUT + column, mask=present, other=0.0)
+        result += tl.load(parts + (part * num_rows + row) * out_features + column, mask=present, other=0.0)
     if bias is not None:
         result += tl.load(bias + column, mask=present, other=0.0).to(tl.float32)
     if residual is not None:
-        result += tl.load(residual + row * OUT + column, mask=present, other=0.0).to(tl.float32)
-    tl.store(out + row * OUT + column, result.to(out.dtype.element_ty), mask=present)
+        result += tl.load(residual + row * out_features + column, mask=present, other=0.0).to(tl.float32)
+    tl.store(out + row * out_features + column, result.to(out.dtype.element_ty), mask=present)
 
 
 def round_activations(x: torch.Tensor, scheme: Quantization) -> Rounded:
@@ -415,7 +417,7 @@ def multiply(
     shape: Shape,
 ) -> None:
     """``out = x @ entries.T + bias + residual`` for contiguous activations ``[n, in_features]`` as they are."""
-    parts = _parts(len(x), out, shape)
+    parts = parts_of(shape.PARTS, out)
     product.launch(
         _grid(len(x), shape),
         x,
@@ -430,7 +432,7 @@ def multiply(
         **asdict(shape),
         **shape.warps,
     )
-    _add_parts(parts, bias, residual, out, shape)
+    fold(parts, bias, residual, out)
 
 
 def multiply_rounded(
@@ -444,7 +446,7 @@ def multiply_rounded(
     shape: Shape,
 ) -> None:
     """The same for activations of 8 bits."""
-    parts = _parts(len(x.q), out, shape)
+    parts = parts_of(shape.PARTS, out)
     rounded_product.launch(
         _grid(len(x.q), shape),
         x.q,
@@ -463,27 +465,35 @@ def multiply_rounded(
         X_GROUPS=x.scales.shape[1],
         **shape.warps,
     )
-    _add_parts(parts, bias, residual, out, shape)
+    fold(parts, bias, residual, out)
 
 
 def _grid(num_rows: int, shape: Shape) -> tuple[int, int, int]:
     return -(-num_rows // shape.BLOCK_M), -(-shape.OUT // shape.BLOCK_N), shape.PARTS
 
 
-def _parts(num_rows: int, out: torch.Tensor, shape: Shape) -> torch.Tensor | None:
-    return out.new_empty(shape.PARTS, num_rows, shape.OUT, dtype=torch.float32) if shape.PARTS > 1 else None
+def parts_of(count: int, out: torch.Tensor) -> torch.Tensor | None:
+    """Room for ``count`` parts of a result ``out``: fp32 ``[count, *out.shape]``; None where there is only one."""
+    return out.new_empty(count, *out.shape, dtype=torch.float32) if count > 1 else None
 
 
-def _add_parts(
-    parts: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    out: torch.Tensor,
-    shape: Shape,
+def fold(
+    parts: torch.Tensor | None, bias: torch.Tensor | None, residual: torch.Tensor | None, out: torch.Tensor
 ) -> None:
+    """``out = sum of parts + bias + residual``, where there are parts."""
     if parts is not None:
-        grid = (len(out), -(-shape.OUT // 1024))
-        add_parts.launch(grid, parts, bias, residual, out, len(out), OUT=shape.OUT, PARTS=shape.PARTS, BLOCK=1024)
+        num_rows, out_features = out.shape
+        add_parts.launch(
+            (num_rows, -(-out_features // ADDED)),
+            parts,
+            bias,
+            residual,
+            out,
+            num_rows,
+            out_features,
+            PARTS=len(parts),
+            BLOCK=ADDED,
+        )
 
 
 SCHEMES = (
@@ -556,13 +566,13 @@ def _rounding_configurations(family: str) -> list[Configuration]:
 
 def _add_configurations(family: str) -> list[Configuration]:
     found = []
-    for rounded in (False, True):
-        for shape, _, dtype in _shapes(rounded):
-            if shape.PARTS > 1:
-                kind = pointer(dtype)
-                types = {"parts": "*fp32", "bias": None, "residual": kind, "out": kind, "num_rows": "i32"}
-                found.append(Configuration(types, {"OUT": shape.OUT, "PARTS": shape.PARTS, "BLOCK": 1024}))
-    return list({configuration.label: configuration for configuration in found}.values())
+    for dtype in FLOATS:
+        for residual in (pointer(dtype), None):
+            for parts in (2, 4, MOST_PARTS):
+                types: dict[str, str | None] = {"parts": "*fp32", "bias": None, "residual": residual}
+                types |= {"out": pointer(dtype), "num_rows": "i32", "out_features": "i32"}
+                found.append(Configuration(types, {"PARTS": parts, "BLOCK": ADDED}))
+    return found
 
 
 product = Kernel(product_kernel, _product_configurations)
