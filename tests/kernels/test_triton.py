@@ -52,6 +52,7 @@ HELD_ELSEWHERE = {
     "copy_blocks_kernel",
     "fp8_round_kernel",
     "fp8_product_kernel",
+    "mxfp4_product_kernel",
     "gather_kernel",
     "route_kernel",
     "expert_count_kernel",
