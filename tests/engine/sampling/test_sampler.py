@@ -179,13 +179,13 @@ def test_more_logprobs_than_tokens_are_the_whole_vocabulary():
 def test_prompt_logprobs_are_of_the_tokens_that_follow():
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
     expected = torch.log_softmax(logits.double(), 1)
-    positions = Sampler(VOCAB).prompt_logprobs(logits, [4, 0, 49], 2)
+    positions = Sampler(VOCAB).prompt_logprobs(logits, [4, 0, 49], 2).finish()
     assert [position.token_ids[0] for position in positions] == [4, 0, 49]
     for row, position in enumerate(positions):
         assert position.token_ids[1:] == expected[row].topk(2).indices.tolist()
         assert position.logprobs == pytest.approx(expected[row, position.token_ids].tolist(), abs=1e-6)
         assert position.rank == 1 + (logits[row] > logits[row, position.token_ids[0]]).sum()
-    assert len(Sampler(VOCAB).prompt_logprobs(logits, [4, 0, 49], -1)[0].token_ids) == VOCAB + 1
+    assert len(Sampler(VOCAB).prompt_logprobs(logits, [4, 0, 49], -1).finish()[0].token_ids) == VOCAB + 1
     with pytest.raises(ValueError, match="outside the vocabulary"):
         Sampler(VOCAB).prompt_logprobs(logits, [4, 0, 50], 2)
 

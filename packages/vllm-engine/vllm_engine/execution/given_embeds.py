@@ -6,6 +6,7 @@ import torch
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_engine.execution.step_inputs import StepInputs
 from vllm_engine.layers.embedding import GivenEmbeds
+from vllm_kernels.transfers import upload, upload_arrays
 
 
 def given_embeds(
@@ -31,7 +32,5 @@ def given_embeds(
         parts.append(part)
     if not places:
         return None
-    return GivenEmbeds(
-        places=torch.from_numpy(np.concatenate(places)).to(device),
-        rows=torch.from_numpy(np.concatenate(parts)).view(dtype).to(device),
-    )
+    (there,) = upload_arrays([np.concatenate(places)], device)
+    return GivenEmbeds(places=there, rows=upload(torch.from_numpy(np.concatenate(parts)).view(dtype), device))

@@ -24,6 +24,8 @@ class InputBatch:
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int64)
         self.num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_computed_tokens = np.zeros(max_num_seqs, dtype=np.int64)
+        self.last_is_unknown = np.zeros(max_num_seqs, dtype=np.bool_)
+        """Rows whose last token is sampled, and still on its way from the device."""
         self.block_tables = [np.zeros((max_num_seqs, max_blocks), dtype=np.int32) for _ in layout.groups]
         self.num_blocks = np.zeros((max_num_seqs, len(layout.groups)), dtype=np.int64)
         self.states: list[SamplingState | None] = [None] * max_num_seqs
@@ -47,6 +49,7 @@ class InputBatch:
         self.token_ids[row, :count] = new.token_ids
         self.num_tokens[row] = count
         self.num_computed_tokens[row] = new.num_computed_tokens
+        self.last_is_unknown[row] = False
         self.num_blocks[row] = 0
         self.append_blocks(request_id, new.block_ids)
         self.states[row] = state
@@ -65,13 +68,18 @@ class InputBatch:
                 self.block_tables[group][row, start : start + len(blocks)] = blocks
                 self.num_blocks[row, group] = start + len(blocks)
 
-    def append_tokens(self, rows: np.ndarray, token_ids: list[int]) -> None:
-        """Add one sampled token to each of some rows and to its sampling state."""
-        self.token_ids[rows, self.num_tokens[rows]] = token_ids
+    def append_unknown(self, rows: np.ndarray) -> None:
+        """Count one more token in each of some rows, which ``tell`` tells."""
+        self.token_ids[rows, self.num_tokens[rows]] = 0
         self.num_tokens[rows] += 1
-        for row, token_id in zip(rows.tolist(), token_ids, strict=True):
-            state = self.states[row]
-            if state is not None:
+        self.last_is_unknown[rows] = True
+
+    def tell(self, rows: list[int], states: list[SamplingState], token_ids: list[int]) -> None:
+        """The tokens of ``append_unknown``, for rows that still belong to the request of that time."""
+        for row, state, token_id in zip(rows, states, token_ids, strict=True):
+            if self.states[row] is state:
+                self.token_ids[row, self.num_tokens[row] - 1] = token_id
+                self.last_is_unknown[row] = False
                 state.append(token_id)
 
     def forget_computed_embeds(self) -> None:
@@ -89,6 +97,7 @@ class InputBatch:
         self.wants_prompt_logprobs.pop(request_id, None)
         self.num_tokens[row] = 0
         self.num_computed_tokens[row] = 0
+        self.last_is_unknown[row] = False
         self._free_rows.append(row)
 
     def clear(self) -> None:

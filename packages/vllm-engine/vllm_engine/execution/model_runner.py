@@ -1,6 +1,7 @@
 """``ModelRunner``: one scheduled batch in, new tokens out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,23 +10,54 @@ from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.decode_graphs import DecodeGraphs
 from vllm_engine.execution.given_embeds import given_embeds
 from vllm_engine.execution.input_batch import InputBatch
+from vllm_engine.execution.launched import Launched
 from vllm_engine.execution.step_inputs import StepInputs, build_step_inputs
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import GivenEmbeds
-from vllm_engine.messages import PositionLogprobs
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.sampling.processors import LogitsProcessor
-from vllm_engine.sampling.sampler import NAN_LOGITS, LogprobsMode, Sampler, SamplingState
+from vllm_engine.sampling.sampler import (
+    NAN_LOGITS,
+    LogprobsMode,
+    PromptLogprobs,
+    Sampler,
+    Sampling,
+    SamplingState,
+)
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, clear_kv_cache
+from vllm_kernels.transfers import upload_arrays
 
 PROMPT_LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
 
 
+@dataclass(slots=True)
+class _Tokens:
+    """New tokens under way. One entry for each in ``ids``, ``rows`` and ``states``."""
+
+    sampling: Sampling
+    ids: list[str]
+    rows: np.ndarray
+    states: list[SamplingState]
+
+
+@dataclass(slots=True)
+class _Step:
+    """What a step has under way: tokens, and by request the log-probabilities of parts of its prompt."""
+
+    tokens: _Tokens | None = None
+    prompt_logprobs: dict[str, list[PromptLogprobs]] = field(default_factory=dict)
+
+
 class ModelRunner:
-    """Keeps the batch, runs the model, samples. One per worker."""
+    """Keeps the batch, runs the model, samples. One per worker.
+
+    A step may be launched before the one before it has been waited for: its tokens go from sampler to model on the
+    device. What sampling needs on the host (penalties, words, a user's own processors) is there all the same, as the
+    step before is waited for when the layers of this one are under way, and not earlier.
+    """
 
     def __init__(
         self,
@@ -75,28 +107,76 @@ class ModelRunner:
         self._kv_caches = [cache for cache in kv_caches if cache is not None]
         self._group_of_layer = group_of_layer
         self.batch = InputBatch(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+        self._under_way: Launched | None = None
+        self._place_of_row = np.zeros(max_num_seqs, dtype=np.int64)
+        """Where in ``_chosen``, the tokens of the step before as the device has them, a batch row's is."""
         self._graphs = DecodeGraphs(self.model, self.batch.block_tables, self.device) if self._use_graphs else None
 
-    @torch.inference_mode()
     def execute(self, scheduled: ScheduledBatch) -> BatchResult:
         """Compute the scheduled tokens of every request, and sample where the last known token was reached."""
-        result = BatchResult()
+        return self.launch(scheduled).wait()
+
+    @torch.inference_mode()
+    def launch(self, scheduled: ScheduledBatch) -> Launched:
+        """As ``execute``, but the device is not waited for. The step before must be waited for after this, at last."""
         self._update_batch(scheduled)
         ids = list(scheduled.num_scheduled_tokens)
+        before = self._under_way
         if not ids:
-            return result
+            return Launched.done(BatchResult())
         rows = self.batch.rows_of(ids)
         counts = np.array(list(scheduled.num_scheduled_tokens.values()), dtype=np.int64)
         inputs = build_step_inputs(self.batch, rows, counts, self.device)
+        if len(inputs.late_rows):
+            self._put_late_tokens(inputs)
         given = given_embeds(self.batch, rows, inputs, self._dtype, self.device) if self.batch.prompt_embeds else None
         hidden = self._forward(inputs, given)
+        if before is not None:
+            before.wait()
+        step = _Step()
         if self.batch.wants_prompt_logprobs:
-            self._prompt_logprobs(ids, rows, inputs, hidden, result)
+            self._prompt_logprobs(ids, rows, inputs, hidden, step)
         self.batch.num_computed_tokens[rows] += counts
         if given is not None:
             self.batch.forget_computed_embeds()
         if len(inputs.sampled):
-            self._sample(ids, rows, inputs, hidden, result)
+            self._sample(ids, rows, inputs, hidden, step)
+        self._under_way = launched = Launched(lambda: self._finish(step))
+        return launched
+
+    def _put_late_tokens(self, inputs: StepInputs) -> None:
+        """Put the tokens that the device alone knows, those of the step before, at their places."""
+        (sources,) = upload_arrays([self._place_of_row[inputs.late_rows]], self.device)
+        # A row without a possible token has -1: its request ends, and what comes out here is thrown away.
+        tokens = self._chosen.index_select(0, sources).clamp_(min=0)
+        inputs.input_ids.index_copy_(0, inputs.late_places, tokens)
+
+    @torch.inference_mode()
+    def _finish(self, step: _Step) -> BatchResult:
+        """Wait for what a step computed, and take it in."""
+        result = BatchResult()
+        for request_id, parts in step.prompt_logprobs.items():
+            result.prompt_logprobs[request_id] = [entry for part in parts for entry in part.finish()]
+        tokens = step.tokens
+        if tokens is None:
+            return result
+        output = tokens.sampling.finish()
+        sound = [place for place, error in enumerate(output.errors) if error is None]
+        self.batch.tell(
+            tokens.rows[sound].tolist(),
+            [tokens.states[place] for place in sound],
+            [output.token_ids[place] for place in sound],
+        )
+        for request_id, token_id, logprobs, error in zip(
+            tokens.ids, output.token_ids, output.logprobs, output.errors, strict=True
+        ):
+            if error is not None:
+                result.errors[request_id] = error
+                result.num_corrupted += error == NAN_LOGITS
+                continue
+            result.sampled[request_id] = [token_id]
+            if logprobs is not None:
+                result.logprobs[request_id] = [logprobs]
         return result
 
     def _update_batch(self, scheduled: ScheduledBatch) -> None:
@@ -122,30 +202,21 @@ class ModelRunner:
             decode = self._graphs.decode
         return decode(x, inputs.positions, context)
 
-    def _sample(
-        self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, result: BatchResult
-    ) -> None:
-        """A token for every sequence that reached its last known one."""
+    def _sample(self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, step: _Step) -> None:
+        """Draw a token for every sequence that reached its last known one."""
         sampled_rows = rows[inputs.sampled]
         if len(inputs.sampled) < len(hidden):
-            hidden = hidden[torch.from_numpy(inputs.sample_indices).to(self.device)]
+            hidden = hidden.index_select(0, inputs.sample_indices)
         logits = self.model.compute_logits(hidden)
         states = [state for row in sampled_rows.tolist() if (state := self.batch.states[row]) is not None]
-        output = self._sampler.sample(logits, states)
-        sound = [place for place, error in enumerate(output.errors) if error is None]
-        self.batch.append_tokens(sampled_rows[sound], [output.token_ids[place] for place in sound])
-        for place, sequence in enumerate(inputs.sampled.tolist()):
-            request_id, error, logprobs = ids[sequence], output.errors[place], output.logprobs[place]
-            if error is not None:
-                result.errors[request_id] = error
-                result.num_corrupted += error == NAN_LOGITS
-                continue
-            result.sampled[request_id] = [output.token_ids[place]]
-            if logprobs is not None:
-                result.logprobs[request_id] = [logprobs]
+        sampling = self._sampler.begin(logits, states)
+        self.batch.append_unknown(sampled_rows)
+        self._chosen = sampling.chosen
+        self._place_of_row[sampled_rows] = np.arange(len(sampled_rows))
+        step.tokens = _Tokens(sampling, [ids[place] for place in inputs.sampled.tolist()], sampled_rows, states)
 
     def _prompt_logprobs(
-        self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, result: BatchResult
+        self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, step: _Step
     ) -> None:
         """Log-probabilities of prompt tokens given those before, for positions whose logits come in this step."""
         for i, request_id in enumerate(ids):
@@ -156,13 +227,12 @@ class ModelRunner:
             start, begin, end = int(inputs.starts[i]), int(inputs.offsets[i]), int(inputs.offsets[i + 1])
             count = min(end - begin, num_prompt_tokens - 1 - start)
             num_logprobs = state.request.params.prompt_logprobs or 0
-            entries: list[PositionLogprobs] = []
+            parts = step.prompt_logprobs[request_id] = []
             for first in range(0, count, PROMPT_LOGPROB_ROWS):
                 size = min(PROMPT_LOGPROB_ROWS, count - first)
                 logits = self.model.compute_logits(hidden[begin + first : begin + first + size])
                 targets = self.batch.token_ids[rows[i], start + first + 1 : start + first + size + 1].tolist()
-                entries += self._sampler.prompt_logprobs(logits, targets, num_logprobs)
-            result.prompt_logprobs[request_id] = entries
+                parts.append(self._sampler.prompt_logprobs(logits, targets, num_logprobs))
             if start + count >= num_prompt_tokens - 1:
                 del self.batch.wants_prompt_logprobs[request_id]
 
@@ -172,5 +242,6 @@ class ModelRunner:
             clear_kv_cache(cache)
 
     def reset(self) -> None:
-        """Forget all requests, after a failed step."""
+        """Forget all requests, and the step under way, after a failed one."""
+        self._under_way = None
         self.batch.clear()

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_kernels.ops.attention import AttentionMetadata
+from vllm_kernels.transfers import upload_arrays
+
+LEAST_SHARING = 4
+"""Sequences from which on a prefix that all have is looked for."""
 
 
 @dataclass(slots=True)
@@ -14,19 +19,23 @@ class StepInputs:
     """The tokens of one step, sequence after sequence.
 
     ``input_ids`` and ``positions`` are int64 [T]. ``metadata`` and ``slot_mappings`` have one entry per KV group.
-    ``sampled`` are the sequences (places in [S]) that reach their last known token, ``sample_indices`` where in [T] it
-    stands.
+    ``sampled`` are the sequences (places in [S]) that reach their last known token, ``sample_indices`` int64, on the
+    device, where in [T] it stands.
     ``starts`` [S] is the first position of each sequence in this step, ``offsets`` [S + 1] its place in [T].
+    ``late_rows`` [L] are batch rows whose last token, at ``late_places`` int64 [L] in [T], on the device, is only known
+    to the device: ``input_ids`` has 0 there.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     metadata: list[AttentionMetadata]
     slot_mappings: list[torch.Tensor]
-    sampled: np.ndarray
-    sample_indices: np.ndarray
-    starts: np.ndarray
-    offsets: np.ndarray
+    sampled: NDArray[np.int64]
+    sample_indices: torch.Tensor
+    starts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    late_rows: NDArray[np.int64]
+    late_places: torch.Tensor
 
 
 def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, device: torch.device) -> StepInputs:
@@ -36,7 +45,7 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
         batch: the persistent rows.
         rows: int64 [S], batch rows in the order of the step.
         counts: int64 [S], tokens to compute of each, at least 1.
-        device: where the tensors go.
+        device: where the tensors go, all by one copy.
     """
     starts = batch.num_computed_tokens[rows]
     seq_lens = starts + counts
@@ -45,36 +54,63 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
     token_rows = np.repeat(rows, counts)
     positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
     input_ids = batch.token_ids[token_rows, positions]
+    reaches_last = seq_lens == batch.num_tokens[rows]
+    sampled = np.flatnonzero(reaches_last)
+    late = np.flatnonzero(reaches_last & batch.last_is_unknown[rows])
 
     block_index, block_offset = np.divmod(positions, batch.block_size)
     max_blocks = int(-(-seq_lens.max() // batch.block_size))
-    query_start_loc = _to(device, offsets.astype(np.int32))
-    seq_lens_device = _to(device, seq_lens.astype(np.int32))
-    metadata, slot_mappings = [], []
-    for table in batch.block_tables:
-        slots = table[token_rows, block_index].astype(np.int64) * batch.block_size + block_offset
-        slot_mappings.append(_to(device, slots))
-        metadata.append(
-            AttentionMetadata(
-                query_start_loc=query_start_loc,
-                seq_lens=seq_lens_device,
-                block_table=_to(device, table[rows, :max_blocks]),
-                query_lens_host=counts.tolist(),
-                seq_lens_host=seq_lens.tolist(),
-            )
+    tables = [table[rows, :max_blocks] for table in batch.block_tables]
+    arrays = [
+        input_ids,
+        positions,
+        offsets.astype(np.int32),
+        seq_lens.astype(np.int32),
+        offsets[1:][sampled] - 1,
+        offsets[1:][late] - 1,
+        *tables,
+        *(
+            table[token_rows, block_index].astype(np.int64) * batch.block_size + block_offset
+            for table in batch.block_tables
+        ),
+    ]
+    input_ids_there, positions_there, query_start_loc, seq_lens_there, sample_indices, late_places, *rest = (
+        upload_arrays(arrays, device)
+    )
+    tables_there, slot_mappings = rest[: len(tables)], rest[len(tables) :]
+    query_lens_host, seq_lens_host = counts.tolist(), seq_lens.tolist()
+    metadata = [
+        AttentionMetadata(
+            query_start_loc=query_start_loc,
+            seq_lens=seq_lens_there,
+            block_table=table_there,
+            query_lens_host=query_lens_host,
+            seq_lens_host=seq_lens_host,
+            # Only the kernels for a GPU read a common prefix once for all.
+            common_prefix_len=0 if device.type == "cpu" else _common_prefix_len(table, starts, batch.block_size),
         )
-    sampled = np.flatnonzero(seq_lens == batch.num_tokens[rows])
+        for table, table_there in zip(tables, tables_there, strict=True)
+    ]
     return StepInputs(
-        input_ids=_to(device, input_ids),
-        positions=_to(device, positions),
+        input_ids=input_ids_there,
+        positions=positions_there,
         metadata=metadata,
         slot_mappings=slot_mappings,
         sampled=sampled,
-        sample_indices=offsets[1:][sampled] - 1,
+        sample_indices=sample_indices,
         starts=starts,
         offsets=offsets,
+        late_rows=rows[late],
+        late_places=late_places,
     )
 
 
-def _to(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+def _common_prefix_len(table: NDArray[np.int32], starts: NDArray[np.int64], block_size: int) -> int:
+    """Tokens, in whole blocks and before the new ones, for which all rows of a block table name the same blocks."""
+    if len(table) < LEAST_SHARING:
+        return 0
+    most = int(starts.min()) // block_size
+    if not most or (table[:, 0] != table[0, 0]).any():  # the usual case, at once
+        return 0
+    differs = np.flatnonzero((table[:, :most] != table[0, :most]).any(axis=0))
+    return int(differs[0] if len(differs) else most) * block_size

@@ -9,6 +9,7 @@ import torch
 
 from vllm_engine.sampling.state import BadWords, SamplingState, TokenCounts
 from vllm_kernels.ops import sampling as ops
+from vllm_kernels.transfers import upload
 
 Row = tuple[int, SamplingState]
 """A row of the logits and the state that it belongs to."""
@@ -150,4 +151,4 @@ def _entries(token_ids: dict[int, list[int]]) -> tuple[torch.Tensor, torch.Tenso
 
 def _beside(logits: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors on the device of the logits; the same ones where they are there."""
-    return tuple(tensor.to(logits.device, non_blocking=True) for tensor in tensors)
+    return tuple(upload(tensor, logits.device) for tensor in tensors)
