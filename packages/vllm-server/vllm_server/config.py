@@ -19,7 +19,7 @@ from vllm_server.relations import check_server_relations
 
 DEFAULT_HOST = "127.0.0.1"
 
-_PlainPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path such as /health")]
+_PlainPath = Annotated[str, Meta(pattern=r"^/[^\s?#,]*$", description="a path such as /health")]
 _NO_TOOLS = "this version of the server does not parse tool calls"
 _ONE_MACHINE = "this version has server and engine on one machine"
 
