@@ -11,7 +11,9 @@ from vllm_engine.config.import_path import load_class
 from vllm_engine.core.limits import EngineLimits, resolve_limits
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.errors import EngineDead
+from vllm_engine.execution.batch import ScheduledBatch
 from vllm_engine.execution.executor import UniExecutor
+from vllm_engine.execution.launched import Launched
 from vllm_engine.logging import get_logger, startup_phase
 from vllm_engine.messages import (
     EMBEDS_ITEM_BYTES,
@@ -31,7 +33,11 @@ MAX_CONSECUTIVE_FAILURES = 3
 
 
 class EngineCore:
-    """Owns the scheduler and the executor. Single-threaded: one caller at a time."""
+    """Owns the scheduler and the executor. Single-threaded: one caller at a time.
+
+    With ``schedules_ahead``, a step is scheduled and launched before the tokens of the one before it are known, so that
+    the device finds its next work when it is done with this one. They are told one call of ``step`` later.
+    """
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         """Load the model, size the KV cache, warm up. Raises ``ConfigError`` for settings that cannot be honoured."""
@@ -73,6 +79,10 @@ class EngineCore:
         self._logs_iterations = config.observability.enable_logging_iteration_details
         self._untold: list[RequestUpdate] = []  # of requests that ended outside of a step
         self._failures_in_a_row = 0
+        self.schedules_ahead: bool = bool(config.scheduler.async_scheduling)
+        self._scheduled: list[ScheduledBatch] = []
+        """Batches whose results the scheduler has not got: none between steps, or with ``schedules_ahead`` one."""
+        self._under_way: Launched | None = None
         self._sleep_level: int | None = None
         self._calls: dict[str, Callable[..., Any]] = {
             "sleep": self.sleep,
@@ -123,7 +133,7 @@ class EngineCore:
 
     def has_unfinished(self) -> bool:
         """Whether ``step`` has anything to do."""
-        return bool(self._untold) or self._computes
+        return bool(self._untold) or self._computes or self._under_way is not None
 
     @property
     def _computes(self) -> bool:
@@ -170,50 +180,102 @@ class EngineCore:
             EngineDead: after several failed steps in a row.
         """
         updates, self._untold = self._untold, []
-        if self._computes:
-            started = time.monotonic() if self._logs_iterations else 0.0
-            batch = self.scheduler.schedule()
-            prefills = self.scheduler.count_prefills(batch) if self._logs_iterations else (0, 0)
-            try:
-                result = self.executor.execute(batch)
-            except Exception as error:
-                updates += self._contain(error, self.scheduler.fail_batch(batch, "the engine failed on this batch"))
-            except BaseException:
-                # Ctrl-C in the caller's thread. Nobody knows how far the step came: not one block of it may be reused.
-                self._untold += self.scheduler.fail_batch(batch, "the step was interrupted")
-                self.executor.reset()
-                raise
-            else:
-                updates += self.scheduler.update(batch, result)
-                self._failures_in_a_row = 0
-            if self._batch_sizes is not None:
-                self._batch_sizes.on_step(sum(batch.num_scheduled_tokens.values()))
-            if self._logs_iterations:
-                log_iteration(
-                    self.scheduler.stats(),
-                    num_requests=len(batch.num_scheduled_tokens),
-                    num_prefills=prefills[0],
-                    num_prefill_tokens=prefills[1],
-                    seconds=time.monotonic() - started,
-                )
-            if self._check_invariants:
-                self.scheduler.kv.check_invariants()
+        try:
+            if self._computes:
+                self._advance(updates)
+            elif self._under_way is not None:
+                self._catch_up(updates)
+        except EngineDead:
+            raise
+        except BaseException:
+            # Ctrl-C in the caller's thread. Nobody knows how far the step came: not one block of it may be reused.
+            self._untold = updates + self._end_all("the step was interrupted")
+            raise
         stats = self.scheduler.stats()
         stats.sleep_level = self._sleep_level
         return EngineOutputs(updates=updates, timestamp=time.monotonic(), stats=stats)
 
-    def _contain(self, error: Exception, updates: list[RequestUpdate]) -> list[RequestUpdate]:
-        self.executor.reset()
+    def _advance(self, updates: list[RequestUpdate]) -> None:
+        """Launch the next step, and take in the one before it, or this one."""
+        started = time.monotonic() if self._logs_iterations else 0.0
+        batch = self.scheduler.schedule()
+        if self._under_way is not None and not batch.num_scheduled_tokens:
+            self.scheduler.take_back(batch)  # all that run await their last tokens
+            self._catch_up(updates)
+            return
+        self._scheduled.append(batch)
+        prefills = self.scheduler.count_prefills(batch) if self._logs_iterations else (0, 0)
+        launched = self._launch(batch, updates)
+        if launched is not None:
+            if self._under_way is not None:
+                self._catch_up(updates)
+            if self._scheduled and self.schedules_ahead:
+                self._under_way = launched
+            elif self._scheduled:
+                self._take_in(launched, updates)
+        if self._batch_sizes is not None:
+            self._batch_sizes.on_step(sum(batch.num_scheduled_tokens.values()))
+        if self._logs_iterations:
+            log_iteration(
+                self.scheduler.stats(),
+                num_steps_ahead=len(self._scheduled),
+                num_requests=len(batch.num_scheduled_tokens),
+                num_prefills=prefills[0],
+                num_prefill_tokens=prefills[1],
+                seconds=time.monotonic() - started,
+            )
+        if self._check_invariants:
+            self.scheduler.kv.check_invariants()
+
+    def _launch(self, batch: ScheduledBatch, updates: list[RequestUpdate]) -> Launched | None:
+        """Launch a step; None when that failed, and its requests have ended."""
+        try:
+            return self.executor.launch(batch)
+        except Exception as error:
+            if self._under_way is not None:
+                self._catch_up(updates)  # what was under way may be sound
+            if self._scheduled:
+                self._contain(error, updates)
+            return None
+
+    def _catch_up(self, updates: list[RequestUpdate]) -> None:
+        """Take in the step that is under way."""
+        launched, self._under_way = self._under_way, None
+        if launched is not None:
+            self._take_in(launched, updates)
+
+    def _take_in(self, launched: Launched, updates: list[RequestUpdate]) -> None:
+        """Wait for the oldest step, and let the scheduler know what it computed."""
+        try:
+            result = launched.wait()
+        except Exception as error:
+            self._contain(error, updates)
+            return
+        updates += self.scheduler.update(self._scheduled.pop(0), result)
+        self._failures_in_a_row = 0
+
+    def _contain(self, error: Exception, updates: list[RequestUpdate]) -> None:
+        """A step failed: the requests of all that are under way end."""
+        ended = self._end_all("the engine failed on this batch")
+        updates += ended
         self._failures_in_a_row += 1
-        logger.error("a step failed; %d requests end with an error", len(updates), exc_info=error)
+        logger.error("a step failed; %d requests end with an error", len(ended), exc_info=error)
         if self._failures_in_a_row >= MAX_CONSECUTIVE_FAILURES:
             raise EngineDead(f"{self._failures_in_a_row} steps failed in a row: {error}") from error
-        return updates
+
+    def _end_all(self, message: str) -> list[RequestUpdate]:
+        """End the requests of all batches without a result; the others are computed again."""
+        batches, self._scheduled = self._scheduled, []
+        self._under_way = None
+        ended = [update for batch in batches for update in self.scheduler.fail_batch(batch, message)]
+        self.executor.reset()
+        return ended
 
     def call(self, method: str, args: list[Any]) -> Any:
         """Run a control method by name. Raises ``ValueError`` for a name that is not one."""
         if method not in self._calls:
             raise ValueError(f"unknown control method {method!r}")
+        self._catch_up(self._untold)  # so that none sees a step half done
         return self._calls[method](*args)
 
     def close(self) -> None:

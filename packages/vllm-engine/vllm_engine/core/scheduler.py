@@ -161,6 +161,11 @@ class Scheduler:
         self._under_way.append([self._take_off(*item) for item in step.batch.num_scheduled_tokens.items()])
         return step.batch
 
+    def take_back(self, batch: ScheduledBatch) -> None:
+        """The batch that was scheduled last, without a token in it, will not run: the next one tells what it told."""
+        self._under_way.pop()
+        self._removed[:0] = batch.removed
+
     def _take_off(self, request_id: str, count: int) -> _Flight:
         """The step that computes ``count`` tokens of a request is under way."""
         request = self._requests[request_id]

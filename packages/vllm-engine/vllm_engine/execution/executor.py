@@ -8,6 +8,7 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.config.profiling import profiler_in_force
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
+from vllm_engine.execution.launched import Launched
 from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.execution.profiler import StepProfiler
 from vllm_engine.execution.threads import limit_spinning
@@ -71,11 +72,15 @@ class UniExecutor:
 
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch. Raises whatever the model raises; call ``reset`` then."""
+        return self.launch(batch).wait()
+
+    def launch(self, batch: ScheduledBatch) -> Launched:
+        """As ``execute``, but where the device works by itself, it is not waited for."""
         if self._profiler is None:
-            return self.worker.execute(batch)
+            return self.worker.launch(batch)
         num_tokens = batch.num_scheduled_tokens
         with self._profiler.step(len(num_tokens), sum(num_tokens.values())):
-            return self.worker.execute(batch)
+            return self.worker.launch(batch)
 
     def start_profile(self) -> bool | None:
         """Record the steps from now on. False when that is so already, None without a profiler."""

@@ -13,6 +13,7 @@ from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.cores import usable_nodes
 from vllm_engine.execution.heap import keep_freed_memory
 from vllm_engine.execution.kernels_in_use import check_kernels, tell_kernels
+from vllm_engine.execution.launched import Launched
 from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.execution.model_runner import ModelRunner
 from vllm_engine.execution.step_threads import StepThreads
@@ -107,8 +108,17 @@ class Worker:
 
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch."""
+        return self._launch(batch).wait()
+
+    def launch(self, batch: ScheduledBatch) -> Launched:
+        """As ``execute``, but where the device works by itself, it is not waited for."""
+        if type(self).execute is not Worker.execute:  # a user's own worker wants to see each step
+            return Launched.done(self.execute(batch))
+        return self._launch(batch)
+
+    def _launch(self, batch: ScheduledBatch) -> Launched:
         with choose_faces(self._faces), self._step_threads.computing(batch.total_num_tokens):
-            return self.runner.execute(batch)
+            return self.runner.launch(batch)
 
     def release_kv_cache(self) -> None:
         """Give the memory of the cache back; it holds nothing then, and takes memory again as it is written."""
