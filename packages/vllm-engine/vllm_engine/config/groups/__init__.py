@@ -11,6 +11,7 @@ from msgspec import Meta
 from vllm_engine.config.groups.attention import AttentionConfig
 from vllm_engine.config.groups.cache import CacheConfig
 from vllm_engine.config.groups.compilation import CompilationConfig
+from vllm_engine.config.groups.device import DeviceConfig
 from vllm_engine.config.groups.engine import AsyncEngineOptions, EngineOptions
 from vllm_engine.config.groups.kernel import KernelConfig
 from vllm_engine.config.groups.load import LoadConfig
@@ -39,6 +40,7 @@ class EngineConfig:
     GROUP: ClassVar[str] = "VllmConfig"
 
     engine: EngineOptions = EngineOptions()
+    device: DeviceConfig = DeviceConfig()
     model: ModelConfig = ModelConfig()
     load: LoadConfig = LoadConfig()
     mamba: MambaConfig = MambaConfig()
@@ -110,6 +112,7 @@ __all__ = [
     "AttentionConfig",
     "CacheConfig",
     "CompilationConfig",
+    "DeviceConfig",
     "EngineConfig",
     "EngineOptions",
     "KernelConfig",
