@@ -10,6 +10,7 @@ from typing import Any
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.cli import shown
+from vllm_engine.config.device import DeviceKind
 from vllm_engine.config.old_options import OldOptions
 from vllm_engine.config.settings import Setting, group_summaries, keys_of, settings_of
 from vllm_engine.config.support import possible, standing
@@ -49,6 +50,7 @@ The command line wins over the file, the file over the environment, the environm
 
 A setting either takes effect, or it is refused at start with exit code 2 because this version or machine cannot
 honour it (values under "possible" are taken), or it is accepted and a line in the log says why it changes nothing.
+Where a CPU and an NVIDIA GPU differ in that, the last column has both.
 """
 
 
@@ -68,9 +70,15 @@ def page() -> str:
 
 def _counts(old: list[Setting]) -> str:
     lines = ["| | take effect | refused where not possible | no effect | all |", "| --- | ---: | ---: | ---: | ---: |"]
-    for title, config in (("engine", EngineConfig), ("`vllm serve`", ServerConfig), ("`vllm run-batch`", BatchConfig)):
+    parts: tuple[tuple[str, type[Any], DeviceKind], ...] = (
+        ("engine", EngineConfig, "cpu"),
+        ("engine on a GPU", EngineConfig, "cuda"),
+        ("`vllm serve`", ServerConfig, "cpu"),
+        ("`vllm run-batch`", BatchConfig, "cpu"),
+    )
+    for title, config, device in parts:
         settings = settings_of(config).values()
-        count = Counter(standing(setting) for setting in settings)
+        count = Counter(standing(setting, device) for setting in settings)
         lines.append(f"| {title} | {count['effect']} | {count['refused']} | {count['no effect']} | {len(settings)} |")
     mapped = sum(setting.facts["becomes"] is not None for setting in old)
     refused = sum(setting.facts["refused"] for setting in old)
@@ -132,11 +140,19 @@ def _default(setting: Setting) -> str:
 
 
 def _note(setting: Setting) -> str:
-    if setting.facts["unsupported"]:
-        return _cell(f"possible: {possible(setting)} ({setting.facts['unsupported']})")
-    if setting.facts["no_effect"]:
-        return _cell(f"no effect: {setting.facts['no_effect']}")
-    return ""
+    note = _note_on(setting, "cpu")
+    if setting.facts["cuda"] is None:
+        return note
+    return "; ".join(
+        (f"on a CPU: {note or 'takes effect'}", f"on a GPU: {_note_on(setting, 'cuda') or 'takes effect'}")
+    )
+
+
+def _note_on(setting: Setting, device: DeviceKind) -> str:
+    support = setting.support_on(device)
+    if support.unsupported:
+        return _cell(f"possible: {possible(setting, device)} ({support.unsupported})")
+    return _cell(f"no effect: {support.no_effect}") if support.no_effect else ""
 
 
 def _cell(text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.models.tiny import make_tiny_model, make_tiny_tokenizer
 from tests.engine.sampling.custom_processors import Steer
 from vllm_engine import LLM, AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
+from vllm_engine.config import EngineConfig
 
 NUM_REQUESTS = 64
 WORDS = ["the ", "cat ", "sat ", "on ", "a ", "mat", ".", " über", " 猫", "é", " x", "\n", "0", "7 "]
@@ -99,10 +100,14 @@ def _rounded(entries: Any) -> Any:
     ]
 
 
-@pytest.mark.parametrize(("seed", "logprobs_mode"), [(0, "raw_logprobs"), (1, "processed_logprobs")])
+@pytest.mark.parametrize(
+    ("seed", "logprobs_mode", "ahead"),
+    [(0, "raw_logprobs", False), (1, "processed_logprobs", False), (2, "raw_logprobs", True)],
+)
 async def test_each_surviving_output_is_its_solo_output(
-    model_path: Path, seed: int, logprobs_mode: str, monkeypatch: pytest.MonkeyPatch
+    model_path: Path, seed: int, logprobs_mode: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """``ahead``: with steps launched before the tokens of the one before are known, as on a GPU; the solo ones not."""
     monkeypatch.setenv("VLLM_CHECK_INVARIANTS", "1")
     rng = random.Random(seed)
     options = engine_options(model_path, logprobs_mode)
@@ -113,6 +118,7 @@ async def test_each_surviving_output_is_its_solo_output(
 
     doomed = set(rng.sample(range(NUM_REQUESTS), 12))
     args = EngineArgs(**options, max_num_seqs=24, max_num_batched_tokens=48, num_gpu_blocks_override=120)
+    monkeypatch.setattr(EngineConfig, "schedules_ahead", ahead)
     async_llm = AsyncLLM(args, multiprocess=False)
     await async_llm.start()
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.models.tiny import make_tiny_model
 from vllm_engine.errors import ConfigError
@@ -22,17 +23,17 @@ needs_native = pytest.mark.skipif(native.why_not() is not None, reason="no nativ
 def test_batch_invariance_takes_native_kernels(caplog: pytest.LogCaptureFixture) -> None:
     with use_batch_invariance(True):
         with caplog.at_level(logging.INFO, "vllm_engine"):
-            check_kernels({"attention": "cpu"})
+            check_kernels({"attention": "cpu"}, torch.device("cpu"))
         assert "results are the same bits in any batch (VLLM_BATCH_INVARIANT=1)" in caplog.messages
         with pytest.raises(ConfigError, match=r"takes the native kernels .* attention by the eager kernels") as caught:
-            check_kernels({"attention": "eager", "norm.rms_norm": "cpu"})
+            check_kernels({"attention": "eager", "norm.rms_norm": "cpu"}, torch.device("cpu"))
         assert caught.value.field == "VLLM_BATCH_INVARIANT"
         with (
             backend.use_face("reference"),
             pytest.raises(ConfigError, match=r"takes the native kernels .* reference \(VLLM_KERNELS_FACE=reference\)"),
         ):
-            check_kernels({})
-    check_kernels({"attention": "eager"})
+            check_kernels({}, torch.device("cpu"))
+    check_kernels({"attention": "eager"}, torch.device("cpu"))
 
 
 @needs_native

@@ -8,6 +8,7 @@ import torch
 
 from vllm_engine import LLM, SamplingParams
 from vllm_engine.execution import step_threads, worker
+from vllm_engine.execution.devices import cpu
 from vllm_engine.execution.step_threads import LONG_STEP_WORK, StepThreads
 from vllm_engine.execution.thread_plan import ThreadPlan
 
@@ -74,7 +75,7 @@ def test_tokens_and_logprobs_are_the_same_bits_with_more_threads(
         return forward(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(worker.ModelRunner, "execute", execute)
-    monkeypatch.setattr(worker, "plan_for_this_machine", lambda asked: ThreadPlan(2))
+    monkeypatch.setattr(cpu, "plan_for_this_machine", lambda asked: ThreadPlan(2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     answers = []
     for work in (2**40, 1):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NEWER = {"custom_histogram_buckets", "max_num_queued_reqs", "max_num_queued_tokens"}
-"""Arguments of the engine that only later documents have."""
+NEWER = {"custom_histogram_buckets", "device", "max_num_queued_reqs", "max_num_queued_tokens"}
+"""Arguments of the engine that only other documents have."""
 OWN_CHOICES = {"scheduling_policy": {"fair"}}
 """Choices that we have beside the documented ones."""
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.engine.fake_cuda import pretend_gpu
 from tests.settings.effects import EFFECTS
 from vllm_engine.config import EngineArgs, EngineConfig
+from vllm_engine.config.device import DeviceKind
 from vllm_engine.config.settings import Setting, keys_of, settings_of
 from vllm_engine.config.support import standing
 from vllm_engine.config.values import choices_of, convert
@@ -21,6 +23,12 @@ ROOT = Path(__file__).parents[2]
 SETTINGS: list[tuple[type[Any], Setting]] = [
     (config, setting) for config in (EngineConfig, ServerConfig) for setting in settings_of(config).values()
 ]
+DEVICES: tuple[DeviceKind, ...] = ("cpu", "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch)
 
 
 @functools.cache
@@ -53,24 +61,36 @@ def proofs() -> dict[str, list[str]]:
     return found
 
 
+def differs(setting: Setting, device: DeviceKind) -> bool:
+    """Whether a device is worth a test of its own: the CPU, and a GPU where the declaration says something about it."""
+    return device == "cpu" or setting.facts["cuda"] is not None
+
+
 def named(kind: str) -> list[Any]:
     return [
-        pytest.param(config, one, id=one.name) for config, one in SETTINGS if one.keys is None and standing(one) == kind
+        pytest.param(device, config, one, id=one.name if device == "cpu" else f"{one.name}-{device}")
+        for device in DEVICES
+        for config, one in SETTINGS
+        if one.keys is None and differs(one, device) and standing(one, device) == kind
     ]
 
 
 def nested_keys(kind: str) -> list[Any]:
     """Keys of an object, with its name; not those that can have one value only."""
     return [
-        pytest.param(config, setting.name, key, id=f"{setting.name}.{key.name}")
+        pytest.param(device, config, setting.name, key, id=f"{setting.name}.{key.name}-{device}")
+        for device in DEVICES
         for config, setting in SETTINGS
         if setting.keys is not None
         for key in keys_of(setting.keys).values()
-        if key.keys is None and standing(key) == kind and choices_of(key.hint) != (key.default,)
+        if key.keys is None
+        and differs(key, device)
+        and standing(key, device) == kind
+        and choices_of(key.hint) != (key.default,)
     ]
 
 
-def other_value(setting: Setting) -> Any:
+def other_value(setting: Setting, device: DeviceKind = "cpu") -> Any:
     """A value that fits the type, and is neither the default nor one that is honoured."""
     candidates = [*choices_of(setting.hint), True, False, 3, 0.25, "some-thing", ["some-thing"], [3], {"some": 3}]
     candidates += [{"some": {"thing": 3}}, {"some": "thing"}, *([choice] for choice in choices_of(setting.hint))]
@@ -79,7 +99,7 @@ def other_value(setting: Setting) -> Any:
             converted = convert(setting, value)
         except ConfigError:
             continue
-        honoured = [setting.default, *setting.facts["possible"]]
+        honoured = [setting.default, *setting.support_on(device).possible]
         if type(converted) is type(value) and not any(
             converted == one and type(converted) is type(one) for one in honoured
         ):
@@ -87,17 +107,19 @@ def other_value(setting: Setting) -> Any:
     raise AssertionError(f"no other value is known for {setting.name}")
 
 
-def configure(config: type[Any], options: dict[str, Any]) -> Any:
+def configure(device: DeviceKind, config: type[Any], options: dict[str, Any]) -> Any:
     if config is EngineConfig:
-        return EngineArgs("demo", **options).create_config()
+        return EngineArgs("demo", **{"device": device, **options}).create_config()
     return create_server_config(options)
 
 
-@pytest.mark.parametrize(("config", "setting"), named("refused"))
-def test_what_cannot_be_honoured_is_refused_with_what_is_possible(config: type[Any], setting: Setting) -> None:
-    value = other_value(setting)
+@pytest.mark.parametrize(("device", "config", "setting"), named("refused"))
+def test_what_cannot_be_honoured_is_refused_with_what_is_possible(
+    device: DeviceKind, config: type[Any], setting: Setting
+) -> None:
+    value = other_value(setting, device)
     with pytest.raises(ConfigError) as caught:
-        configure(config, {setting.name: value})
+        configure(device, config, {setting.name: value})
     message = str(caught.value)
     assert caught.value.field == setting.name
     assert message.startswith(f"{setting.name}=")
@@ -105,44 +127,52 @@ def test_what_cannot_be_honoured_is_refused_with_what_is_possible(config: type[A
     assert "; possible: " in message
 
 
-@pytest.mark.parametrize(("config", "setting"), named("refused"))
-def test_the_values_that_are_said_to_be_possible_are_taken(config: type[Any], setting: Setting) -> None:
-    for value in (setting.default, *setting.facts["possible"]):
-        configure(config, {setting.name: value})
+@pytest.mark.parametrize(("device", "config", "setting"), named("refused"))
+def test_the_values_that_are_said_to_be_possible_are_taken(
+    device: DeviceKind, config: type[Any], setting: Setting
+) -> None:
+    for value in (setting.default, *setting.support_on(device).possible):
+        configure(device, config, {setting.name: value})
 
 
-@pytest.mark.parametrize(("config", "setting"), named("no effect"))
+@pytest.mark.parametrize(("device", "config", "setting"), named("no effect"))
 def test_what_has_no_effect_is_said_in_the_log(
-    config: type[Any], setting: Setting, caplog: pytest.LogCaptureFixture
+    device: DeviceKind, config: type[Any], setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        configure(config, {setting.name: other_value(setting)})
+        configure(device, config, {setting.name: other_value(setting, device)})
     assert [record.getMessage() for record in caplog.records if f"{setting.name}=" in record.getMessage()]
     caplog.clear()
     with caplog.at_level("INFO"):
-        configure(config, {setting.name: setting.default})
+        configure(device, config, {setting.name: setting.default})
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("config", "name", "key"), nested_keys("refused"))
-def test_a_key_of_an_object_is_refused_in_the_same_way(config: type[Any], name: str, key: Setting) -> None:
+@pytest.mark.parametrize(("device", "config", "name", "key"), nested_keys("refused"))
+def test_a_key_of_an_object_is_refused_in_the_same_way(
+    device: DeviceKind, config: type[Any], name: str, key: Setting
+) -> None:
     with pytest.raises(
         ConfigError, match=rf"^{name}\.{key.path[-1]}=.* cannot be honoured: .*; possible: |^{key.name}="
     ):
-        configure(config, {name: {key.path[-1]: other_value(key)}})
+        configure(device, config, {name: {key.path[-1]: other_value(key, device)}})
 
 
-@pytest.mark.parametrize(("config", "name", "key"), nested_keys("no effect"))
+@pytest.mark.parametrize(("device", "config", "name", "key"), nested_keys("no effect"))
 def test_a_key_without_effect_is_said_in_the_log(
-    config: type[Any], name: str, key: Setting, caplog: pytest.LogCaptureFixture
+    device: DeviceKind, config: type[Any], name: str, key: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
-    configure(config, {name: {key.path[-1]: other_value(key)}})
+    configure(device, config, {name: {key.path[-1]: other_value(key, device)}})
     assert f"{name}.{key.path[-1]}=" in caplog.text
 
 
+def standings(setting: Setting) -> set[str]:
+    return {standing(setting, device) for device in DEVICES}
+
+
 def test_every_setting_with_an_effect_has_a_test_that_shows_it() -> None:
-    effective = {setting.name for _, setting in SETTINGS if standing(setting) == "effect"}
-    partly = {setting.name for _, setting in SETTINGS if setting.facts["possible"]}
+    effective = {setting.name for _, setting in SETTINGS if "effect" in standings(setting)}
+    partly = {setting.name for _, setting in SETTINGS for device in DEVICES if setting.support_on(device).possible}
     assert effective - proofs().keys() == set()
     assert proofs().keys() - effective - partly == set()
 

@@ -113,6 +113,7 @@ FOLDER = Kind("a path", str)
 LEVEL = Kind("DEBUG, INFO, WARNING, ERROR or CRITICAL", _log_level)
 FACE = Kind("reference or eager or cpu or triton", _one_of("reference", "eager", "cpu", "triton"))
 CPU_LEVEL = Kind("avx2 or avx512 or avx512_bf16 or amx", _one_of("avx2", "avx512", "avx512_bf16", "amx"))
+DEVICE = Kind("cpu or cuda", _one_of("cpu", "cuda"))
 COUNT = Kind("a whole number of at least 1", _at_least(1))
 NUMBER = Kind("a whole number of at least 0", _at_least(0))
 AMOUNT = Kind("a number above 0", _positive)
@@ -200,6 +201,12 @@ VARIABLES: dict[str, EnvVar] = {
     "Q_SCALE_CONSTANT": EnvVar(NUMBER, None, "divisor of the query scale of an FP8 KV cache", _NO_SCALES),
     "K_SCALE_CONSTANT": EnvVar(NUMBER, None, "divisor of the key scale of an FP8 KV cache", _NO_SCALES),
     "V_SCALE_CONSTANT": EnvVar(NUMBER, None, "divisor of the value scale of an FP8 KV cache", _NO_SCALES),
+    # ---- device ----
+    "VLLM_TARGET_DEVICE": EnvVar(
+        DEVICE,
+        None,
+        "device to run on where --device does not say; unset: an NVIDIA GPU where there is one, else the CPU",
+    ),
     # ---- CPU ----
     "VLLM_CPU_KVCACHE_SPACE": EnvVar(AMOUNT, None, "GiB for the KV cache on a CPU; unset: a share of what is free"),
     "VLLM_KERNELS_CPU_LEVEL": EnvVar(
@@ -301,9 +308,6 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_USAGE_STATS_SERVER": EnvVar(TEXT, None, "where usage statistics are sent", _NO_USAGE),
     "VLLM_USAGE_SOURCE": EnvVar(TEXT, None, "label of usage statistics", _NO_USAGE),
     # ---- building ----
-    "VLLM_TARGET_DEVICE": EnvVar(
-        TEXT, "cpu", "device to build for", "this version runs on a CPU, and is not built for others"
-    ),
     "VLLM_USE_PRECOMPILED": EnvVar(YES_NO, None, "install ready-made binaries", _BUILD),
     "VLLM_TEST_USE_PRECOMPILED_NIGHTLY_WHEEL": EnvVar(YES_NO, None, "build on last night's wheel (for tests)", _BUILD),
     # ---- of other programs: theirs to read, and never a reason for a warning ----

@@ -1,11 +1,20 @@
-"""Which kernels serve the CPU, in words: for the log and for reports of bugs."""
+"""Which kernels serve a device, in words: for the log and for reports of bugs."""
 
 import os
+from importlib.metadata import version
 
 import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.cpu import native
+
+
+def kernels_of(device: torch.device) -> str:
+    """The kernels in use: ``Triton 3.6.0``, or as ``cpu_kernels``. Raises ``ValueError`` as that does."""
+    if device.type == "cpu":
+        return cpu_kernels()
+    face = face_of("norm", device).__name__.split(".")[1]
+    return f"Triton {version('triton')}" if face == "triton" else face
 
 
 def cpu_kernels() -> str:

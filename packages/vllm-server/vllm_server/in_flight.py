@@ -57,45 +57,45 @@ class InFlight:
         """Await ``work`` while listening on ``receive``, whose request body has been read.
 
         The work is cancelled, and its cleanup awaited, as soon as the client disconnects or ``abort_all`` is called.
+        It runs in the caller's task, so that a request that comes with many others goes to the engine at once: in a
+        task of its own it would wait until all of them have come as far.
 
         Raises:
             ClientDisconnect: the client went away.
             ShuttingDown: the server stopped and the work did not answer by itself, or was to begin after that.
         """
-        if self.aborting:
+        task = asyncio.current_task()
+        if self.aborting or task is None:
             work.close()
             raise ShuttingDown(_SHUTTING_DOWN)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work)
-        watcher = loop.create_task(_disconnected(receive))
+        caller_cancelled = task.cancelling()
+        is_gone = False
+
+        def leave(_: object) -> None:
+            nonlocal is_gone
+            is_gone = True
+            task.cancel()
+
+        watcher = asyncio.get_running_loop().create_task(_disconnected(receive))
+        watcher.add_done_callback(leave)
         self._tasks.add(task)
-        # As asyncio.wait has it, in a third of the time: every request comes by here.
-        first = loop.create_future()
-        for either in (task, watcher):
-            either.add_done_callback(lambda _: None if first.done() else first.set_result(None))
         try:
-            await first
-            if not task.done():
-                await _cancel(task)
-                raise ClientDisconnect
-            if task.cancelled():
-                raise ShuttingDown(_SHUTTING_DOWN)
-            return task.result()
+            return await work
         except asyncio.CancelledError:
-            await _cancel(task)
+            if is_gone:
+                raise ClientDisconnect from None
+            if self.aborting:
+                raise ShuttingDown(_SHUTTING_DOWN) from None
             raise
         finally:
+            watcher.remove_done_callback(leave)
             watcher.cancel()
             self._tasks.discard(task)
+            if is_gone or self.aborting:
+                while task.cancelling() > caller_cancelled:  # was meant for the work
+                    task.uncancel()
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()  # seen: nobody is left to tell

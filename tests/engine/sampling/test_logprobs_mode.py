@@ -166,7 +166,9 @@ def test_a_row_that_fails_leaves_the_values_of_others_alone(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_prompt_logprobs_are_unprocessed_and_normalised_as_asked(mode: str) -> None:
     logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0))
-    for row, position in zip(logits.tolist(), Sampler(VOCAB, mode).prompt_logprobs(logits, [4, 9], 2).finish(), strict=True):
+    for row, position in zip(
+        logits.tolist(), Sampler(VOCAB, mode).prompt_logprobs(logits, [4, 9], 2).finish(), strict=True
+    ):
         values = normalised(row) if mode.endswith("logprobs") else row
         assert position.logprobs == pytest.approx([values[token] for token in position.token_ids], abs=1e-5)
         assert position.logprobs[1:] == pytest.approx(sorted(values)[:-3:-1], abs=1e-5)

@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vllm_engine.config.device import DeviceKind
 from vllm_engine.config.settings import Setting, group_summaries, keys_of, settings_of
 from vllm_engine.config.values import choices_of, plain, takes_keys
 
@@ -137,10 +138,21 @@ def _help(setting: Setting) -> str:
     default = setting.default
     if not (default in (None, "", {}, []) or default is False or dataclasses.is_dataclass(default)):
         notes.append(f"default: {shown(default)}")
-    if setting.facts["no_effect"]:
-        notes.append("no effect here")
-    elif setting.facts["unsupported"]:
-        others = [shown(value) for value in setting.facts["possible"]]
-        notes.append(f"beside the default only {', '.join(others)} here" if others else "only the default here")
+    on_cpu, on_gpu = _standing(setting, "cpu"), _standing(setting, "cuda")
+    if on_cpu == on_gpu:
+        notes += [f"{on_cpu} here"] if on_cpu else []
+    else:
+        notes += [f"{note} on a {device}" for note, device in ((on_cpu, "CPU"), (on_gpu, "GPU")) if note]
     text = f"{setting.help} ({'; '.join(notes)})" if notes else setting.help
     return text.replace("%", "%%")
+
+
+def _standing(setting: Setting, device: DeviceKind) -> str:
+    """What of it is honoured on a device, in words; empty for all."""
+    support = setting.support_on(device)
+    if support.no_effect:
+        return "no effect"
+    if not support.unsupported:
+        return ""
+    others = [shown(value) for value in support.possible]
+    return f"beside the default only {', '.join(others)}" if others else "only the default"

@@ -37,16 +37,18 @@ class EngineArgs:
         self.options = check_options(EngineConfig, translate(options))
 
     def create_config(self) -> EngineConfig:
-        """The checked, immutable configuration. What the environment asks for is checked with it.
+        """The checked, immutable configuration, for a device. What the environment asks for is checked with it.
 
         Raises:
             ConfigError: for settings that contradict one another, or that this version cannot honour.
         """
         config: EngineConfig = build(EngineConfig, _with_forced_load_format(self.options))
         envs.check(strict=config.engine.fail_on_environ_validation)
-        refuse_unsupported(config)
+        device = config.device.kind
+        refuse_unsupported(config, device)
+        config = dataclasses.replace(config, device=dataclasses.replace(config.device, device=device))
         check_relations(config)
-        tell_no_effect(config)
+        tell_no_effect(config, device)
         return config
 
     @staticmethod

@@ -104,9 +104,6 @@ class OldOptions:
     enable_prompt_adapter: bool | None = old(None, "prompt adapters are gone; nothing replaces them", refused=True)
     max_prompt_adapters: int = old(1, "prompt adapters are gone")
     max_prompt_adapter_token: int = old(0, "prompt adapters are gone")
-    device: Literal["auto", "cpu", "cuda", "hpu", "neuron", "tpu", "xpu"] = old(
-        "auto", "the device is found by itself; this version runs on a CPU", refused=True, possible=("cpu",)
-    )
     multi_step_stream_outputs: bool = old(True, "every step gives its tokens at once; see --stream-interval")
     num_lookahead_slots: int = old(0, "use --speculative-config.num_speculative_tokens")
     num_scheduler_steps: int = old(1, "the scheduler runs before every step")

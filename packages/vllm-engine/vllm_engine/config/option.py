@@ -1,7 +1,20 @@
 """How a configuration field is declared: type, default, allowed range, help and support stand together, once."""
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What this version does about a setting: honours it, unless one of these says otherwise; as of ``option``."""
+
+    unsupported: str | None = None
+    possible: tuple[Any, ...] = ()
+    no_effect: str | None = None
+
+
+HONOURED = Support()
 
 
 def option(
@@ -13,6 +26,7 @@ def option(
     unsupported: str | None = None,
     possible: tuple[Any, ...] = (),
     no_effect: str | None = None,
+    cuda: Support | None = None,
     **reading: Any,
 ) -> Any:
     """A dataclass field for one setting.
@@ -28,6 +42,7 @@ def option(
         unsupported: why every value but the default and the ``possible`` ones is refused.
         possible: values that are honoured beside the default, when others are not.
         no_effect: why the value changes nothing.
+        cuda: what holds on an NVIDIA GPU where that differs, such as ``HONOURED``; the three above are of a CPU then.
         reading: how the command line reads it: ``metavar``, ``commas`` (a list may also be written with commas),
             ``json`` (a list is written as JSON), ``append`` (the flag may be repeated), ``bare`` (the flag alone means
             true), ``auto`` (the word ``auto`` means -1), ``extend`` (a list whose flag may be repeated), ``secret``
@@ -41,6 +56,7 @@ def option(
         "unsupported": unsupported,
         "possible": possible,
         "no_effect": no_effect,
+        "cuda": cuda,
         **reading,
     }
     if isinstance(default, (list, dict)):

@@ -6,6 +6,9 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_engine.config.device import DeviceKind
+from vllm_engine.config.option import Support
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setting:
@@ -39,6 +42,13 @@ class Setting:
     def keys(self) -> type[Any] | None:
         """The dataclass whose fields are the keys of a JSON setting, where these are known."""
         return self.hint if dataclasses.is_dataclass(self.hint) else None  # type: ignore[return-value]
+
+    def support_on(self, device: DeviceKind) -> Support:
+        """What this version does about it on a device."""
+        if device == "cuda" and self.facts["cuda"] is not None:
+            support: Support = self.facts["cuda"]
+            return support
+        return Support(self.facts["unsupported"], self.facts["possible"], self.facts["no_effect"])
 
     def value_in(self, config: Any) -> Any:
         """Its value in a configuration."""

@@ -79,7 +79,7 @@ class EngineCore:
         self._logs_iterations = config.observability.enable_logging_iteration_details
         self._untold: list[RequestUpdate] = []  # of requests that ended outside of a step
         self._failures_in_a_row = 0
-        self.schedules_ahead: bool = bool(config.scheduler.async_scheduling)
+        self.schedules_ahead: bool = config.schedules_ahead
         self._scheduled: list[ScheduledBatch] = []
         """Batches whose results the scheduler has not got: none between steps, or with ``schedules_ahead`` one."""
         self._under_way: Launched | None = None

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from vllm_engine import envs
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
@@ -14,18 +16,19 @@ logger = get_logger(__name__)
 _FACE = "VLLM_KERNELS_FACE"
 
 
-def check_kernels(faces: Mapping[str, str]) -> None:
+def check_kernels(faces: Mapping[str, str], device: torch.device) -> None:
     """Say which operations have kernels of their own choice, before weights are read.
 
     Args:
         faces: operation -> kernels that the settings chose for it.
+        device: that the operations run on.
 
     Raises:
         ConfigError: naming the variable, when the environment asks for kernels that this machine does not have, or for
             batch invariance of kernels that are not made for it.
     """
     try:
-        serving = describe.cpu_kernels()
+        serving = describe.kernels_of(device)
         invariant = batch_invariance.enabled()
         with choose_faces(faces):
             pass
@@ -51,7 +54,6 @@ def check_kernels(faces: Mapping[str, str]) -> None:
     logger.info("results are the same bits in any batch (%s=1)", batch_invariance.VARIABLE)
 
 
-def tell_kernels(num_threads: int, cores: str) -> None:
-    """One line on what computes: kernels, threads, cores."""
-    threads = "1 thread" if num_threads == 1 else f"{num_threads} threads"
-    logger.info("kernels: %s, %s %s", describe.cpu_kernels(), threads, cores)
+def tell_kernels(device: torch.device, hardware: str) -> None:
+    """One line on what computes: kernels, and the hardware in words."""
+    logger.info("kernels: %s, %s", describe.kernels_of(device), hardware)

@@ -37,6 +37,8 @@ class _Step:
 
     def refill(self, metadata: AttentionMetadata) -> None:
         """Take over the lengths and blocks of another step with the same query lengths, in the same memory."""
+        if 0 in metadata.seq_lens_host:
+            raise ValueError("a step on a CPU must have as many sequences as the one it follows")
         self.seq_lens[:] = array("q", metadata.seq_lens_host)
         if self.table is not metadata.block_table:
             self.table.copy_(metadata.block_table)
@@ -65,11 +67,12 @@ def paged_attention(
     soft_cap: float | None,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     key, key_scale, value_scale = cache.key, cache.key_scale, cache.value_scale
     query_type, storage = _TYPES.get(query.dtype), DTYPES.get(key.dtype)
     if query_type is None or storage is None:
-        return eager.paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks)
+        return eager.paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out)
     step: _Step | None = metadata.plans.get("cpu")
     if step is None:
         step = metadata.plans["cpu"] = _Step(metadata)
@@ -82,7 +85,8 @@ def paged_attention(
         query = query.contiguous()
         query_stride = query.stride(0)
     slopes, sink_logits = _floats(alibi_slopes), _floats(sinks)
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)  # half the time of torch.empty
+    if out is None:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)  # half the time of torch.empty
     _paged_attention.call(
         query.data_ptr(),
         out.data_ptr(),

@@ -18,11 +18,13 @@ def paged_attention(
     soft_cap: float | None,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     num_kv_heads = cache.num_kv_heads
     plan = plan_for(metadata, cache, sliding_window)
     score = _Score(scale, soft_cap, _by_kv_head(alibi_slopes, num_kv_heads), _by_kv_head(sinks, num_kv_heads))
-    result = torch.empty(query.shape, dtype=query.dtype)  # the plan covers every token: ops checks that lengths add up
+    # The plan covers every token: ops checks that lengths add up.
+    result = torch.empty(query.shape, dtype=query.dtype) if out is None else out
     for chunk in plan.decode:
         _decode(query, cache, chunk, score, result)
     for call in plan.prefill:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape
 from vllm_kernels.ops.cache import KVCache
 
 
@@ -42,20 +42,24 @@ class AttentionMetadata:
         """Take over the contents of another step, in the same memory: a captured graph reads them there.
 
         Args:
-            step: with the same query lengths, a block table that is no wider, and no shorter a common prefix.
+            step: with the same query lengths, a block table that is no wider, and no shorter a common prefix. On a GPU
+                it may have fewer sequences: the others are padding of length 0, which attends to nothing.
 
         Raises:
             ValueError: it does not fit.
             IndexError: as of ``paged_attention``, for the layers that have used this object.
         """
-        width = step.block_table.shape[1]
-        if step.query_lens_host != self.query_lens_host or width > self.block_table.shape[1]:
+        count, width = step.block_table.shape
+        padding = len(self.seq_lens_host) - count
+        if step.query_lens_host != self.query_lens_host[:count] or width > self.block_table.shape[1]:
             raise ValueError("a step must have the query lengths of the one it follows, and no wider block table")
         if step.common_prefix_len < self.common_prefix_len:
             raise ValueError("a step must have as long a common prefix as the one it follows")
-        self.seq_lens.copy_(step.seq_lens)
-        self.seq_lens_host[:] = step.seq_lens_host
-        self.block_table[:, :width].copy_(step.block_table)
+        if padding:
+            self.seq_lens[count:].zero_()
+        self.seq_lens[:count].copy_(step.seq_lens)
+        self.seq_lens_host[:] = [*step.seq_lens_host, *[0] * padding]
+        self.block_table[:count, :width].copy_(step.block_table)
         self.plans = {name: plan for name, plan in self.plans.items() if hasattr(plan, "refill")}
         for plan in self.plans.values():
             plan.refill(self)
@@ -71,6 +75,7 @@ def paged_attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of this step's tokens to the tokens of their sequence up to themselves.
 
@@ -91,6 +96,8 @@ def paged_attention(
         soft_cap: bound of the scores (Gemma 2, arXiv:2408.00118); None for none.
         alibi_slopes: ``[num_heads]``, floating point (ALiBi, arXiv:2108.12409); None for none.
         sinks: ``[num_heads]``, floating point: logit of a key without value (gpt-oss, arXiv:2508.10925); None for none.
+        out: what the result is written to and returned: contiguous, of shape and dtype of ``query``; None for a new
+            tensor.
 
     Returns:
         ``[num_tokens, num_heads, head_dim]``, dtype of ``query``.
@@ -110,9 +117,14 @@ def paged_attention(
     for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if per_head is not None:
             check_shape(name, per_head, (num_heads,))
+    if out is not None:
+        check_shape("out", out, tuple(query.shape))
+        check_dtype("out", out, query.dtype)
+        if not out.is_contiguous():
+            raise ValueError("out must be contiguous")
     check_metadata(metadata, num_tokens, "query")
     result: torch.Tensor = face_of("attention", query.device).paged_attention(
-        query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks
+        query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out
     )
     return result
 

@@ -14,10 +14,11 @@ def paged_attention(
     soft_cap: float | None,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     wide = torch.promote_types(query.dtype, torch.float32)
     group = query.shape[1] // cache.num_kv_heads
-    result = torch.zeros_like(query)
+    result = torch.zeros_like(query) if out is None else out.zero_()
     token = 0
     for seq, (query_len, seq_len) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
         for position in range(seq_len - query_len, seq_len):

@@ -225,14 +225,16 @@ def paged_attention(
     soft_cap: float | None,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    out: torch.Tensor | None,
 ) -> torch.Tensor:
     if query.dtype not in FLOATS:
-        return eager.paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks)
+        return eager.paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out)
     num_tokens, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()
     group = num_heads // cache.num_kv_heads
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if out is None:
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     cascade = sliding_window is None and alibi_slopes is None
     plan = plan_for(metadata, group, head_dim, cache.num_kv_heads, cache.block_size, cascade)
     prefix, block_d = plan.prefix, tile(0, head_dim, query.dtype)["BLOCK_D"]

@@ -10,7 +10,9 @@ from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, p
 from vllm_kernels.triton.ssm_plan import tiles_for
 
 BLOCK_T = 32
-BLOCK_C = 128
+BLOCK_C = 64
+WARPS = 8
+"""A thread has eight results: with more, all the inputs that are under way at once do not fit its registers."""
 UPDATE_C = 256
 
 
@@ -57,18 +59,23 @@ def conv_kernel(
     total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     if bias is not None:
         total += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+    # Inputs before the sequence's tokens come first in the sum, so it is the same wherever a prompt was cut.
+    if first == 0:
+        for tap in tl.static_range(WIDTH - 1):
+            source = token - (WIDTH - 1) + tap
+            earlier = (token < length) & (source < 0)
+            values = tl.load(
+                history + (source + WIDTH - 1)[:, None],
+                mask=earlier[:, None] & (channel < resumed)[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            total += values * tl.load(weight + channel * WIDTH + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
     for tap in tl.static_range(WIDTH):
         source = token - (WIDTH - 1) + tap
         present = (token < length) & (source >= 0)
         values = tl.load(
             x + ((source - first)[:, None] * x_stride + channel[None, :]),
             mask=present[:, None] & inside[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        earlier = (token < length) & (source < 0)
-        values += tl.load(
-            history + (source + WIDTH - 1)[:, None],
-            mask=earlier[:, None] & (channel < resumed)[None, :],
             other=0.0,
         ).to(tl.float32)
         total += values * tl.load(weight + channel * WIDTH + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -80,26 +87,26 @@ def conv_kernel(
         mask=(token < length)[:, None] & inside[None, :],
     )
 
-    place = tl.arange(0, TAPS)
-    source = length - (WIDTH - 1) + place
-    first_tile = tl.where(first == 0, WIDTH - 1, 0)
-    wanted = place < first_tile
-    values = tl.load(
-        x + source[:, None] * x_stride + channel[None, :],  # only where first is 0
-        mask=(wanted & (source >= 0))[:, None] & inside[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    values += tl.load(
-        history + (source + WIDTH - 1)[:, None],
-        mask=(wanted & (source < 0))[:, None] & (channel < resumed)[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    tl.debug_barrier()  # other threads may still have to read what is written here
-    tl.store(
-        history + place[:, None],
-        values.to(state.dtype.element_ty),
-        mask=wanted[:, None] & (channel < kept)[None, :],
-    )
+    if first == 0:
+        place = tl.arange(0, TAPS)
+        newest = length - (WIDTH - 1) + place
+        wanted = place < WIDTH - 1
+        inputs = tl.load(
+            x + newest[:, None] * x_stride + channel[None, :],
+            mask=(wanted & (newest >= 0))[:, None] & inside[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        inputs += tl.load(
+            history + (newest + WIDTH - 1)[:, None],
+            mask=(wanted & (newest < 0))[:, None] & (channel < resumed)[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        tl.debug_barrier()  # other threads may still have to read what is written here
+        tl.store(
+            history + place[:, None],
+            inputs.to(state.dtype.element_ty),
+            mask=wanted[:, None] & (channel < kept)[None, :],
+        )
 
 
 @triton.jit
@@ -182,6 +189,7 @@ def causal_conv1d(
         BLOCK_T=BLOCK_T,
         BLOCK_C=BLOCK_C,
         SILU=activation is not None,
+        num_warps=WARPS,
     )
     return out
 
@@ -236,7 +244,7 @@ def _configurations(update: bool) -> list[Configuration]:
                         types |= {"tile_seq": "*i32", "tile_first": "*i32"}
                         constants |= {"BLOCK_T": BLOCK_T, "BLOCK_C": BLOCK_C}
                     types |= {"out": kind, **dict.fromkeys(("x_stride", "num_slots", "channels"), "i32")}
-                    found.append(Configuration(types, {**constants, "SILU": silu}))
+                    found.append(Configuration(types, {**constants, "SILU": silu}, 4 if update else WARPS))
     return found
 
 

@@ -11,6 +11,7 @@ from msgspec import Meta
 from vllm_engine.config.groups.attention import AttentionConfig
 from vllm_engine.config.groups.cache import CacheConfig
 from vllm_engine.config.groups.compilation import CompilationConfig
+from vllm_engine.config.groups.device import DeviceConfig
 from vllm_engine.config.groups.engine import AsyncEngineOptions, EngineOptions
 from vllm_engine.config.groups.kernel import KernelConfig
 from vllm_engine.config.groups.load import LoadConfig
@@ -39,6 +40,7 @@ class EngineConfig:
     GROUP: ClassVar[str] = "VllmConfig"
 
     engine: EngineOptions = EngineOptions()
+    device: DeviceConfig = DeviceConfig()
     model: ModelConfig = ModelConfig()
     load: LoadConfig = LoadConfig()
     mamba: MambaConfig = MambaConfig()
@@ -104,12 +106,19 @@ class EngineConfig:
         None, help="how new weights arrive while serving", unsupported="this version takes no new weights while serving"
     )
 
+    @property
+    def schedules_ahead(self) -> bool:
+        """Whether a step is launched before the tokens of the one before it are known, with the default filled in."""
+        asked = self.scheduler.async_scheduling
+        return self.device.kind == "cuda" if asked is None else asked
+
 
 __all__ = [
     "AsyncEngineOptions",
     "AttentionConfig",
     "CacheConfig",
     "CompilationConfig",
+    "DeviceConfig",
     "EngineConfig",
     "EngineOptions",
     "KernelConfig",

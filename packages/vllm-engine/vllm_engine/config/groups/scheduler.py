@@ -5,7 +5,7 @@ from typing import Literal
 
 from vllm_engine.config.groups.reasons import NO_MEDIA
 from vllm_engine.config.groups.types import NonNegative, Positive
-from vllm_engine.config.option import option
+from vllm_engine.config.option import HONOURED, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,10 @@ class SchedulerConfig:
     )
     async_scheduling: bool | None = option(
         None,
-        help="schedule the next step while this one runs",
+        help="schedule the next step while this one runs; unset: on a GPU",
         unsupported="on a CPU a step and its scheduling would compete for the same cores",
         possible=(False,),
+        cuda=HONOURED,
     )
     stream_interval: Positive = option(
         1, help="new tokens in a part of a stream; the first token and the end go out at once"

@@ -1,0 +1,54 @@
+"""``Device``: what a worker needs of its hardware beside tensors."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+
+from vllm_engine.config.device import DeviceKind
+from vllm_engine.execution.memory import DeviceMemory
+
+
+class Device(Protocol):
+    """One device. The methods are called in the order in which they stand here, by the thread that computes."""
+
+    kind: DeviceKind
+    torch_device: torch.device
+    """Where weights, cache and inputs are."""
+
+    def prepare(self) -> None:
+        """Set the thread and the libraries up, before weights are read."""
+        ...
+
+    def settle(self, layer_bytes: int) -> None:
+        """Get ready to compute, now that it is known how large a layer is; say in the log what computes."""
+        ...
+
+    def memory(self, weights: int) -> DeviceMemory:
+        """The memory as it is now; ``weights`` is how many bytes of it the model takes."""
+        ...
+
+    def profile(self, weights: int, step: Callable[[], None]) -> DeviceMemory:
+        """The memory as it will be once steps run: ``step`` is the largest one. A device may know without running it.
+
+        Raises:
+            ConfigError: when the step does not fit beside the weights.
+        """
+        ...
+
+    def computing(self, num_tokens: int) -> AbstractContextManager[None]:
+        """While a step of so many tokens is computed."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all that was asked of the device is done."""
+        ...
+
+    def release_unused(self) -> None:
+        """Give memory back that nobody uses any more."""
+        ...
+
+    def shutdown(self) -> None:
+        """Undo what ``prepare`` did to the thread."""
+        ...

@@ -1,0 +1,1 @@
+"""What is about CUDA itself, and not about a kernel."""
