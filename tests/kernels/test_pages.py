@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from vllm_kernels.cpu.pages import CHUNK, drop, zeros
+from vllm_kernels.cpu.pages import CHUNK, clear, zeros
 
 
 def mapped() -> int:
@@ -67,20 +67,19 @@ def test_a_chunk_goes_back_with_the_last_of_its_tensors() -> None:
 
 
 @pytest.mark.parametrize("allocate", [zeros, lambda nbytes: torch.empty(nbytes, dtype=torch.uint8)])
-@pytest.mark.parametrize("nbytes", [100, 3 << 20, CHUNK + 5])
-def test_what_is_dropped_stays_where_it_is_and_takes_no_memory(allocate, nbytes: int) -> None:
-    neighbours = [allocate(5000), allocate(nbytes), allocate(5000)]
-    dropped = neighbours.pop(1)
-    for tensor in (dropped, *neighbours):
+@pytest.mark.parametrize("nbytes", [1, 100, 4096, 3 << 20, CHUNK + 5])
+def test_what_is_cleared_is_zero_stays_where_it_is_and_takes_no_memory(allocate, nbytes: int) -> None:
+    before, *cleared, after = (allocate(size) for size in (5000, 4096, nbytes, 8192, 5000))
+    for tensor in (before, *cleared, after):
         tensor.fill_(7)
-    address, process = dropped.data_ptr(), psutil.Process()
+    addresses, process = [tensor.data_ptr() for tensor in cleared], psutil.Process()
     full = process.memory_info().rss
-    drop(dropped)
+    clear(*reversed(cleared))
     if nbytes > CHUNK:
         assert full - process.memory_info().rss > nbytes - (1 << 20)
-    assert dropped.data_ptr() == address
-    assert set(dropped.unique().tolist()) <= {0, 7}
-    assert int((dropped == 7).sum()) < 2 * 4096
-    assert all(bool((tensor == 7).all()) for tensor in neighbours)
-    dropped.fill_(3)
-    assert bool((dropped == 3).all())
+    assert [tensor.data_ptr() for tensor in cleared] == addresses
+    assert not any(bool(tensor.any()) for tensor in cleared)
+    assert bool((before == 7).all()) and bool((after == 7).all())
+    cleared[1].fill_(3)
+    assert bool((cleared[1] == 3).all())
+    assert not cleared[0].any() and not cleared[2].any()

@@ -136,8 +136,8 @@ class FakeLLM:
         await self.call("sleep", level)
         self.asleep = True
 
-    async def wake_up(self) -> None:
-        await self.call("wake_up")
+    async def wake_up(self, tags: list[str] | None = None) -> None:
+        await self.call("wake_up", *(tags or []))
         self.asleep = False
 
     async def is_sleeping(self) -> bool:

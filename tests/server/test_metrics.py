@@ -223,12 +223,12 @@ def test_the_settings_of_the_cache_are_labels() -> None:
 
 def test_asleep_requests_wait_for_something_else_than_room() -> None:
     metrics = EngineMetrics("m")
-    for level, awake, offloaded in ((None, 1, 0), (0, 0, 0), (1, 0, 1)):
+    for level, awake, offloaded, discarded in ((None, 1, 0, 0), (0, 0, 0, 0), (1, 0, 1, 0), (2, 0, 0, 1)):
         metrics.on_step(SchedulerStats(0, 3, sleep_level=level), 0, 0)
         found = samples(registry_of(metrics))
         assert found["vllm:engine_sleep_state{'sleep_state': 'awake'}"] == awake
         assert found["vllm:engine_sleep_state{'sleep_state': 'weights_offloaded'}"] == offloaded
-        assert found["vllm:engine_sleep_state{'sleep_state': 'discard_all'}"] == 0
+        assert found["vllm:engine_sleep_state{'sleep_state': 'discard_all'}"] == discarded
         assert found["vllm:num_requests_waiting_by_reason{'reason': 'capacity'}"] == 3 * awake
         assert found["vllm:num_requests_waiting_by_reason{'reason': 'deferred'}"] == 3 * (1 - awake)
 

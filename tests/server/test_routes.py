@@ -178,24 +178,31 @@ async def test_sleep_and_wake_up_reach_the_engine_in_development_only(monkeypatc
         assert (await client.post("/sleep")).status_code == 401
         client.headers["x-api-key"] = "secret"
         for query, param in (
-            ("level=2", "level"),
+            ("level=3", "level"),
             ("level=x", "level"),
             ("level=", "level"),
             ("mode=abort", "mode"),
         ):
             response = await client.post(f"/sleep?{query}")
             assert (response.status_code, response.json()["error"]["param"]) == (400, param)
-        assert (await client.post("/wake_up?tags=all")).json()["error"]["param"] == "tags"
+        for query in ("tags=all", "tags=", "tags=weights&tags=all"):
+            response = await client.post(f"/wake_up?{query}")
+            assert (response.status_code, response.json()["error"]["param"]) == (400, "tags")
         assert llm.control_calls == []
         for route in (
             "/sleep",
             "/sleep?level=0&mode=keep",
+            "/sleep?level=2",
             "/wake_up?tags=weights",
             "/wake_up?tags=kv_cache",
+            "/wake_up?tags=kv_cache&tags=weights",
             "/wake_up",
         ):
             assert (await client.post(route)).status_code == 200
-        assert llm.control_calls == [("sleep", 1), ("sleep", 0), ("wake_up",), ("wake_up",)]
+        assert llm.control_calls == [
+            *(("sleep", 1), ("sleep", 0), ("sleep", 2)),
+            *(("wake_up", "weights"), ("wake_up", "kv_cache"), ("wake_up", "kv_cache", "weights"), ("wake_up",)),
+        ]
         assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
         llm.dead = True
         assert (await client.get("/is_sleeping")).status_code == 503

@@ -21,6 +21,7 @@ from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.renderer_threads import RendererThreads
 from vllm_engine.frontend.request_log import RequestLog
+from vllm_engine.frontend.sleeping import check_sleep, check_tags
 from vllm_engine.frontend.tally import Tally
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
@@ -349,28 +350,45 @@ class AsyncLLM:
     async def sleep(self, level: int = 1) -> None:
         """Hold all requests until ``wake_up``, those that come included.
 
-        Level 1 gives the memory of the KV cache back to the system; weights stay. What runs loses nothing: it is
-        computed again from its tokens. Level 0 only holds.
+        Level 1 gives the memory of the KV cache back to the system, and on a GPU that of the weights, which are kept in
+        main memory. Level 2 gives up the weights, too; they are read again from their files. What runs loses nothing:
+        it is computed again from its tokens. Level 0 only holds.
 
         Raises:
             InvalidRequest: without ``enable_sleep_mode``, and for another level.
+            RequestFailed: there is no room for the weights in main memory. The engine is as it was.
             EngineDead: when the engine is closed or gone.
         """
-        if not self.config.model.enable_sleep_mode:
-            raise InvalidRequest("this engine cannot sleep: it runs without enable_sleep_mode", field="level")
-        if level not in (0, 1):
-            raise InvalidRequest("level must be 0 or 1: weights are in main memory already", field="level")
+        check_sleep(self.config, level)
         was_asleep, self._asleep = self._asleep, True
         try:
-            await self.call("sleep", level)
+            await self._call_or_fail("sleep", level)
         except BaseException:
             self._asleep = was_asleep
             raise
 
-    async def wake_up(self) -> None:
-        """Go on with what was held. Raises ``EngineDead`` when the engine is closed or gone."""
-        await self.call("wake_up")
-        self._asleep = False
+    async def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Take memory again; go on with what was held once all of it is back.
+
+        Args:
+            tags: ``weights`` or ``kv_cache``, to take that alone for now; None or both for all.
+
+        Raises:
+            InvalidRequest: for another tag.
+            RequestFailed: there is too little memory, or the files of the weights cannot be read; the message says
+                why. The engine sleeps on, and may be woken again.
+            EngineDead: when the engine is closed or gone.
+        """
+        check_tags(tags)
+        await self._call_or_fail("wake_up", *([list(tags)] if tags else []))
+        self._asleep = await self.is_sleeping()
+
+    async def _call_or_fail(self, method: str, *args: Any) -> None:
+        """``call``, where the message of a failure is meant for who asked."""
+        try:
+            await self.call(method, *args)
+        except RuntimeError as error:
+            raise RequestFailed(f"{method} failed: {error}") from error
 
     async def is_sleeping(self) -> bool:
         """Whether requests are held. Raises ``EngineDead`` when the engine is closed or gone."""

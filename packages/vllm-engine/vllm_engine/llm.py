@@ -22,6 +22,7 @@ from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.request_log import RequestLog
+from vllm_engine.frontend.sleeping import check_sleep, check_tags
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineReady
@@ -57,6 +58,7 @@ class LLM:
         """
         self._client: CoreClient | None = None
         self._lock = threading.Lock()
+        self._asleep = False
         self._counter = itertools.count()
         self.config: EngineConfig = resolve_config(EngineArgs(model, **options))
         if self.config.observability.otlp_traces_endpoint is not None:
@@ -103,7 +105,7 @@ class LLM:
             ``finish_reason`` ``error``.
 
         Raises:
-            InvalidRequest: with the name of the field at fault, before anything runs.
+            InvalidRequest: with the name of the field at fault, before anything runs; and while the engine sleeps.
             EngineDead: when the engine is closed.
         """
         prompt_list = _prompt_list(prompts)
@@ -117,6 +119,8 @@ class LLM:
             )
         with self._lock:
             client = self._running_client
+            if self._asleep:
+                raise InvalidRequest("the engine sleeps: call wake_up first")
             prepared = self._prepare(prompt_list, params_list, priorities)
             return self._run(client, prepared, _progress(use_tqdm))
 
@@ -191,6 +195,38 @@ class LLM:
         """
         results: list[Any] = self._running_client.call("collective_rpc", method, list(args), kwargs or {})
         return results
+
+    def sleep(self, level: int = 1) -> None:
+        """Give memory back until ``wake_up``. Level 0 gives nothing back.
+
+        Level 1 gives back that of the KV cache, and on a GPU that of the weights, which are kept in main memory; level
+        2 that of the weights altogether.
+
+        Raises:
+            InvalidRequest: without ``enable_sleep_mode``, and for another level.
+            RuntimeError: there is no room for the weights in main memory. The engine is as it was.
+        """
+        check_sleep(self.config, level)
+        with self._lock:
+            self._running_client.call("sleep", level)
+            self._asleep = True
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Take memory again.
+
+        Args:
+            tags: ``weights`` or ``kv_cache``, to take that alone for now; None or both for all.
+
+        Raises:
+            InvalidRequest: for another tag.
+            ConfigError: the files of the weights cannot be read.
+            RuntimeError: there is too little memory; also for unreadable weights of an engine in a process of its own.
+                After either, the engine sleeps on and may be woken again.
+        """
+        check_tags(tags)
+        with self._lock:
+            self._running_client.call("wake_up", *([list(tags)] if tags else []))
+            self._asleep = self._running_client.call("is_sleeping")
 
     def start_profile(self) -> None:
         """Record the steps from now on, as ``profiler_config`` says.

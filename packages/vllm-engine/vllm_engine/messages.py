@@ -1,6 +1,6 @@
 """The typed messages between the frontend and the engine core. They cross a process boundary as msgpack."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -11,6 +11,12 @@ from vllm_engine.params import SamplingParams
 EmbedsDtype = Literal["float16", "bfloat16", "float32"]
 EMBEDS_ITEM_BYTES: dict[EmbedsDtype, int] = {"float16": 2, "bfloat16": 2, "float32": 4}
 """Bytes of one value."""
+
+SleepTag = Literal["weights", "kv_cache"]
+SLEEP_TAGS: tuple[SleepTag, ...] = get_args(SleepTag)
+"""What is away while an engine sleeps, in the order in which it comes back."""
+SLEEP_LEVELS = (0, 1, 2)
+"""0 only holds requests; with 1 weights are kept in main memory, with 2 they are not."""
 
 
 class EmbedsSpec(msgspec.Struct, frozen=True, array_like=True):

@@ -3,9 +3,7 @@
 import asyncio
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
 
 from tests.engine.models.tiny import VOCAB_SIZE, make_tiny_model
 from vllm_engine.async_llm import AsyncLLM
@@ -14,7 +12,6 @@ from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.errors import InvalidRequest
 from vllm_engine.messages import EngineRequest
 from vllm_engine.params import OutputKind, SamplingParams
-from vllm_kernels.ops.cache import allocate_kv_cache, clear_kv_cache
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +48,7 @@ def run(core: EngineCore, found: dict[str, list[int]], steps: int = 10**6) -> di
     return found
 
 
-@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("level", [0, 1, 2])
 def test_memory_goes_back_and_requests_go_on_with_the_same_tokens(
     model_path: Path, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +67,7 @@ def test_memory_goes_back_and_requests_go_on_with_the_same_tokens(
     assert core.call("is_sleeping", []) is True
     core.add(others[1:])  # who comes now waits, too
     assert not core.has_unfinished()
-    if level == 1:
+    if level:
         assert not any(cache.key.any() or cache.value.any() for cache in caches)
         assert core.scheduler.kv.usage == 0
     assert core.step().updates == []
@@ -104,34 +101,16 @@ def test_prefixes_are_forgotten_with_and_without_those_of_running_requests(
     core.close()
 
 
-def test_a_level_that_is_not_there_is_refused(model_path: Path) -> None:
+def test_a_level_or_a_tag_that_is_not_there_is_refused(model_path: Path) -> None:
     core = make_core(model_path)
-    with pytest.raises(ValueError, match="level 2"):
-        core.call("sleep", [2])
+    with pytest.raises(ValueError, match="level 3"):
+        core.call("sleep", [3])
     assert core.call("is_sleeping", []) is False
+    core.call("sleep", [1])
+    with pytest.raises(ValueError, match="'cache'"):
+        core.call("wake_up", [["cache"]])
+    assert core.call("is_sleeping", []) is True
     core.close()
-
-
-@pytest.mark.parametrize("size", [1, 100, 5000])  # within a chunk, and larger than one
-def test_a_cleared_cache_is_zero_takes_no_memory_and_spares_its_neighbours(size: int) -> None:
-    process = psutil.Process()
-    neighbours = [allocate_kv_cache(3, 4, 1, 8, "float32", "cpu") for _ in range(2)]
-    cache = allocate_kv_cache(size, 16, 8, 64, "int8_per_token_head", "cpu")
-    after = allocate_kv_cache(3, 4, 1, 8, "float32", "cpu")
-    for one in (cache, after, *neighbours):
-        one.key.fill_(3)
-        one.value.fill_(3)
-    full = process.memory_info().rss
-    clear_kv_cache(cache)
-    if size == 5000:  # 78 MiB
-        assert full - process.memory_info().rss > 70 * 2**20
-    assert not cache.key.any()
-    assert not cache.value.any()
-    for one in (after, *neighbours):
-        assert torch.all(one.key == 3)
-        assert torch.all(one.value == 3)
-    cache.key.fill_(5)
-    assert torch.all(cache.key == 5)
 
 
 async def test_streams_pause_and_go_on(model_path: Path) -> None:
@@ -159,7 +138,9 @@ async def test_streams_pause_and_go_on(model_path: Path) -> None:
         await reader
         assert found == expected
         with pytest.raises(InvalidRequest, match="level"):
-            await llm.sleep(2)
+            await llm.sleep(3)
+        with pytest.raises(InvalidRequest, match="tags"):
+            await llm.wake_up(["all"])
 
 
 async def test_without_the_setting_nobody_sleeps(model_path: Path) -> None:

@@ -1,14 +1,14 @@
 """The engine core: one loop of schedule, execute, update. No text, no HTTP, no user input that was not validated."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.import_path import load_class
-from vllm_engine.core.limits import EngineLimits, resolve_limits
+from vllm_engine.core.limits import EngineLimits, find_limits
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import ScheduledBatch
@@ -17,11 +17,14 @@ from vllm_engine.execution.launched import Launched
 from vllm_engine.logging import get_logger, startup_phase
 from vllm_engine.messages import (
     EMBEDS_ITEM_BYTES,
+    SLEEP_LEVELS,
+    SLEEP_TAGS,
     EngineOutputs,
     EngineReady,
     EngineRequest,
     PromptEmbeds,
     RequestUpdate,
+    SleepTag,
 )
 from vllm_engine.metrics.batch_sizes import BatchSizeLog
 from vllm_engine.metrics.iteration_log import log_iteration
@@ -55,7 +58,7 @@ class EngineCore:
         with startup_phase(logger, "weights", self.phases):
             model = self.executor.load_model()
         with startup_phase(logger, "kv cache", self.phases):
-            self.limits: EngineLimits = resolve_limits(config, model, self.executor.memory())
+            self.limits: EngineLimits = find_limits(config, model, self.executor)
             self.executor.initialize_kv_cache(
                 self.limits.layout,
                 max_num_seqs=self.limits.max_num_seqs,
@@ -84,6 +87,7 @@ class EngineCore:
         """Batches whose results the scheduler has not got: none between steps, or with ``schedules_ahead`` one."""
         self._under_way: Launched | None = None
         self._sleep_level: int | None = None
+        self._away: set[SleepTag] = set()
         self._calls: dict[str, Callable[..., Any]] = {
             "sleep": self.sleep,
             "wake_up": self.wake_up,
@@ -148,6 +152,11 @@ class EngineCore:
             self.scheduler.kv.forget_prefixes()
 
     @property
+    def sleep_level(self) -> int | None:
+        """None while awake."""
+        return self._sleep_level
+
+    @property
     def is_sleeping(self) -> bool:
         """Whether requests are held until ``wake_up``."""
         return self._sleep_level is not None
@@ -155,21 +164,44 @@ class EngineCore:
     def sleep(self, level: int) -> None:
         """Hold all requests, those that come included.
 
-        With level 1 the memory of the KV cache goes back to the system, too: what runs keeps its tokens and is computed
-        again from them after ``wake_up``, as after a preemption. Weights stay. Raises ``ValueError`` for other levels.
+        With level 1 and 2 memory goes back to the system: that of the KV cache, and that of the weights, which level 1
+        keeps in main memory (on a CPU they are there) and level 2 reads again from their files. What runs keeps its
+        tokens and is computed again from them after ``wake_up``, as after a preemption. Asleep already, the engine can
+        only sleep deeper; what has been woken goes back, too.
+
+        Raises:
+            ValueError: there is no such level.
+            RuntimeError: main memory does not have room for the weights; the engine is as it was.
         """
-        if level not in (0, 1):
-            raise ValueError(f"there is no sleep of level {level!r} on this device")
-        if level == 1:
+        if level not in SLEEP_LEVELS:
+            raise ValueError(f"there is no sleep of level {level!r}")
+        if level:
             self.executor.reset()
             self.scheduler.start_over()
-            self.executor.release_kv_cache()
+            self.executor.sleep(level)
+            self._away = set(SLEEP_TAGS)
         self._sleep_level = max(level, self._sleep_level or 0)
-        logger.info("asleep at level %d: %d requests wait", level, len(self.scheduler))
+        logger.info("asleep at level %d: %d requests wait", self._sleep_level, len(self.scheduler))
 
-    def wake_up(self) -> None:
-        """Go on with what was held."""
-        self._sleep_level = None
+    def wake_up(self, tags: Sequence[SleepTag] | None = None) -> None:
+        """Take memory again, and go on with what was held once all is back.
+
+        Args:
+            tags: what is to come back now; None or nothing for all.
+
+        Raises:
+            ValueError: for another tag.
+            ConfigError: weights cannot be read again.
+            RuntimeError: there is too little memory. After either, the engine sleeps on and may be woken again.
+        """
+        if unknown := set(tags or ()) - set(SLEEP_TAGS):
+            raise ValueError(f"nothing sleeps that is called {', '.join(map(repr, sorted(unknown)))}")
+        for tag in SLEEP_TAGS:
+            if tag in self._away and tag in (tags or SLEEP_TAGS):
+                self.executor.wake_up(tag)
+                self._away.remove(tag)
+        if not self._away:
+            self._sleep_level = None
 
     def step(self) -> EngineOutputs:
         """Compute one batch.

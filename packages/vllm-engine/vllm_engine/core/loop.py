@@ -45,11 +45,11 @@ def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None])
     elif isinstance(message, Ping):
         send(Pong())
     elif isinstance(message, RpcCall):
-        was_sleeping = core.is_sleeping
+        level = core.sleep_level
         try:
             send(RpcResult(message.call_id, core.call(message.method, message.args)))
         except Exception as error:
             logger.exception("control call %s failed", message.method)
             send(RpcResult(message.call_id, error=f"{type(error).__name__}: {error}"))
-        if core.is_sleeping != was_sleeping:
+        if core.sleep_level != level:
             send(core.step())  # so that all clients know, and not only the one that called

@@ -13,7 +13,7 @@ from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.execution.profiler import StepProfiler
 from vllm_engine.execution.threads import limit_spinning
 from vllm_engine.kv_layout import KVCacheLayout, LayerKVSpec
-from vllm_engine.messages import EmbedsSpec
+from vllm_engine.messages import EmbedsSpec, SleepTag
 
 if TYPE_CHECKING:
     from vllm_engine.execution.worker import Worker
@@ -62,6 +62,21 @@ class UniExecutor:
         """The device's memory as it is now."""
         return self.worker.memory()
 
+    def profile(
+        self, layout: KVCacheLayout, *, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int
+    ) -> DeviceMemory:
+        """The device's memory as the largest step will leave it, on a throwaway cache of ``layout``.
+
+        Raises:
+            NoRoom: where that step does not fit.
+        """
+        return self.worker.profile(
+            layout,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+        )
+
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache, for requests of at most ``max_model_len`` tokens."""
         self.worker.initialize_kv_cache(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
@@ -90,9 +105,13 @@ class UniExecutor:
         """Write what was recorded; the names of the files. None when nothing was recorded."""
         return None if self._profiler is None else self._profiler.stop()
 
-    def release_kv_cache(self) -> None:
-        """Give the memory of the cache back; it holds nothing then, and takes memory again as it is written."""
-        self.worker.release_kv_cache()
+    def sleep(self, level: int) -> None:
+        """Give the memory of weights and KV cache back; level 2 loses the weights, too. Errors change nothing."""
+        self.worker.sleep(level)
+
+    def wake_up(self, tag: SleepTag) -> None:
+        """Take the memory of one of them again, with the weights in it. Errors may be tried again."""
+        self.worker.wake_up(tag)
 
     def reset(self) -> None:
         """Forget all requests, after a failed step."""

@@ -26,7 +26,7 @@ from vllm_engine.sampling.sampler import (
     SamplingState,
 )
 from vllm_kernels.cache_format import CacheFormat
-from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, clear_kv_cache
+from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
 from vllm_kernels.transfers import upload_arrays
 
 PROMPT_LOGPROB_ROWS = 256
@@ -78,6 +78,7 @@ class ModelRunner:
         self.processors = processors
         """Of the user's own: what new requests are given to."""
         self._use_graphs = use_graphs
+        self._graphs: DecodeGraphs | None = None
 
     def kv_specs(self) -> list[LayerKVSpec]:
         """What each layer keeps in the KV cache, in the order of the layers."""
@@ -110,7 +111,21 @@ class ModelRunner:
         self._under_way: Launched | None = None
         self._place_of_row = np.zeros(max_num_seqs, dtype=np.int64)
         """Where in ``_chosen``, the tokens of the step before as the device has them, a batch row's is."""
-        self._graphs = DecodeGraphs(self.model, self.batch.block_tables, self.device) if self._use_graphs else None
+        self.make_graphs()
+
+    def make_graphs(self) -> None:
+        """Run decode steps as graphs from now on, unless they are run so already."""
+        if self._graphs is None and self._use_graphs:
+            self._graphs = DecodeGraphs(self.model, self.batch.block_tables, self.device)
+
+    def drop_graphs(self) -> None:
+        """Forget graphs: the addresses that they know are no longer those of weights and caches."""
+        self._graphs = None
+
+    def cache_tensors(self) -> list[torch.Tensor]:
+        """All that the KV cache consists of."""
+        caches = {id(cache): cache for cache in self._kv_caches}.values()
+        return [tensor for cache in caches for tensor in cache.tensors()]
 
     def execute(self, scheduled: ScheduledBatch) -> BatchResult:
         """Compute the scheduled tokens of every request, and sample where the last known token was reached."""
@@ -189,13 +204,18 @@ class ModelRunner:
             self.batch.add(new, SamplingState(new.request, new.token_ids[:], self.processors))
 
     def _forward(self, inputs: StepInputs, given: GivenEmbeds | None) -> torch.Tensor:
-        """Hidden states of all tokens of the step: ``[T, H]``, which hold until the next step."""
+        """Hidden states of all tokens of the step, ``[T, H]``, which hold until the next step.
+
+        Where only those count that are sampled from, a model may give just these.
+        """
         x = self.model.embed(inputs.input_ids, given)
+        some = 0 < len(inputs.sampled) < len(x) and not self.batch.wants_prompt_logprobs
         context = AttentionContext(
             metadata=inputs.metadata,
             slot_mappings=inputs.slot_mappings,
             group_of_layer=self._group_of_layer,
             kv_caches=self._kv_caches,
+            wanted=inputs.sample_indices if some else None,
         )
         decode = self.model.decode
         if self._graphs is not None and len(x) == len(inputs.starts):  # one token each
@@ -235,11 +255,6 @@ class ModelRunner:
                 parts.append(self._sampler.prompt_logprobs(logits, targets, num_logprobs))
             if start + count >= num_prompt_tokens - 1:
                 del self.batch.wants_prompt_logprobs[request_id]
-
-    def release_kv_cache(self) -> None:
-        """Forget all that is cached. The tensors stay where they are, as captured graphs know their addresses."""
-        for cache in {id(cache): cache for cache in self._kv_caches}.values():
-            clear_kv_cache(cache)
 
     def reset(self) -> None:
         """Forget all requests, and the step under way, after a failed one."""

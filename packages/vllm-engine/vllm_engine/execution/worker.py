@@ -11,13 +11,15 @@ from vllm_engine.config.model_plan import plan_model
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.devices import device_for
 from vllm_engine.execution.kernels_in_use import check_kernels
+from vllm_engine.execution.largest_step import largest_step
 from vllm_engine.execution.launched import Launched
 from vllm_engine.execution.memory import DeviceMemory
 from vllm_engine.execution.model_runner import ModelRunner
+from vllm_engine.execution.sleep_mode import SleepMode
 from vllm_engine.kv_layout import KVCacheLayout
-from vllm_engine.loading.loader import load_model
+from vllm_engine.loading.loader import fill_weights, load_model
 from vllm_engine.logging import get_logger
-from vllm_engine.messages import EngineRequest
+from vllm_engine.messages import EngineRequest, SleepTag
 from vllm_engine.params import SamplingParams
 from vllm_engine.sampling.processors import create_processors
 from vllm_kernels.backend import choose_faces
@@ -48,7 +50,8 @@ class Worker:
         self.hardware.prepare()
         # The length is settled already, so that rotary tables and the engine's limits agree.
         settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len)
-        model = load_model(self._model_path, self.decoder, settings, self._config.load, self.device)
+        load = self._config.load
+        model = load_model(self._model_path, self.decoder, settings, load, self.device)
         self.hardware.settle(model.weight_bytes() // self.decoder.num_layers)
         self.runner = ModelRunner(
             model,
@@ -59,11 +62,51 @@ class Worker:
             processors=self._processors,
             use_graphs=not self._config.model.enforce_eager,
         )
+        self._sleep_mode = SleepMode(
+            self.runner, self.hardware, lambda: fill_weights(model, self._model_path, settings, load)
+        )
         return self.runner
 
     def memory(self) -> DeviceMemory:
         """The device's memory as it is now."""
         return self.hardware.memory(self.runner.model.weight_bytes())
+
+    def profile(
+        self, layout: KVCacheLayout, *, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int
+    ) -> DeviceMemory:
+        """The device's memory as the largest step will leave it. Not every device computes that step to know.
+
+        Args:
+            layout: of a throwaway cache; a block is enough.
+            max_num_batched_tokens, max_num_seqs, max_model_len: the most that a step may have.
+
+        Raises:
+            NoRoom: where the step does not fit.
+        """
+
+        def compute() -> None:
+            self.runner.initialize_kv_cache(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
+            batch = largest_step(
+                num_tokens=max_num_batched_tokens,
+                num_requests=max_num_seqs,
+                max_model_len=max_model_len,
+                num_groups=len(layout.groups),
+                block_size=layout.block_size,
+            )
+            self._try(batch)
+
+        what = f"a step of {max_num_batched_tokens} tokens in {max_num_seqs} requests"
+        return self.hardware.profile(self.runner.model.weight_bytes(), compute, what)
+
+    def _try(self, batch: ScheduledBatch) -> None:
+        """Compute a batch of nobody's requests, and forget it. A user's own code sees only what somebody asked for."""
+        self.runner.processors = ()
+        try:
+            with choose_faces(self._faces):
+                self.runner.execute(batch)
+        finally:
+            self.runner.reset()
+            self.runner.processors = self._processors
 
     def initialize_kv_cache(self, layout: KVCacheLayout, *, max_num_seqs: int, max_model_len: int) -> None:
         """Allocate the cache. ``max_model_len`` is what is served in the end: no more than was planned."""
@@ -79,12 +122,7 @@ class Worker:
         # Block 0 belongs to nobody: what warm-up writes there is never read.
         blocks = [[0] * -(-len(request.prompt_token_ids) // self.runner.batch.block_size) for _ in range(groups)]
         new = NewRequest(request, list(request.prompt_token_ids), blocks, 0, False)
-        self.runner.processors = ()  # a user's own code sees only requests that somebody made
-        batch = ScheduledBatch(new_requests=[new], num_scheduled_tokens={"warm-up": len(new.token_ids)})
-        with choose_faces(self._faces):
-            self.runner.execute(batch)
-        self.runner.reset()
-        self.runner.processors = self._processors
+        self._try(ScheduledBatch(new_requests=[new], num_scheduled_tokens={"warm-up": len(new.token_ids)}))
 
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch."""
@@ -97,12 +135,21 @@ class Worker:
         return self._launch(batch)
 
     def _launch(self, batch: ScheduledBatch) -> Launched:
+        self._sleep_mode.check_awake()
         with choose_faces(self._faces), self.hardware.computing(batch.total_num_tokens):
             return self.runner.launch(batch)
 
-    def release_kv_cache(self) -> None:
-        """Give the memory of the cache back; it holds nothing then, and takes memory again as it is written."""
-        self.runner.release_kv_cache()
+    def sleep(self, level: int) -> None:
+        """Give memory back, that of the weights included; see ``SleepMode.sleep``. No step may be under way."""
+        self._sleep_mode.sleep(level)
+
+    def wake_up(self, tag: SleepTag) -> None:
+        """Take the memory of weights or KV cache again; see ``SleepMode.wake_up``."""
+        self._sleep_mode.wake_up(tag)
+
+    def reload_weights(self) -> None:
+        """Read the weights again from where they came from; see ``SleepMode.reload_weights``."""
+        self._sleep_mode.reload_weights()
 
     def reset(self) -> None:
         """Forget all requests, after a failed step."""

@@ -52,11 +52,16 @@ def load_model(
         int4_activation_bits=8 if envs.get("VLLM_CPU_INT4_W4A8") else None,
     )
     model = build_model(decoder_config, weight_format, max_len=model_config.max_model_len)
+    fill_weights(model, path, model_config, load_config)
+    return model
+
+
+def fill_weights(model: CausalLM, path: Path, model_config: ModelConfig, load_config: LoadConfig) -> None:
+    """Fill every weight of ``model``, whatever it held. Arguments and errors: ``load_model``."""
     if load_config.format == "dummy":
         fill_with_random_weights(model, model_config.seed)
     else:
         load_weights(model, path, load_config)
-    return model
 
 
 def load_weights(model: CausalLM, path: Path, config: LoadConfig) -> None:

@@ -114,10 +114,14 @@ class CausalLM(TensorModule):
         weights = (module.weight for module in self.modules() if isinstance(module, WeightedModule))
         return [weight for weight in weights if isinstance(weight, LinearWeight)]
 
+    def weight_tensors(self) -> list[Tensor]:
+        """The memory of all weights, each tensor once."""
+        tensors = [tensor for weight in self.linear_weights() for tensor in weight.tensors()]
+        return tensors + [parameter.data for parameter in self.parameters()]
+
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        parameters = sum(parameter.nbytes for parameter in self.parameters())
-        return parameters + sum(weight.nbytes for weight in self.linear_weights())
+        return sum(tensor.nbytes for tensor in self.weight_tensors())
 
     def checkpoint_slots(self) -> dict[str, Slot]:
         """Every tensor that a checkpoint must hold, by its name there, with the place that it fills."""

@@ -4,7 +4,7 @@ import ctypes
 import mmap
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -41,23 +41,30 @@ def zeros(nbytes: int) -> torch.Tensor:
     return _chunks.take(nbytes)
 
 
-def clear(tensor: torch.Tensor) -> None:
-    """Make a tensor of ``zeros``, or a view of all of it, zero again; its memory goes back to the system."""
-    length = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT  # up to where the next tensor of the chunk begins
-    if _madvise is None or _madvise(tensor.data_ptr(), length, MADV_DONTNEED) != 0:
-        tensor.zero_()
-
-
-def drop(tensor: torch.Tensor) -> None:
-    """Give the memory of a contiguous tensor on the CPU back to the system, wherever it came from; its address stays.
-
-    What it held is lost: each byte is what it was, or 0. Memory is taken again as the tensor is written. Only whole
-    pages go back, so less than two of them stay.
+def clear(*tensors: torch.Tensor) -> None:
+    """Make contiguous tensors on the CPU zero; the whole pages of their memory, wherever it came from, go back to the
+    system. Addresses stay, and memory is taken again as the tensors are written.
     """
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if _madvise is not None and end > start:
-        _madvise(start, end - start, MADV_DONTNEED)
+    for start, end in _joined(tensors):
+        first = min(-(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end)
+        last = max(end // mmap.PAGESIZE * mmap.PAGESIZE, first)
+        if _madvise is None or (last > first and _madvise(first, last - first, MADV_DONTNEED) != 0):
+            last = first
+        ctypes.memset(start, 0, first - start)
+        ctypes.memset(last, 0, end - last)
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """First address and the one after the last, of tensors that lie side by side together.
+
+    A huge page of several tensors goes back as one, and comes back as one; piece by piece, it would be split for good.
+    """
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors):
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined
 
 
 class _Chunks:

@@ -71,6 +71,11 @@ class KVCache:
             raise ValueError(f"no cache format stores {self.key.dtype} {'with' if scaled else 'without'} scales")
         object.__setattr__(self, "format", formats[0])
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it consists of."""
+        tensors = (self.key, self.value, self.key_scale, self.value_scale)
+        return [tensor for tensor in tensors if tensor is not None]
+
     @property
     def num_blocks(self) -> int:
         """Blocks in the pool."""
@@ -133,20 +138,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return pages.zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
-
-
-def clear_kv_cache(cache: KVCache) -> None:
-    """Make a cache of ``allocate_kv_cache`` all zeros again, in place.
-
-    On a CPU, its memory goes back to the system, and is taken again as blocks are written.
-    """
-    for tensor in (cache.key, cache.value, cache.key_scale, cache.value_scale):
-        if tensor is None:
-            continue
-        if tensor.device.type == "cpu":
-            pages.clear(tensor)
-        else:
-            tensor.zero_()
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:

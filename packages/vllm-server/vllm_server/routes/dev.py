@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.frontend.sleeping import check_tags
 from vllm_server.context import context_of
 from vllm_server.server_facts import server_facts
 
@@ -23,15 +24,16 @@ async def server_info(raw: Request) -> Response:
 
 @router.post("/sleep")
 async def sleep(raw: Request) -> Response:
-    """Hold all requests until ``/wake_up``; ``?level=1`` (the default) gives the KV cache's memory back, 0 does not.
+    """Hold all requests until ``/wake_up``. Streams pause, and go on where they were.
 
-    Needs ``--enable-sleep-mode``. Streams pause, and go on where they were.
+    ``?level=1`` (the default) gives the KV cache's memory back, and on a GPU that of the weights, which go to main
+    memory; 2 drops the weights, which ``/wake_up`` reads again; 0 gives nothing back. Needs ``--enable-sleep-mode``.
     """
     level = raw.query_params.get("level", "1")
     if raw.query_params.get("mode", "keep") != "keep":
         raise InvalidRequest("mode can be keep only: requests are kept until wake_up", field="mode")
-    if level not in ("0", "1"):
-        raise InvalidRequest("level must be 0 or 1: weights are in main memory already", field="level")
+    if level not in ("0", "1", "2"):
+        raise InvalidRequest("level must be 0, 1 or 2", field="level")
     context = context_of(raw)
     with context.sleep_metrics.operation("sleep"):
         await context.llm.sleep(int(level))
@@ -40,14 +42,16 @@ async def sleep(raw: Request) -> Response:
 
 @router.post("/wake_up")
 async def wake_up(raw: Request) -> Response:
-    """Go on. ``?tags=`` may name ``kv_cache`` and ``weights``, of which only the first ever sleeps."""
+    """Go on. ``?tags=`` may name ``weights`` or ``kv_cache``: that alone comes back, and requests wait for the other.
+
+    Where the weights' files cannot be read or there is too little memory, that is a 500 with the reason, the engine
+    sleeps on, and may be woken again.
+    """
     tags = raw.query_params.getlist("tags")
-    if not set(tags) <= {"kv_cache", "weights"}:
-        raise InvalidRequest("tags can be kv_cache and weights", field="tags")
-    if not tags or "kv_cache" in tags:
-        context = context_of(raw)
-        with context.sleep_metrics.operation("wake_up"):
-            await context.llm.wake_up()
+    check_tags(tags)
+    context = context_of(raw)
+    with context.sleep_metrics.operation("wake_up"):
+        await context.llm.wake_up(tags or None)
     return Response()
 
 

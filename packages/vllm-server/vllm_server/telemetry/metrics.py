@@ -147,9 +147,13 @@ class EngineMetrics:
         yield make.by(
             "gauge",
             "vllm:engine_sleep_state",
-            "Whether the engine is awake, or asleep without its KV cache (weights are in main memory always).",
+            "Whether the engine is awake, asleep with its weights in main memory, or asleep without them.",
             "sleep_state",
-            {"awake": int(not asleep), "weights_offloaded": int(stats.sleep_level == 1), "discard_all": 0},
+            {
+                "awake": int(not asleep),
+                "weights_offloaded": int(stats.sleep_level == 1),
+                "discard_all": int(stats.sleep_level == 2),
+            },
             "latest",
         )
         yield make.gauge("vllm:num_requests_swapped", "Requests whose KV cache is elsewhere: none.", 0, "latest")

@@ -129,7 +129,7 @@ class ModelConfig:
     override_generation_config: dict[str, Any] = option({}, help="default sampling values that win over the model's")
     enable_sleep_mode: bool = option(
         False,
-        help="let the engine sleep when told to: requests wait, and the KV cache's memory goes back to the system",
+        help="let the engine sleep when told to: requests wait, and the memory of KV cache and weights goes back",
     )
     model_impl: Literal["auto", "vllm", "transformers", "terratorch"] = option(
         "auto",
