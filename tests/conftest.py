@@ -3,11 +3,22 @@
 import os
 from pathlib import Path
 
+import pytest
+
+HAS_GPU = Path("/dev/nvidiactl").exists()
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Waiting threads sleep. When several tests or servers share few cores, threads that spin while they wait keep the
 # others from the work that all wait for: a token of the demo model then takes 170 ms instead of 6.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Triton reads this when it is imported itself, which torch and others do at moments of their own.
-if not Path("/dev/nvidiactl").exists():
+if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a GPU are skipped without one."""
+    for item in items:
+        if not HAS_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU"))

@@ -55,17 +55,27 @@ def upload_arrays(arrays: Sequence[NDArray[np.generic]], device: torch.device) -
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
+    packed, starts = pack(arrays, pinned=device.type == "cuda")
+    return unpack(packed.to(device, non_blocking=True), starts, arrays)
+
+
+def pack(arrays: Sequence[NDArray[np.generic]], *, pinned: bool) -> tuple[torch.Tensor, list[int]]:
+    """Arrays one after the other in new memory, uint8, and where each begins: at a multiple of ``ALIGNMENT``."""
     starts, size = [], 0
     for array in arrays:
         starts.append(size)
         size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    packed = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    bytes_of_packed = packed.numpy()
+    packed = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    data = packed.numpy()
     for start, array in zip(starts, arrays, strict=True):
-        bytes_of_packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    there = packed.to(device, non_blocking=True)
+        data[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return packed, starts
+
+
+def unpack(packed: torch.Tensor, starts: list[int], arrays: Sequence[NDArray[np.generic]]) -> list[torch.Tensor]:
+    """Views of what ``pack`` made of ``arrays``, wherever it is now."""
     return [
-        there[start : start + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
+        packed[start : start + array.nbytes].view(torch.from_numpy(np.empty(0, array.dtype)).dtype).view(array.shape)
         for start, array in zip(starts, arrays, strict=True)
     ]
 
