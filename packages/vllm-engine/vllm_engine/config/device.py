@@ -23,11 +23,12 @@ _NO_DEVICE = 100
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU as its driver describes it: ``capability`` such as ``(9, 0)``, ``total`` in bytes."""
+    """A GPU as its driver describes it: ``capability`` such as ``(9, 0)``, ``total`` in bytes, ``bus_id`` its place."""
 
     name: str
     capability: tuple[int, int]
     total: int
+    bus_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,11 @@ def _driver() -> ctypes.CDLL | None:
 
 def _describe(driver: ctypes.CDLL, number: int) -> Gpu:
     device, major, minor, total = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-    name = ctypes.create_string_buffer(256)
+    name, bus_id = ctypes.create_string_buffer(256), ctypes.create_string_buffer(32)
     driver.cuDeviceGet(ctypes.byref(device), number)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
     driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
-    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), total.value)
+    driver.cuDeviceGetPCIBusId(bus_id, len(bus_id), device)
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), total.value, bus_id.value.decode())

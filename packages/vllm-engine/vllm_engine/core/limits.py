@@ -1,10 +1,12 @@
 """Numbers that depend on settings, model and machine together: lengths, budgets and the cache layout."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.groups.model import AUTO
-from vllm_engine.core.kv_cache.budget import amount, cache_budget
+from vllm_engine.core.kv_cache.budget import cache_budget
+from vllm_engine.core.kv_cache.gpu_budget import CacheBudget, no_room, sums
 from vllm_engine.core.kv_cache.layout import (
     blocks_per_request,
     bytes_per_block,
@@ -13,14 +15,16 @@ from vllm_engine.core.kv_cache.layout import (
     plan_layout,
 )
 from vllm_engine.errors import ConfigError
-from vllm_engine.execution.executor import LoadedModel
-from vllm_engine.execution.memory import DeviceMemory
+from vllm_engine.execution.executor import LoadedModel, UniExecutor
+from vllm_engine.execution.memory import DeviceMemory, NoRoom, amount
 from vllm_engine.kv_layout import KVCacheLayout
 from vllm_engine.logging import get_logger
 
 logger = get_logger(__name__)
 
 DEFAULT_BLOCK_SIZE = 16
+LARGE_GPU = 70 * 2**30
+"""Bytes from which on a GPU has so much memory, and computes so fast, that more tokens and requests a step pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,13 @@ STEP_DEFAULTS = {
 }
 """By ``performance_mode``. A step with many tokens of prompts is efficient, and everyone waits for it to end."""
 
+LARGE_GPU_DEFAULTS = {
+    "balanced": StepDefaults(8192, 512),
+    "throughput": StepDefaults(16384, 1024),
+    "interactivity": StepDefaults(2048, 256),
+}
+"""The same on a GPU with at least ``LARGE_GPU``."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -47,6 +58,55 @@ class EngineLimits:
     max_num_batched_tokens: int
     max_num_seqs: int
     layout: KVCacheLayout
+
+
+def find_limits(config: EngineConfig, model: LoadedModel, executor: UniExecutor) -> EngineLimits:
+    """``resolve_limits`` for the memory of the executor's device, where needed as the largest step leaves it.
+
+    Raises:
+        ConfigError: as ``resolve_limits``; on a GPU also where the largest step does not fit beside the weights.
+    """
+    if config.cache.kv_cache_memory_bytes is not None or config.cache.num_gpu_blocks_override is not None:
+        return resolve_limits(config, model, executor.memory())
+    try:
+        return resolve_limits(config, model, _profile(config, model, executor))
+    except NoRoom as error:
+        if error.solved:
+            raise
+        works = _smaller_step(config, model, executor)
+        raise ConfigError(f"{error}: {works}", field="max_num_batched_tokens") from error
+
+
+def _profile(config: EngineConfig, model: LoadedModel, executor: UniExecutor) -> DeviceMemory:
+    """The memory with the largest step that the settings allow. Raises ``NoRoom`` where that does not fit."""
+    longest = _longest(config, model)
+    step_tokens, max_num_seqs = _step_limits(config, longest, executor.memory())
+    groups = group_layers(model.kv_specs, hybrid=not config.scheduler.disable_hybrid_kv_cache_manager)
+    layout = KVCacheLayout(1, config.cache.block_size or DEFAULT_BLOCK_SIZE, groups)
+    return executor.profile(
+        layout, max_num_batched_tokens=step_tokens, max_num_seqs=max_num_seqs, max_model_len=longest
+    )
+
+
+def _smaller_step(config: EngineConfig, model: LoadedModel, executor: UniExecutor) -> str:
+    """Settings that work where the largest step leaves too little, found by trying."""
+    step_tokens, max_num_seqs = _step_limits(config, _longest(config, model), executor.memory())
+    while step_tokens > 1:
+        step_tokens //= 2
+        fewer = min(max_num_seqs, step_tokens)
+        scheduler = dataclasses.replace(config.scheduler, max_num_batched_tokens=step_tokens, max_num_seqs=fewer)
+        smaller = dataclasses.replace(config, scheduler=scheduler)
+        try:
+            _resolve(smaller, model, _profile(smaller, model, executor))
+        except NoRoom as error:
+            if error.solved:  # there is room for a cache, if only for a small one
+                return f"lower max_num_batched_tokens to {step_tokens}, and {str(error).rpartition(': ')[2]}"
+        except ConfigError:  # prompts that are not divided need as many tokens a step
+            break
+        else:
+            seqs = f" with max_num_seqs={fewer}" if fewer < max_num_seqs else ""
+            return f"max_num_batched_tokens={step_tokens}{seqs} is small enough"
+    return "no smaller step makes room: quantization makes the weights smaller, or another process must give way"
 
 
 def resolve_limits(config: EngineConfig, model: LoadedModel, memory: DeviceMemory) -> EngineLimits:
@@ -60,24 +120,51 @@ def resolve_limits(config: EngineConfig, model: LoadedModel, memory: DeviceMemor
     Raises:
         ConfigError: naming the setting at fault and a value that works.
     """
+    limits, budget, block_bytes = _resolve(config, model, memory)
+    layout = limits.layout
+    cache_bytes = layout.num_blocks * block_bytes
+    if config.model.max_model_len == AUTO:
+        num_blocks = config.cache.num_gpu_blocks_override or budget.num_bytes // block_bytes
+        _log_fitting(limits.max_model_len, model.max_model_len, num_blocks * block_bytes)
+    reason = budget.reason
+    if config.cache.num_gpu_blocks_override is not None:
+        reason = "as num_gpu_blocks_override says"
+    elif layout.num_blocks < budget.num_bytes // block_bytes:
+        reason = f"all that {limits.max_num_seqs} requests of full length can use"
+    if memory.use is not None:
+        logger.info("memory: %s", sums(config.cache.gpu_memory_utilization, memory.total, memory.use, cache_bytes))
+    logger.info("KV cache: %s (%s)", amount(cache_bytes), reason)
+    logger.info(
+        "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
+        layout.num_blocks,
+        layout.block_size,
+        len(layout.groups),
+        limits.max_model_len,
+        limits.max_num_seqs,
+        limits.max_num_batched_tokens,
+    )
+    return limits
+
+
+def _resolve(config: EngineConfig, model: LoadedModel, memory: DeviceMemory) -> tuple[EngineLimits, CacheBudget, int]:
+    """``resolve_limits`` without a word in the log; with the budget of the cache and the bytes of a block."""
     auto = config.model.max_model_len == AUTO
-    max_model_len = model.max_model_len
-    if auto and not config.scheduler.chunked_prefill:
-        max_model_len = min(max_model_len, config.scheduler.max_num_batched_tokens or max_model_len)
-    step_tokens, max_num_seqs = _step_limits(config, max_model_len)
+    max_model_len = _longest(config, model)
+    step_tokens, max_num_seqs = _step_limits(config, max_model_len, memory)
     block_size = config.cache.block_size or DEFAULT_BLOCK_SIZE
     hybrid = not config.scheduler.disable_hybrid_kv_cache_manager
     groups = group_layers(model.kv_specs, hybrid=hybrid)
     block_bytes = bytes_per_block(model.kv_specs, groups, block_size)
-    least = blocks_per_request(groups, block_size, 1 if auto else max_model_len, step_tokens)
-    budget = cache_budget(config.cache, memory, needed=(least + 1) * block_bytes)
-    if auto:
-        num_blocks = config.cache.num_gpu_blocks_override or budget.num_bytes // block_bytes
-        fitting = longest_request(groups, block_size, step_tokens, num_blocks - 1, max_model_len)
-        if fitting:
-            _log_fitting(fitting, model.max_model_len, num_blocks * block_bytes)
-            max_model_len = fitting
-            step_tokens, max_num_seqs = _step_limits(config, max_model_len)
+    asked = 1 if auto else max_model_len
+    needed = (blocks_per_request(groups, block_size, asked, step_tokens) + 1) * block_bytes
+    budget = cache_budget(config.cache, memory, needed=needed)
+    num_blocks = config.cache.num_gpu_blocks_override or budget.num_bytes // block_bytes
+    fitting = longest_request(groups, block_size, step_tokens, num_blocks - 1, max_model_len)
+    if memory.use is not None and config.cache.kv_cache_memory_bytes is None and fitting < asked:
+        raise no_room(config.cache.gpu_memory_utilization, memory, needed, asked, fitting)
+    if auto and fitting:
+        max_model_len = fitting
+        step_tokens, max_num_seqs = _step_limits(config, max_model_len, memory)
     layout = plan_layout(
         model.kv_specs,
         block_size=block_size,
@@ -96,28 +183,22 @@ def resolve_limits(config: EngineConfig, model: LoadedModel, memory: DeviceMemor
             f"{amount(memory.free)} are free: set kv_cache_memory_bytes to less",
             field="kv_cache_memory_bytes",
         )
-    reason = budget.reason
-    if config.cache.num_gpu_blocks_override is not None:
-        reason = "as num_gpu_blocks_override says"
-    elif layout.num_blocks < budget.num_bytes // block_bytes:
-        reason = f"all that {max_num_seqs} requests of full length can use"
-    logger.info("KV cache: %s (%s)", amount(cache_bytes), reason)
-    logger.info(
-        "KV cache: %d blocks of %d tokens in %d group(s); max_model_len %d, up to %d requests and %d tokens a step",
-        layout.num_blocks,
-        layout.block_size,
-        len(layout.groups),
-        max_model_len,
-        max_num_seqs,
-        step_tokens,
-    )
-    return EngineLimits(max_model_len, step_tokens, max_num_seqs, layout)
+    return EngineLimits(max_model_len, step_tokens, max_num_seqs, layout), budget, block_bytes
 
 
-def _step_limits(config: EngineConfig, max_model_len: int) -> tuple[int, int]:
+def _longest(config: EngineConfig, model: LoadedModel) -> int:
+    """The longest request as far as the memory allows: with ``auto``, one that a step takes where it must."""
+    longest = model.max_model_len
+    if config.model.max_model_len == AUTO and not config.scheduler.chunked_prefill:
+        longest = min(longest, config.scheduler.max_num_batched_tokens or longest)
+    return longest
+
+
+def _step_limits(config: EngineConfig, max_model_len: int, memory: DeviceMemory) -> tuple[int, int]:
     """Most tokens and most requests of a step. Errors: as of ``resolve_limits``."""
     scheduler = config.scheduler
-    defaults = STEP_DEFAULTS[config.performance_mode]
+    large = config.device.kind == "cuda" and memory.total >= LARGE_GPU
+    defaults = (LARGE_GPU_DEFAULTS if large else STEP_DEFAULTS)[config.performance_mode]
     max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
     budget = scheduler.max_num_batched_tokens
     if not scheduler.chunked_prefill:

@@ -1,31 +1,23 @@
 """How many bytes the KV cache may take, and which setting says so."""
 
 import math
-from dataclasses import dataclass
 
 from vllm_engine import envs
 from vllm_engine.config import CacheConfig
+from vllm_engine.core.kv_cache.gpu_budget import CacheBudget, gpu_budget
 from vllm_engine.errors import ConfigError
-from vllm_engine.execution.memory import DeviceMemory
+from vllm_engine.execution.memory import DeviceMemory, amount
 
 FREE_MEMORY_SHARE = 0.5
 """Part of the free memory that the KV cache may take when nothing is said: other programs live on the machine too."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheBudget:
-    """Bytes for the KV cache; ``setting`` is what to raise for more, ``reason`` how the number came about."""
-
-    num_bytes: int
-    setting: str
-    reason: str
-
-
 def cache_budget(config: CacheConfig, memory: DeviceMemory, *, needed: int) -> CacheBudget:
-    """``kv_cache_memory_bytes``, else ``VLLM_CPU_KVCACHE_SPACE``, else what the free memory allows.
+    """``kv_cache_memory_bytes``, else ``VLLM_CPU_KVCACHE_SPACE``, else what the memory allows.
 
-    That is half of what is free, but no more than what ``gpu_memory_utilization`` leaves: with the cache full, this
-    share of all memory may be in use. ``num_gpu_blocks_override`` wins over both, so they are not looked at then.
+    On a CPU that is half of what is free, but no more than what ``gpu_memory_utilization`` leaves: with the cache full,
+    this share of all memory may be in use. On a GPU, whose use was measured, it is this engine's own share, and what
+    other processes have must fit beside it. ``num_gpu_blocks_override`` wins, so none of this is looked at then.
 
     Args:
         config: the settings.
@@ -37,6 +29,8 @@ def cache_budget(config: CacheConfig, memory: DeviceMemory, *, needed: int) -> C
     """
     if config.kv_cache_memory_bytes is not None:
         return CacheBudget(config.kv_cache_memory_bytes, "kv_cache_memory_bytes", "as kv_cache_memory_bytes says")
+    if memory.use is not None:
+        return gpu_budget(config.gpu_memory_utilization, memory.total, memory.use)
     space: float | None = envs.get("VLLM_CPU_KVCACHE_SPACE")
     if space is not None:
         return CacheBudget(int(space * 2**30), "VLLM_CPU_KVCACHE_SPACE", "as VLLM_CPU_KVCACHE_SPACE says")
@@ -67,8 +61,3 @@ def _nothing_left(utilization: float, memory: DeviceMemory, needed: int, share: 
         f"{amount(memory.weights)} of them by the weights; {way_out}",
         field="gpu_memory_utilization",
     )
-
-
-def amount(num_bytes: int) -> str:
-    """A number of bytes for people: ``1.25 GiB``, ``12.3 MiB``."""
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

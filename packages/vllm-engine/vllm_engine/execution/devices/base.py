@@ -29,11 +29,13 @@ class Device(Protocol):
         """The memory as it is now; ``weights`` is how many bytes of it the model takes."""
         ...
 
-    def profile(self, weights: int, step: Callable[[], None]) -> DeviceMemory:
-        """The memory as it will be once steps run: ``step`` is the largest one. A device may know without running it.
+    def profile(self, weights: int, step: Callable[[], None], what: str) -> DeviceMemory:
+        """The memory as steps will leave it: ``step`` computes the largest one, ``what`` names it.
+
+        A device need not compute it to know.
 
         Raises:
-            ConfigError: when the step does not fit beside the weights.
+            NoRoom: when the step does not fit beside the weights.
         """
         ...
 

@@ -4,10 +4,12 @@ import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
+
 from vllm_engine.config.device import DeviceKind
 from vllm_engine.execution.devices.cuda_runtime import CudaRuntime, Runtime
 from vllm_engine.execution.kernels_in_use import tell_kernels
-from vllm_engine.execution.memory import DeviceMemory
+from vllm_engine.execution.memory import DeviceMemory, MemoryUse, NoRoom, amount
 
 
 class CudaDevice:
@@ -22,10 +24,18 @@ class CudaDevice:
     def __init__(self, runtime: Runtime | None = None) -> None:
         self._runtime: Runtime = runtime or CudaRuntime()
         self.torch_device = self._runtime.torch_device
+        self._others = self._reserved_before = 0
 
     def prepare(self) -> None:
-        """Make the device the thread's own: what allocates without naming one must not find another."""
+        """Make the device the thread's own: what allocates without naming one must not find another.
+
+        What is in use before this engine takes anything belongs to others: mostly other processes.
+        """
+        free = self._runtime.free_without_context()
+        self._reserved_before = self._runtime.reserved()
         self._runtime.use()
+        now, total = self._runtime.free_and_total()
+        self._others = max(0, total - (now if free is None else free))
 
     def settle(self, layer_bytes: int) -> None:
         """Say what computes. Threads of the CPU have no part in it."""
@@ -36,11 +46,45 @@ class CudaDevice:
         free, total = self._runtime.free_and_total()
         return DeviceMemory(total, free, weights)
 
-    def profile(self, weights: int, step: Callable[[], None]) -> DeviceMemory:
-        """What is left once the largest step has shown how much it takes."""
-        step()
+    def profile(self, weights: int, step: Callable[[], None], what: str) -> DeviceMemory:
+        """Compute the largest step, and see what it takes.
+
+        Memory counts as torch reserves it, in whole segments: that is what must be free. The step's own is the most
+        that was reserved beyond what stays, and what is in use beyond torch's and the other processes' is CUDA's.
+        """
         self.release_unused()
-        return self.memory(weights)
+        weights = self._reserved()
+        self._runtime.forget_peak()
+        try:
+            step()
+            self._runtime.synchronize()
+        except torch.OutOfMemoryError as error:
+            reserved = self._reserved()
+            self.release_unused()
+            raise NoRoom(self._too_large(what, weights, reserved), field="max_num_batched_tokens") from error
+        activations = self._runtime.peak_reserved() - self._reserved_before - weights
+        non_torch = self._non_torch()
+        self.release_unused()
+        free, total = self._runtime.free_and_total()
+        return DeviceMemory(total, free, weights, MemoryUse(weights, activations, 0, non_torch, self._others))
+
+    def _reserved(self) -> int:
+        """What torch holds of the device for this engine."""
+        return self._runtime.reserved() - self._reserved_before
+
+    def _non_torch(self) -> int:
+        """What neither torch nor anybody else has."""
+        free, total = self._runtime.free_and_total()
+        return max(0, total - free - self._others - self._reserved())
+
+    def _too_large(self, what: str, weights: int, reserved: int) -> str:
+        _, total = self._runtime.free_and_total()
+        non_torch = self._non_torch()
+        return (
+            f"the GPU's memory has no room for {what}: weights {amount(weights)} + activations of more than "
+            f"{amount(reserved - weights)} + CUDA itself {amount(non_torch)} + other processes {amount(self._others)} "
+            f"do not fit into {amount(total)}"
+        )
 
     def computing(self, num_tokens: int) -> AbstractContextManager[None]:
         """Nothing to set for a step."""

@@ -4,11 +4,18 @@ from typing import Protocol
 
 import torch
 
+from vllm_engine.config.device import find_gpus
+from vllm_engine.execution.devices import nvml
+
 
 class Runtime(Protocol):
-    """What ``CudaDevice`` knows of CUDA. Bytes, and each is of this process unless it says otherwise."""
+    """What ``CudaDevice`` knows of CUDA. All sizes are in bytes."""
 
     torch_device: torch.device
+
+    def free_without_context(self) -> int | None:
+        """What any process could take, asked without taking anything; None where nobody can say."""
+        ...
 
     def use(self) -> None:
         """Make the device the calling thread's own, and make its context."""
@@ -19,23 +26,19 @@ class Runtime(Protocol):
         ...
 
     def free_and_total(self) -> tuple[int, int]:
-        """Bytes that any process could still take, and all there are."""
+        """What any process could still take, and all there is."""
         ...
 
     def reserved(self) -> int:
-        """Bytes that torch holds of the device, whether or not a tensor is in them."""
+        """What torch holds of the device, whether or not a tensor is in it."""
         ...
 
-    def allocated(self) -> int:
-        """Bytes of tensors."""
-        ...
-
-    def peak_allocated(self) -> int:
-        """The most bytes of tensors since ``forget_peak``."""
+    def peak_reserved(self) -> int:
+        """The most of that since ``forget_peak``."""
         ...
 
     def forget_peak(self) -> None:
-        """Measure ``peak_allocated`` from now on."""
+        """Measure ``peak_reserved`` from now on."""
         ...
 
     def synchronize(self) -> None:
@@ -52,40 +55,31 @@ class CudaRuntime:
 
     torch_device = torch.device("cuda", 0)
 
+    def free_without_context(self) -> int | None:
+        gpus = find_gpus().found
+        return nvml.free_bytes(gpus[0].bus_id, gpus[0].total) if gpus else None
+
     def use(self) -> None:
-        """Make the device the calling thread's own, and make its context."""
         torch.cuda.set_device(self.torch_device)
-        torch.cuda.init()
-        torch.zeros(1, device=self.torch_device)  # the context is made by the first thing that needs one
+        torch.zeros(1, device=self.torch_device)  # the first thing that needs a context makes it
 
     def name(self) -> str:
-        """The device's name."""
         return torch.cuda.get_device_name(self.torch_device)
 
     def free_and_total(self) -> tuple[int, int]:
-        """Bytes that any process could still take, and all there are."""
         return torch.cuda.mem_get_info(self.torch_device)
 
     def reserved(self) -> int:
-        """Bytes that torch holds of the device."""
         return torch.cuda.memory_reserved(self.torch_device)
 
-    def allocated(self) -> int:
-        """Bytes of tensors."""
-        return torch.cuda.memory_allocated(self.torch_device)
-
-    def peak_allocated(self) -> int:
-        """The most bytes of tensors since ``forget_peak``."""
-        return torch.cuda.max_memory_allocated(self.torch_device)
+    def peak_reserved(self) -> int:
+        return torch.cuda.max_memory_reserved(self.torch_device)
 
     def forget_peak(self) -> None:
-        """Measure ``peak_allocated`` from now on."""
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     def synchronize(self) -> None:
-        """Wait for the device."""
         torch.cuda.synchronize(self.torch_device)
 
     def empty_cache(self) -> None:
-        """Give what torch holds without a tensor in it back to the device."""
         torch.cuda.empty_cache()
