@@ -40,8 +40,11 @@ class PagedRun:
         self.computed = [0] * num_seqs
 
     @torch.inference_mode()
-    def step(self, new_tokens: dict[int, Sequence[int]]) -> dict[int, Tensor]:
-        """Compute the next tokens of some sequences in one batch; float32 logits ``[n, V]`` of each."""
+    def step(self, new_tokens: dict[int, Sequence[int]], *, only_last: bool = False) -> dict[int, Tensor]:
+        """Compute the next tokens of some sequences in one batch; float32 logits ``[n, V]`` of each.
+
+        ``only_last`` asks for the last one of each sequence, which a model may take as leave to give no others.
+        """
         order = list(new_tokens)
         lens = [len(new_tokens[seq]) for seq in order]
         starts = [self.computed[seq] for seq in order]
@@ -56,12 +59,15 @@ class PagedRun:
             ],
             group_of_layer=self.group_of_layer,
             kv_caches=self.caches,
+            wanted=torch.tensor(lens).cumsum(0) - 1 if only_last else None,
         )
         ids = torch.tensor([token for seq in order for token in new_tokens[seq]])
         hidden = self.model(ids, positions, context)
-        assert hidden.shape[0] == len(ids)
         for seq, end in zip(order, seq_lens, strict=True):
             self.computed[seq] = end
+        if only_last and len(hidden) == len(order):
+            lens = [1] * len(order)
+        assert hidden.shape[0] == sum(lens)
         return dict(zip(order, self.model.compute_logits(hidden).split(lens), strict=True))
 
     def _metadata(self, table: Tensor, order: list[int], lens: list[int], seq_lens: list[int]) -> AttentionMetadata:

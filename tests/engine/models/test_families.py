@@ -11,6 +11,7 @@ from tests.engine.models.paged import PagedRun
 from tests.engine.models.tiny import FAMILIES, MAX_POSITIONS, VARIANTS, VOCAB_SIZE, make_tiny_model
 from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.config.groups import LoadConfig, ModelConfig
+from vllm_engine.layers.mlp import GatedMLP
 from vllm_engine.loading.loader import load_model
 from vllm_engine.models.causal_lm import CausalLM
 
@@ -74,6 +75,37 @@ def test_a_prompt_cut_into_pieces_beside_others_gives_the_logits_of_the_whole(fa
         run.step({0: first[60:]}),
     ]
     torch.testing.assert_close(torch.cat([piece[0] for piece in pieces]), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_is_asked_for_last_tokens_keeps_the_others_for_what_follows(family: str, tmp_path: Path) -> None:
+    make_tiny_model(family, tmp_path)
+    model = load(tmp_path)
+    prompts, following = random_prompts([61, 40, 1]), random_prompts([3, 1, 2], seed=1)
+    truth, run = PagedRun(model, 3, max_len=64), PagedRun(model, 3, max_len=64)
+    for tokens in (prompts, following):
+        expected = truth.step(dict(enumerate(tokens)))
+        found = run.step(dict(enumerate(tokens)), only_last=True)
+        for seq, logits in expected.items():
+            torch.testing.assert_close(found[seq][-1], logits[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2", "opt"}))
+def test_in_the_last_layer_only_the_tokens_that_are_asked_for_pass_the_feed_forward_layer(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model(family, tmp_path)
+    model = load(tmp_path)
+    rows: list[int] = []
+    forward = GatedMLP.forward
+
+    def counted(self: GatedMLP, x: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return forward(self, x, *rest, **options)
+
+    monkeypatch.setattr(GatedMLP, "forward", counted)
+    PagedRun(model, 2, max_len=40).step(dict(enumerate(random_prompts([40, 7]))), only_last=True)
+    assert rows == [47] * (model.config.num_layers - 1) + [2]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,13 +17,15 @@ class AttentionContext:
     """What the attention layers of one step need beside their inputs, made by the model runner and passed down.
 
     Lists of one entry per KV cache group: ``metadata``, and ``slot_mappings`` (int64 ``[T]``, where each token's key
-    and value go; -1 is nowhere). Lists of one entry per layer: ``group_of_layer`` and ``kv_caches``.
+    and value go; -1 is nowhere). Lists of one entry per layer: ``group_of_layer`` and ``kv_caches``. ``wanted``: the
+    tokens whose hidden states are asked for, int64 ``[R]``; None is all.
     """
 
     metadata: list[AttentionMetadata]
     slot_mappings: list[Tensor]
     group_of_layer: list[int]
     kv_caches: list[KVCache]
+    wanted: Tensor | None = None
 
 
 class Attention(TensorModule):

@@ -19,9 +19,9 @@ class PreNormBlock(TensorModule):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = mlp
 
-    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """The residual stream ``[T, H]`` before and after the block."""
-        x = self.self_attn(self.input_layernorm(x), positions, ctx, residual=x)
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, rows: Tensor | None = None) -> Tensor:
+        """The residual stream ``[T, H]`` before and after the block: after it ``rows``, int64 ``[R]``, or all."""
+        x = self.self_attn(self.input_layernorm(x), positions, ctx, residual=x, rows=rows)
         return self.mlp(self.post_attention_layernorm(x), residual=x)
 
 
@@ -37,8 +37,9 @@ class SandwichNormBlock(TensorModule):
         self.mlp = mlp
         self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.norm_eps, unit_offset=True)
 
-    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, rows: Tensor | None = None) -> Tensor:
         """As of ``PreNormBlock``. What a layer brings is normalised before it is added."""
-        brought = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), positions, ctx))
+        brought = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), positions, ctx, rows=rows))
+        x = x if rows is None else x[rows]
         normed, x = self.pre_feedforward_layernorm(brought, x)
         return add(x, self.post_feedforward_layernorm(self.mlp(normed)))

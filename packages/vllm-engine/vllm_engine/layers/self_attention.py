@@ -39,10 +39,25 @@ class SelfAttention(TensorModule):
             soft_cap=config.attention_soft_cap,
         )
         self.o_proj = Linear(config.num_heads * config.head_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
 
-    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, residual: Tensor | None = None) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added."""
-        output = self.attention(self.qkv_proj(x), ctx, positions, self.rotary)
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        ctx: AttentionContext,
+        residual: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added.
+
+        With ``rows``, int64 ``[R]``, only these come out: ``[R, H]``. The keys and values of all are kept.
+        """
+        output = self.attention(self.qkv_proj(x), ctx, positions, self.rotary, self.q_norm, self.k_norm)
+        if rows is not None:
+            output = output[rows]
+            residual = None if residual is None else residual[rows]
         return self.o_proj(output, residual)
 
 
@@ -53,8 +68,3 @@ class QKNormSelfAttention(SelfAttention):
         super().__init__(config, layer_index, rotary)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, unit_offset=unit_offset)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, unit_offset=unit_offset)
-
-    def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, residual: Tensor | None = None) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added."""
-        output = self.attention(self.qkv_proj(x), ctx, positions, self.rotary, self.q_norm, self.k_norm)
-        return self.o_proj(output, residual)

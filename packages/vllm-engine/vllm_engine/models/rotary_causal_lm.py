@@ -26,9 +26,14 @@ class RotaryDecoder(TensorModule):
         self.norm = norm
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """Embeddings ``[T, H]``, positions int64 ``[T]`` -> ``[T, H]``."""
-        for block in self.layers:
+        """Embeddings ``[T, H]``, positions int64 ``[T]`` -> ``[T, H]``, or ``[R, H]`` for the ``wanted`` of ``ctx``.
+
+        Of the others the last block keeps keys and values, which is all that anybody will read of it.
+        """
+        *blocks, last = self.layers
+        for block in blocks:
             x = block(x, positions, ctx)
+        x = last(x, positions, ctx, ctx.wanted)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -63,7 +68,7 @@ class RotaryCausalLM(CausalLM):
 
     @abstractmethod
     def block(self, config: DecoderConfig, layer_index: int, rotary: Rotary) -> nn.Module:
-        """Layer ``layer_index``: called as ``(x, positions, ctx)``, see ``layers.blocks``."""
+        """Layer ``layer_index``: called as ``(x, positions, ctx, rows)``, see ``layers.blocks``."""
 
     @property
     def embedding(self) -> Embedding:
