@@ -1,3 +1,5 @@
+from typing import Literal
+
 import torch
 import triton
 import triton.language as tl
@@ -6,9 +8,10 @@ from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
-from vllm_kernels.triton.attention_plan import MOST_SPLITS, Tiles, plan_for, rows_of_tile
+from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile
 from vllm_kernels.triton.cache import formats_of
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LAST_KEY = 2**31 - 1
@@ -236,8 +239,10 @@ def paged_attention(
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     cascade = sliding_window is None and alibi_slopes is None
-    plan = plan_for(metadata, group, head_dim, cache.num_kv_heads, cache.block_size, cascade)
-    prefix, block_d = plan.prefix, tile(0, head_dim, query.dtype)["BLOCK_D"]
+    chosen = {few: choose(query.device, few, head_dim, query.dtype, cache.key.dtype) for few in (True, False)}
+    prefill_rows = chosen[False]["BLOCK_M"]
+    plan = plan_for(metadata, group, prefill_rows, cache.num_kv_heads, cache.block_size, cascade)
+    prefix, block_d = plan.prefix, power_of_two(head_dim, 16)
     parts_of_prefix = prefix.tiles.splits if prefix else 0
     most = max((tiles.splits for tiles in plan.launches), default=0)
     parts = _parts(parts_of_prefix + most, out) if prefix or most > 1 else (None, None, None)
@@ -274,12 +279,10 @@ def paged_attention(
             GROUP=group,
             HEAD_DIM=head_dim,
             BLOCK_SIZE=cache.block_size,
-            BLOCK_M=tiles.rows,
-            **tile(tiles.rows, head_dim, query.dtype),
+            **tile(chosen[tiles.rows <= rows_of_tile(group, DECODE_ROWS)], group, head_dim),
             SPLITS=tiles.splits,
             WINDOWED=sliding_window is not None,
             CAPPED=soft_cap is not None,
-            **warps(tiles.rows, head_dim),
         )
 
     if prefix:
@@ -316,16 +319,67 @@ def _parts(count: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
     return sums, sums.new_empty(state), sums.new_empty(state)
 
 
-def tile(rows: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Keys of one turn of the loop, and columns: a tile of keys and one of values fit shared memory twice over."""
-    block_d = power_of_two(head_dim, 16)
-    keys = 64 if block_d <= 128 else 32
-    return {"BLOCK_N": keys // 2 if dtype == torch.float32 else keys, "BLOCK_D": block_d}
+def choose(where: Where, few: bool, head_dim: int, query: torch.dtype, entries: torch.dtype) -> Choice:
+    """For sequences with few new tokens, or for the others."""
+    return TILES.choose(
+        where,
+        tokens="few" if few else "many",
+        columns=power_of_two(head_dim, 16),
+        query_bits=8 * query.itemsize,
+        entry_bits=8 * entries.itemsize,
+    )
 
 
-def warps(rows: int, head_dim: int) -> dict[str, int]:
-    """Warps, and stages of the pipeline of loads."""
-    return {"num_warps": 4 if rows <= 64 else 8, "num_stages": 3 if head_dim <= 128 else 2}
+def tile(choice: Choice, group: int, head_dim: int) -> dict[str, int]:
+    """Sizes, warps and stages of a launch. A token with more heads than a tile has rows gets more of both."""
+    rows = rows_of_tile(group, choice["BLOCK_M"])
+    warps = min(choice["num_warps"] * rows // choice["BLOCK_M"], 8)
+    return {**choice, "BLOCK_M": rows, "BLOCK_D": power_of_two(head_dim, 16), "num_warps": warps}
+
+
+def _rule(tokens: str, columns: int, query_bits: int, entry_bits: int) -> Choice:
+    """A tile of keys and one of values fit shared memory twice over; wide heads take fewer rows, for the registers."""
+    keys = 64 if columns <= 128 else 32
+    return {
+        "BLOCK_M": DECODE_ROWS if tokens == "few" else 64 if columns <= 128 else 32,
+        "BLOCK_N": keys // 2 if query_bits == 32 else keys,
+        "num_warps": 4,
+        "num_stages": 3 if columns <= 128 else 2,
+    }
+
+
+def _candidates(tokens: str, columns: int, query_bits: int, entry_bits: int) -> dict[str, tuple[int, ...]]:
+    rows = (DECODE_ROWS,) if tokens == "few" else (32, 64, 128)
+    return {"BLOCK_M": rows, "BLOCK_N": (16, 32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
+
+
+def _work(
+    tokens: str,
+    columns: int,
+    query_bits: int,
+    entry_bits: int,
+    BLOCK_M: int,
+    BLOCK_N: int,
+    num_warps: int,
+    num_stages: int,
+) -> Work:
+    keys_and_values = 2 * BLOCK_N * columns * entry_bits // 8
+    bound: Literal["memory", "matrix"] = "memory" if tokens == "few" else "matrix"
+    return Work(bound, BLOCK_M * BLOCK_N, keys_and_values, BLOCK_M * columns * query_bits // 8)
+
+
+def _classes(family: str) -> list[dict[str, int | str]]:
+    return [
+        {"tokens": tokens, "columns": columns, "query_bits": 16, "entry_bits": bits}
+        for tokens in ("few", "many")
+        for columns in (64, 128, 256)
+        for bits in (8, 16, 32)
+    ]
+
+
+TILES = Tunable(
+    "attention_kernel", ("tokens", "columns", "query_bits", "entry_bits"), _rule, _candidates, _classes, _work
+)
 
 
 def _attention_configurations(family: str) -> list[Configuration]:
@@ -349,13 +403,16 @@ def _attention_configurations(family: str) -> list[Configuration]:
                         # Features with the common shape only, as they add to a kernel and do not change its tiles.
                         wanted = features if (head_dim, group) == (128, 4) and dtype == torch.bfloat16 else [{}]
                         found += [
-                            _attention_configuration(format, dtype, head_dim, group, few, splits, in_parts, **chosen)
+                            _attention_configuration(
+                                family, format, dtype, head_dim, group, few, splits, in_parts, **chosen
+                            )
                             for chosen in wanted
                         ]
     return found
 
 
 def _attention_configuration(
+    family: str,
     format: CacheFormat,
     dtype: torch.dtype,
     head_dim: int,
@@ -394,19 +451,19 @@ def _attention_configuration(
         "scale": "fp32",
         "soft_cap": "fp32",
     }
-    rows = rows_of_tile(few, group, head_dim)
+    sizes = tile(choose(family, few, head_dim, dtype, STORAGE[format]), group, head_dim)
+    num_warps, num_stages = sizes.pop("num_warps"), sizes.pop("num_stages")
     constants = {
         "HEADS": 8,
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": 16,
-        "BLOCK_M": rows,
-        **tile(rows, head_dim, dtype),
+        **sizes,
         "SPLITS": splits,
         "WINDOWED": windowed,
         "CAPPED": capped,
     }
-    return Configuration(types, constants, **warps(rows, head_dim))
+    return Configuration(types, constants, num_warps, num_stages)
 
 
 def _merge_configurations(family: str) -> list[Configuration]:

@@ -11,8 +11,6 @@ from vllm_kernels.triton.kernel import power_of_two
 
 DECODE_ROWS = 16
 """Query rows (tokens times query heads of a KV head) of a tile for sequences with few new tokens."""
-PREFILL_ROWS = 64
-"""Of a tile for the others. Wider heads take fewer, for the registers."""
 SPLIT_TOKENS = 256
 """A split has at least so many keys: less is not worth merging."""
 MOST_SPLITS = 32
@@ -70,14 +68,15 @@ class Plan:
 
 
 def plan_for(
-    metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int, block_size: int, cascade: bool
+    metadata: AttentionMetadata, group: int, prefill_rows: int, num_kv_heads: int, block_size: int, cascade: bool
 ) -> Plan:
     """Plan of a step, made at the first layer that asks.
 
     Args:
         metadata: of the step.
         group: query heads of a KV head.
-        head_dim, num_kv_heads, block_size: of the cache.
+        prefill_rows: query rows of a tile for sequences with more than a few new tokens.
+        num_kv_heads, block_size: of the cache.
         cascade: whether a common prefix may be attended to once for all: every token must see all of it, and scores
             must not depend on the token's own position.
 
@@ -85,16 +84,15 @@ def plan_for(
         ValueError: a sequence has more new tokens than tokens.
     """
     cascade = cascade and metadata.common_prefix_len >= CASCADE_TOKENS and not batch_invariance.enabled()
-    key = ("triton", group, head_dim, num_kv_heads, block_size, cascade)
+    key = ("triton", group, prefill_rows, num_kv_heads, block_size, cascade)
     plan: Plan | None = metadata.plans.get(key)
     if plan is None:
-        plan = metadata.plans[key] = _make_plan(metadata, group, head_dim, num_kv_heads, block_size, cascade)
+        plan = metadata.plans[key] = _make_plan(metadata, group, prefill_rows, num_kv_heads, block_size, cascade)
     return plan
 
 
-def rows_of_tile(few: bool, group: int, head_dim: int) -> int:
+def rows_of_tile(group: int, wanted: int) -> int:
     """Query rows of a tile: a power of two with room for at least one token's heads."""
-    wanted = DECODE_ROWS if few else (PREFILL_ROWS if head_dim <= 128 else PREFILL_ROWS // 2)
     return power_of_two(group, wanted)
 
 
@@ -106,9 +104,9 @@ def splits_of(programs: int, longest: int, processors: int, most: int = MOST_SPL
 
 
 def _make_plan(
-    metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int, block_size: int, cascade: bool
+    metadata: AttentionMetadata, group: int, prefill_rows: int, num_kv_heads: int, block_size: int, cascade: bool
 ) -> Plan:
-    few_rows = rows_of_tile(True, group, head_dim)
+    few_rows, many_rows = rows_of_tile(group, DECODE_ROWS), rows_of_tile(group, prefill_rows)
     few: list[tuple[int, int]] = []
     many: list[tuple[int, int]] = []
     longest = 0
@@ -120,15 +118,15 @@ def _make_plan(
                 few.append((seq, 0))
                 longest = max(longest, seq_len)
         else:
-            tokens = rows_of_tile(False, group, head_dim) // group
+            tokens = many_rows // group
             many.extend((seq, first) for first in range(0, query_len, tokens))
     device = metadata.seq_lens.device
     prefix = None
     if cascade:
-        prefix = _prefix_of(metadata, group, head_dim, num_kv_heads, block_size, len(few) + len(many))
+        prefix = _prefix_of(metadata, group, many_rows, num_kv_heads, block_size, len(few) + len(many))
     launches = []
     if many:
-        launches.append(_tiles(many, rows_of_tile(False, group, head_dim), 1, device))
+        launches.append(_tiles(many, many_rows, 1, device))
     if few:
         own = longest - prefix.length if prefix else longest
         most = MOST_PREFIX_SPLITS if prefix else MOST_SPLITS
@@ -138,12 +136,11 @@ def _make_plan(
 
 
 def _prefix_of(
-    metadata: AttentionMetadata, group: int, head_dim: int, num_kv_heads: int, block_size: int, tiles: int
+    metadata: AttentionMetadata, group: int, rows: int, num_kv_heads: int, block_size: int, tiles: int
 ) -> Prefix | None:
     """The common prefix, if it is worth it: otherwise each of ``tiles`` reads it."""
     length = min(metadata.common_prefix_len, _least_context(metadata)) // block_size * block_size
     num_tokens = sum(metadata.query_lens_host)
-    rows = rows_of_tile(False, group, head_dim)
     firsts = range(0, num_tokens, rows // group)
     if length < CASCADE_TOKENS or tiles < CASCADE_SHARE * len(firsts):
         return None

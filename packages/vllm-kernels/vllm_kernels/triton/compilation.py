@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vllm_kernels.triton.device import SHARED_MEMORY
 from vllm_kernels.triton.kernel import Configuration, Kernel
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -47,7 +48,10 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int) -> Co
         registers, spilled = _usage(binary.asm["cubin"])
     except Exception as error:  # whatever the compiler says is the result
         return Compiled(*where, error=f"{type(error).__name__}: {str(error).strip()[:2000]}")
-    return Compiled(*where, registers=registers, spilled=spilled, shared=binary.metadata.shared)
+    shared = binary.metadata.shared
+    room = SHARED_MEMORY[f"sm_{target}"]
+    error = f"takes {shared} bytes of shared memory, more than the {room} of a program" if shared > room else None
+    return Compiled(*where, registers=registers, spilled=spilled, shared=shared, error=error)
 
 
 def _source(kernel: Kernel, configuration: Configuration) -> ASTSource:

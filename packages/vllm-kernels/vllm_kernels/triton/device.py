@@ -10,6 +10,9 @@ MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 
 FAMILIES = tuple(MULTIPROCESSORS)
 
+SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+"""Bytes of it that a program may have on the largest GPU of each family: a KiB of what a multiprocessor has is kept."""
+
 
 def why_not(device: torch.device) -> str | None:
     """Why Triton kernels cannot serve tensors on ``device``; None when they can."""
@@ -39,8 +42,27 @@ def family_of(device: torch.device) -> str:
 
 
 @cache
-def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device."""
+def has_fp8(device: torch.device) -> bool:
+    """Whether there are instructions for e4m3: since sm_89, which counts as ``sm_80`` otherwise."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program may have. Small GPUs have less of it than the largest of their family."""
     if device.type != "cuda":
+        return SHARED_MEMORY["sm_90"]
+    from triton.runtime import driver  # it has no driver where there is no GPU
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
+@cache
+def multiprocessors(where: torch.device | str) -> int:
+    """Streaming multiprocessors of a device, or of the largest of a family."""
+    if isinstance(where, str):
+        return MULTIPROCESSORS[where]
+    if where.type != "cuda":
         return MULTIPROCESSORS["sm_90"]
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(where).multi_processor_count

@@ -17,9 +17,10 @@ from vllm_kernels.linear_weight import Activation
 from vllm_kernels.reference.fp8 import LARGEST, fill_rounded, rows_of
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.cache import rounded_to_fp8
-from vllm_kernels.triton.device import MULTIPROCESSORS, family_of, multiprocessors
+from vllm_kernels.triton.device import has_fp8, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
+from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCK_K = 128
 
@@ -33,6 +34,7 @@ class Shape:
         GROUP: rows and columns of a block, 0 where rows have scales.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         PARTS: of the columns.
+        num_warps, num_stages: as Triton has them.
     """
 
     OUT: int
@@ -41,23 +43,51 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     PARTS: int
+    num_warps: int
+    num_stages: int
 
     @classmethod
-    def choose(cls, num_rows: int, out_features: int, in_features: int, block: int | None, processors: int) -> "Shape":
-        """By the numbers of the product alone; always the same where a result must not depend on the batch."""
-        if batch_invariance.enabled():
-            return cls(out_features, in_features, block or 0, 64, 128, 1)
-        block_m = min(power_of_two(num_rows, 16), 128)
-        block_n = 64 if num_rows <= 16 else 128
-        tiles = -(-num_rows // block_m) * -(-out_features // block_n)
-        useful = max(1, min(2 * processors // tiles, in_features // 512, MOST_PARTS))
-        parts = 1 << (useful.bit_length() - 1)
-        return cls(out_features, in_features, block or 0, block_m, block_n, parts)
+    def choose(cls, num_rows: int, out_features: int, in_features: int, block: int | None, where: Where) -> "Shape":
+        """By the numbers of the product alone, on a device or for a family.
+
+        Always the same where a result must not depend on the batch.
+        """
+        alone = batch_invariance.enabled()
+        block_m = 64 if alone else min(power_of_two(num_rows, 16), 128)
+        choice = TILES.choose(where, rows=block_m, block=block or 0)
+        tiles = -(-num_rows // block_m) * -(-out_features // choice["BLOCK_N"])
+        useful = max(1, min(2 * multiprocessors(where) // tiles, in_features // 512, MOST_PARTS))
+        parts = 1 if alone else 1 << (useful.bit_length() - 1)
+        return cls(out_features, in_features, block or 0, block_m, PARTS=parts, **choice)
 
     @property
-    def warps(self) -> dict[str, int]:
-        """Warps, and stages of the pipeline of loads."""
-        return {"num_warps": 4 if self.BLOCK_M <= 32 else 8, "num_stages": 4}
+    def constants(self) -> dict[str, int]:
+        """What the kernel is compiled with, warps and stages left out."""
+        sizes = {**asdict(self), "BLOCK_K": BLOCK_K}
+        return {name: value for name, value in sizes.items() if name not in ("num_warps", "num_stages")}
+
+
+def _rule(rows: int, block: int) -> Choice:
+    return {"BLOCK_N": 64 if rows == 16 else 128, "num_warps": 4 if rows <= 32 else 8, "num_stages": 4}
+
+
+def _candidates(rows: int, block: int) -> dict[str, tuple[int, ...]]:
+    # A tile has one scale for each block of columns.
+    sizes = (32, 64, 128) if block else (32, 64, 128, 256)
+    return {"BLOCK_N": sizes, "num_warps": (4, 8), "num_stages": (2, 3, 4, 5)}
+
+
+def _work(rows: int, block: int, BLOCK_N: int, num_warps: int, num_stages: int) -> Work:
+    return Work("memory" if rows <= 32 else "matrix", rows * BLOCK_N, (rows + BLOCK_N) * BLOCK_K)
+
+
+def _classes(family: str) -> list[ShapeClass]:
+    if family == "sm_80":
+        return []
+    return [{"rows": rows, "block": block} for rows in (16, 32, 64, 128) for block in (0, BLOCK_K)]
+
+
+TILES = Tunable("fp8_product_kernel", ("rows", "block"), _rule, _candidates, _classes, _work)
 
 
 @triton.jit
@@ -162,7 +192,7 @@ class TritonFp8Weight(Fp8Weight):
         out = x.new_empty(count, self.out_features, dtype=out_dtype)
         if not count:
             return out
-        shape = Shape.choose(count, self.out_features, self.in_features, self.block, multiprocessors(x.device))
+        shape = Shape.choose(count, self.out_features, self.in_features, self.block, x.device)
         bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
         parts = parts_of(shape.PARTS, out)
         product.launch(
@@ -178,7 +208,6 @@ class TritonFp8Weight(Fp8Weight):
             count,
             **asdict(shape),
             BLOCK_K=BLOCK_K,
-            **shape.warps,
         )
         fold(parts, bias, residual, out)
         return out
@@ -188,8 +217,7 @@ class TritonFp8Weight(Fp8Weight):
 
 
 def new_weight(out_features: int, in_features: int, dtype: torch.dtype, block: int | None, gated: bool) -> Fp8Weight:
-    # Tensor cores of sm_80 have no fp8.
-    if dtype not in FLOATS or family_of(torch.get_default_device()) == "sm_80":
+    if dtype not in FLOATS or not has_fp8(torch.get_default_device()):
         return eager.new_weight(out_features, in_features, dtype, block, gated)
     return TritonFp8Weight(out_features, in_features, dtype, block, gated=gated)
 
@@ -217,7 +245,7 @@ ROUNDED = (768, 1024, 2048, 3072, 4096, 7168, 14336)
 
 def _shapes(family: str) -> list[Shape]:
     found = [
-        Shape.choose(num_rows, out_features, in_features, block, MULTIPROCESSORS[family])
+        Shape.choose(num_rows, out_features, in_features, block, family)
         for out_features, in_features in _LAYERS
         for block in (None, BLOCK_K)
         for num_rows in (1, 32, 64, 1024)
@@ -232,7 +260,7 @@ def _product_configurations(family: str) -> list[Configuration]:
             types: dict[str, str | None] = {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv"}
             types |= {"scales": "*fp32", "bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
             types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
-            found.append(Configuration(types, {**asdict(shape), "BLOCK_K": BLOCK_K}, **shape.warps))
+            found.append(Configuration(types, shape.constants, shape.num_warps, shape.num_stages))
     return found
 
 

@@ -22,6 +22,7 @@ from vllm_kernels.triton.attention_plan import splits_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 
 FEW_TOKENS = 4
 """Sequences with at most so many new tokens have the latents cut into splits."""
@@ -238,9 +239,8 @@ def latent_attention(
             NUM_HEADS=num_heads,
             **_sizes(rank, cache.rope_dim),
             BLOCK_SIZE=cache.block_size,
-            **tile(tiles.rows, query_latent.dtype),
+            **choose(query_latent.device, tiles.rows, rank, query_latent.dtype, cache.entries.dtype),
             SPLITS=tiles.splits,
-            **warps(tiles.rows),
         )
         if tiles.splits > 1:
             merge.launch(
@@ -282,14 +282,39 @@ def rows_of_tile(few: bool, num_heads: int) -> int:
     return min(power_of_two(num_heads, 16), MOST_ROWS) if few else MOST_ROWS
 
 
-def tile(rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """Rows, and latents of one turn of the loop: 36 KiB of 16 bit ones of DeepSeek's size."""
-    return {"BLOCK_M": rows, "BLOCK_N": 16 if dtype == torch.float32 else 32}
+def choose(where: Where, rows: int, rank: int, query: torch.dtype, entries: torch.dtype) -> dict[str, int]:
+    """Sizes, warps and stages of a launch."""
+    columns = power_of_two(rank, 16)
+    bits = {"query_bits": 8 * query.itemsize, "entry_bits": 8 * entries.itemsize}
+    return {"BLOCK_M": rows, **TILES.choose(where, rows=rows, columns=columns, **bits)}
 
 
-def warps(rows: int) -> dict[str, int]:
-    """Warps, and stages of the pipeline of loads."""
-    return {"num_warps": 4 if rows <= 16 else 8, "num_stages": 2}
+def _rule(rows: int, columns: int, query_bits: int, entry_bits: int) -> Choice:
+    """Latents of one turn of the loop: 36 KiB of 16 bit ones of DeepSeek's size."""
+    return {"BLOCK_N": 16 if query_bits == 32 else 32, "num_warps": 4 if rows <= 16 else 8, "num_stages": 2}
+
+
+def _candidates(rows: int, columns: int, query_bits: int, entry_bits: int) -> dict[str, tuple[int, ...]]:
+    return {"BLOCK_N": (16, 32, 64), "num_warps": (4, 8), "num_stages": (1, 2, 3)}
+
+
+def _work(
+    rows: int, columns: int, query_bits: int, entry_bits: int, BLOCK_N: int, num_warps: int, num_stages: int
+) -> Work:
+    # A rotated part beside a latent: 64 columns of DeepSeek's.
+    loaded = BLOCK_N * (columns + 64) * entry_bits // 8
+    return Work("memory", rows * BLOCK_N, loaded, rows * (columns + 64) * query_bits // 8)
+
+
+def _classes(family: str) -> list[dict[str, int | str]]:
+    return [
+        {"rows": rows, "columns": 512, "query_bits": 16, "entry_bits": bits} for rows in (16, 32) for bits in (8, 16)
+    ]
+
+
+TILES = Tunable(
+    "latent_attention_kernel", ("rows", "columns", "query_bits", "entry_bits"), _rule, _candidates, _classes, _work
+)
 
 
 def merge_constants(num_heads: int, rank: int, splits: int) -> dict[str, int]:
@@ -374,8 +399,10 @@ def _attention_configurations(family: str) -> list[Configuration]:
                     types |= dict.fromkeys((f"{name}_stride" for name in _STRIDES), "i32")
                     types |= {"num_blocks": "i32", "num_tokens": "i32", "scale": "fp32"}
                     constants: dict[str, Any] = {"NUM_HEADS": num_heads, **_sizes(512, 64), "BLOCK_SIZE": 64}
-                    constants |= {**tile(rows, dtype), "SPLITS": splits}
-                    found.append(Configuration(types, constants, **warps(rows)))
+                    sizes = choose(family, rows, 512, dtype, STORAGE[format])
+                    num_warps, num_stages = sizes.pop("num_warps"), sizes.pop("num_stages")
+                    constants |= {**sizes, "SPLITS": splits}
+                    found.append(Configuration(types, constants, num_warps, num_stages))
     return found
 
 

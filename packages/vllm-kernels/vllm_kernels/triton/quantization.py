@@ -4,7 +4,6 @@ from vllm_kernels.eager.quantization import CompactWeight
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization, QuantizedWeight
 from vllm_kernels.triton.activation import gated_by
-from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.quantized_product import Shape, multiply, multiply_rounded, round_activations
 
@@ -20,9 +19,7 @@ class TritonWeight(CompactWeight):
     ) -> torch.Tensor:
         x = self.in_order(x).contiguous()
         out = x.new_empty(len(x), self.out_features, dtype=out_dtype)
-        shape = Shape.choose(
-            len(x), self.out_features, self.in_features, self.scheme, x.dtype, multiprocessors(x.device)
-        )
+        shape = Shape.choose(len(x), self.out_features, self.in_features, self.scheme, x.dtype, x.device)
         if self.scheme.activation_bits:
             rounded = round_activations(x, self.scheme)
             multiply_rounded(rounded, self.packed, self.scales, self.zeros, bias, residual, out, shape)

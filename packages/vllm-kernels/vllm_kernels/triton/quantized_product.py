@@ -4,14 +4,18 @@ A tile of the result is summed along the columns of ``x``. With few rows there a
 into parts that go to programs of their own; a second kernel adds the parts in order.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 import triton
 import triton.language as tl
 
 from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 MOST_PARTS = 8
 ADDED = 1024
@@ -30,6 +34,7 @@ class Shape:
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop, at most a group's.
         PARTS: of the columns.
+        num_warps, num_stages: as Triton has them.
     """
 
     OUT: int
@@ -41,6 +46,8 @@ class Shape:
     BLOCK_N: int
     BLOCK_K: int
     PARTS: int
+    num_warps: int
+    num_stages: int
 
     @classmethod
     def choose(
@@ -50,27 +57,107 @@ class Shape:
         in_features: int,
         scheme: Quantization,
         dtype: torch.dtype,
-        processors: int,
+        where: Where,
     ) -> "Shape":
-        """By the numbers of the product alone."""
+        """By the numbers of the product alone, on a device or for a family."""
         group = scheme.group_size or in_features
         block_m = min(max(16, power_of_two(num_rows)), 64)
-        block_n = 64 if num_rows <= 16 else 128
         inner = scheme.activation_group if scheme.activation_bits else group
-        # A product of bytes takes at least 32 columns, and two halves of them with 4 bits.
-        least = 64 if scheme.bits == 4 else 32
-        block_k = min(power_of_two(min(inner, in_features), least), 64 if dtype == torch.float32 else 128)
-        tiles = -(-num_rows // block_m) * -(-out_features // block_n)
-        useful = min(2 * processors // max(tiles, 1), in_features // 512, MOST_PARTS)
-        parts = 1 << (max(useful, 1).bit_length() - 1)
-        return cls(
-            out_features, in_features, group, -(-in_features // group), scheme.bits, block_m, block_n, block_k, parts
+        choice = (ROUNDED_TILES if scheme.activation_bits else TILES).choose(
+            where,
+            rows=block_m,
+            bits=scheme.bits,
+            span=span_of(min(inner, in_features), scheme.bits),
+            x_bits=8 * dtype.itemsize,
         )
+        tiles = -(-num_rows // block_m) * -(-out_features // choice["BLOCK_N"])
+        useful = min(2 * multiprocessors(where) // max(tiles, 1), in_features // 512, MOST_PARTS)
+        parts = 1 << (max(useful, 1).bit_length() - 1)
+        groups = -(-in_features // group)
+        return cls(out_features, in_features, group, groups, scheme.bits, block_m, PARTS=parts, **choice)
 
     @property
-    def warps(self) -> dict[str, int]:
-        """Warps, and stages of the pipeline of loads."""
-        return {"num_warps": 4 if self.BLOCK_M <= 32 else 8, "num_stages": 4 if self.BLOCK_M <= 32 else 3}
+    def constants(self) -> dict[str, int]:
+        """What the kernel is compiled with, warps and stages left out."""
+        sizes = asdict(self)
+        return {name: value for name, value in sizes.items() if name not in ("num_warps", "num_stages")}
+
+
+def span_of(columns: int, bits: int) -> int:
+    """The most columns of a turn of the loop where ``columns`` share scales: a power of two up to 128.
+
+    A product of bytes takes at least 32 columns, and two halves of them with 4 bits.
+    """
+    return min(power_of_two(columns, 64 if bits == 4 else 32), 128)
+
+
+def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
+    few = rows <= 32
+    return {
+        "BLOCK_N": 64 if rows == 16 else 128,
+        "BLOCK_K": min(span, 64) if x_bits == 32 else span,
+        "num_warps": 4 if few else 8,
+        "num_stages": 4 if few else 3,
+    }
+
+
+def _candidates(rows: int, bits: int, span: int, x_bits: int) -> dict[str, tuple[int, ...]]:
+    least = 64 if bits == 4 else 32
+    return {
+        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4, 5),
+    }
+
+
+def _work(loaded_bits: int, rows: int, bits: int, BLOCK_N: int, BLOCK_K: int) -> Work:
+    bound: Literal["memory", "matrix"] = "memory" if rows <= 32 else "matrix"
+    return Work(bound, rows * BLOCK_N, (rows * loaded_bits + BLOCK_N * bits) * BLOCK_K // 8)
+
+
+def _work_of_floats(
+    rows: int, bits: int, span: int, x_bits: int, BLOCK_N: int, BLOCK_K: int, num_warps: int, num_stages: int
+) -> Work:
+    return _work(x_bits, rows, bits, BLOCK_N, BLOCK_K)
+
+
+def _work_of_bytes(
+    rows: int, bits: int, span: int, x_bits: int, BLOCK_N: int, BLOCK_K: int, num_warps: int, num_stages: int
+) -> Work:
+    return _work(8, rows, bits, BLOCK_N, BLOCK_K)
+
+
+def _classes_of(schemes: Iterable[Quantization]) -> list[ShapeClass]:
+    found = {
+        (
+            rows,
+            scheme.bits,
+            span_of(scheme.activation_group if scheme.activation_bits else scheme.group_size or 128, scheme.bits),
+        )
+        for scheme in schemes
+        for rows in (16, 32, 64)
+    }
+    return [{"rows": rows, "bits": bits, "span": span, "x_bits": 16} for rows, bits, span in sorted(found)]
+
+
+_FIELDS = ("rows", "bits", "span", "x_bits")
+TILES = Tunable(
+    "product_kernel",
+    _FIELDS,
+    _rule,
+    _candidates,
+    lambda family: _classes_of(scheme for scheme in SCHEMES if not scheme.activation_bits),
+    _work_of_floats,
+)
+ROUNDED_TILES = Tunable(
+    "rounded_product_kernel",
+    _FIELDS,
+    _rule,
+    _candidates,
+    lambda family: _classes_of(scheme for scheme in SCHEMES if scheme.activation_bits),
+    _work_of_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +517,6 @@ def multiply(
         parts,
         len(x),
         **asdict(shape),
-        **shape.warps,
     )
     fold(parts, bias, residual, out)
 
@@ -463,7 +549,6 @@ def multiply_rounded(
         **asdict(shape),
         X_GROUP=x.group,
         X_GROUPS=x.scales.shape[1],
-        **shape.warps,
     )
     fold(parts, bias, residual, out)
 
@@ -496,7 +581,7 @@ def fold(
         )
 
 
-SCHEMES = (
+SCHEMES: tuple[Quantization, ...] = (
     Quantization(8, None, 8),
     Quantization(4, 128, 8),
     Quantization(8, None, None),
@@ -510,32 +595,34 @@ _LAYERS = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096),
 """Rows and columns of projections of the Qwen 3 0.6B and the Llama 8B shapes."""
 
 
-def _shapes(rounded: bool) -> list[tuple[Shape, Quantization, torch.dtype]]:
+def _shapes(family: str, rounded: bool) -> list[tuple[Shape, Quantization, torch.dtype]]:
     found = []
     for scheme in SCHEMES:
         if bool(scheme.activation_bits) == rounded:
             for dtype in (torch.bfloat16, torch.float16):
                 for out_features, in_features in _LAYERS:
-                    for num_rows in (1, 32, 1024):
-                        shape = Shape.choose(num_rows, out_features, in_features, scheme, dtype, 132)
+                    for num_rows in (1, 32, 64, 1024):
+                        shape = Shape.choose(num_rows, out_features, in_features, scheme, dtype, family)
                         found.append((shape, scheme, dtype))
     return list(dict.fromkeys(found))
 
 
 def _product_configurations(family: str) -> list[Configuration]:
     return [
-        Configuration({"x": pointer(dtype), **_common(dtype, shape)}, asdict(shape), **shape.warps)
-        for shape, _, dtype in _shapes(rounded=False)
+        Configuration(
+            {"x": pointer(dtype), **_common(dtype, shape)}, shape.constants, shape.num_warps, shape.num_stages
+        )
+        for shape, _, dtype in _shapes(family, rounded=False)
     ]
 
 
 def _rounded_configurations(family: str) -> list[Configuration]:
     found = []
-    for shape, scheme, dtype in _shapes(rounded=True):
+    for shape, scheme, dtype in _shapes(family, rounded=True):
         types = {"q": "*i8", "x_scales": "*fp32", "x_sums": "*i32", **_common(dtype, shape)}
         group = scheme.activation_group
-        constants = {**asdict(shape), "X_GROUP": group, "X_GROUPS": -(-shape.IN // group)}
-        found.append(Configuration(types, constants, **shape.warps))
+        constants = {**shape.constants, "X_GROUP": group, "X_GROUPS": -(-shape.IN // group)}
+        found.append(Configuration(types, constants, shape.num_warps, shape.num_stages))
     return found
 
 
