@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from transformers import GptOssConfig
 from transformers.activations import ACT2FN
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from vllm_kernels.backend import use_face
 from vllm_kernels.ops import activation
@@ -13,7 +15,7 @@ PLAIN = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("name", [*GATED, *PLAIN])
+@pytest.mark.parametrize("name", [*GATED, "swigluoai_and_mul", *PLAIN])
 def test_activations_equal_the_float64_reference(name, dtype, level):
     torch.manual_seed(0)
     x = (4 * torch.randn(5, 3, 42)).to(dtype)
@@ -32,6 +34,17 @@ def test_gated_activations_equal_those_of_transformers(face, name):
     gate, value = torch.randn(2, 6, 16)
     ours = getattr(activation, name)(torch.cat([gate, value], dim=-1))
     assert torch.allclose(ours, ACT2FN[GATED[name]](gate) * value, rtol=1e-6, atol=1e-6)
+
+
+def test_the_clamped_gate_equals_the_one_of_transformers(face):
+    torch.manual_seed(0)
+    experts = GptOssExperts(GptOssConfig(hidden_size=8, intermediate_size=16, num_local_experts=1))
+    gate, value = 6 * torch.randn(2, 40, 16)
+    gate[0, 0] = value[1, 1] = torch.nan
+    expected = experts._apply_gate(torch.stack([gate, value], dim=-1).flatten(1))
+    ours = activation.swigluoai_and_mul(torch.cat([gate, value], dim=-1))
+    assert torch.allclose(ours, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert ours.isnan().sum() == 2
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -119,7 +119,7 @@ def test_wrong_arguments_are_named():
     gated = filled(torch.zeros(4, 8), gated=True)
     with pytest.raises(ValueError, match="weight is gated"):
         linear(x, gated)
-    with pytest.raises(ValueError, match="activation must be silu, gelu or gelu_tanh"):
+    with pytest.raises(ValueError, match="activation must be one of silu, gelu, gelu_tanh"):
         gated_linear(x, gated, "relu")
     with pytest.raises(ValueError, match="outside of the weight's 4"):
         fill(weight, torch.zeros(3, 8), 2)

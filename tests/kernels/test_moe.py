@@ -5,15 +5,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import DeepseekV3Config, MixtralConfig, Qwen3MoeConfig
+from transformers import DeepseekV3Config, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from vllm_kernels.backend import use_face
 from vllm_kernels.batch_invariance import use_batch_invariance
 from vllm_kernels.expert_weight import Routing
-from vllm_kernels.ops.moe import fill, fill_fp8, fill_quantized, moe, new_weight, route, rows
+from vllm_kernels.ops.moe import fill, fill_fp8, fill_mxfp4, fill_quantized, moe, new_weight, route, rows
+from vllm_kernels.ops.mxfp4 import fill_mxfp4 as fill_projection
+from vllm_kernels.ops.mxfp4 import new_weight as new_mxfp4
 
 ROUTERS = {
     "softmax": {"top_k": 3},
@@ -43,9 +46,12 @@ FORMATS = {
     "int4 weight only": {"format": "int4", "group_size": 24, "activation_bits": None},
 }
 GATES = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": lambda gate, value: functional.silu(gate) * value,
+    "gelu": lambda gate, value: functional.gelu(gate) * value,
+    "gelu_tanh": lambda gate, value: functional.gelu(gate, approximate="tanh") * value,
+    "swigluoai": lambda gate, value: (
+        gate.clamp(max=7) * torch.sigmoid(1.702 * gate.clamp(max=7)) * (value.clamp(-7, 7) + 1)
+    ),
 }
 
 
@@ -158,7 +164,7 @@ def rounded(x, options):
     if options.get("format") == "fp8":
         scale = x.float().abs().max() / torch.tensor(448.0)
         return (x.float() / scale).to(torch.float8_e4m3fn).double() * scale.double()
-    if options and options.get("activation_bits", 8):
+    if options.get("format") in ("int8", "int4") and options.get("activation_bits", 8):
         pieces = []
         for piece in x.float().split(options.get("group_size") or 512):
             peak = piece.abs().max().view(1)
@@ -167,16 +173,17 @@ def rounded(x, options):
     return x.double()
 
 
-def by_hand(x, routing, up, down, options, activation="silu"):
+def by_hand(x, routing, up, down, options, activation="silu", biases=None):
     """Token by token in float64; what an expert makes in between is rounded to the type of ``x``."""
+    up_bias, down_bias = (bias.double() for bias in biases) if biases else ([0] * up.num_experts,) * 2
     up_entries, down_entries = entries_of(up), entries_of(down)
     out = torch.zeros(x.shape, dtype=torch.float64)
     for token in range(len(x)):
         for expert, weight in zip(routing.experts[token].tolist(), routing.weights[token].tolist(), strict=True):
             if 0 <= expert < up.num_experts:
-                gate, value = (up_entries[expert] @ rounded(x[token], options)).chunk(2)
-                hidden = (GATES[activation](gate) * value).to(x.dtype)
-                out[token] += weight * (down_entries[expert] @ rounded(hidden, options))
+                gate, value = (up_entries[expert] @ rounded(x[token], options) + up_bias[expert]).chunk(2)
+                hidden = GATES[activation](gate, value).to(x.dtype)
+                out[token] += weight * (down_entries[expert] @ rounded(hidden, options) + down_bias[expert])
     return out
 
 
@@ -184,7 +191,9 @@ def close(result, exact, face, options=None):
     """Within a few roundings; within a per cent where 8 bits may fall to the other side of an edge in between."""
     error = (result.double() - exact).norm() / exact.norm()
     step = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}[result.dtype]
-    by_steps = options and (options["format"] == "fp8" or options.get("activation_bits", 8))
+    by_steps = (
+        options and options["format"] != "mxfp4" and (options["format"] == "fp8" or options.get("activation_bits", 8))
+    )
     rough = by_steps or (face == "eager" and result.dtype != torch.float32)
     return error < (0.01 if rough else 2 * step)
 
@@ -202,11 +211,28 @@ def test_experts_equal_a_loop_in_float64(face, name, dtype):
 
 
 @pytest.mark.parametrize("activation", GATES)
-def test_every_gate_serves(face, activation):
+@pytest.mark.parametrize("name", ["float", "int8 weight only"])
+def test_every_gate_serves(face, activation, name):
     torch.manual_seed(0)
-    weights = pair_of(3, 33, 17, torch.float32)
-    x, routing = torch.randn(5, 33), random_routing(5, 3, 2)
-    assert close(moe(x, routing, *weights, activation), by_hand(x, routing, *weights, {}, activation), face)
+    options = FORMATS[name]
+    weights = pair_of(3, 33, 17, torch.float32, **options)
+    x, routing = 4 * torch.randn(5, 33), random_routing(5, 3, 2)
+    biases = torch.randn(3, 34), torch.randn(3, 33)
+    result = moe(x, routing, *weights, activation, gate_up_bias=biases[0], down_bias=biases[1])
+    assert close(result, by_hand(x, routing, *weights, options, activation, biases), face, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [3, 50])
+def test_experts_of_mxfp4_with_biases_equal_a_loop_in_float64(face, dtype, count):
+    torch.manual_seed(0)
+    options = {"format": "mxfp4"}
+    weights, wide = pair_of(4, 96, 64, dtype, **options), pair_of(4, 96, 64, torch.float32, **options)
+    x, routing = torch.randn(count, 96).to(dtype), random_routing(count, 4, 2)
+    biases = torch.randn(4, 128).to(dtype), torch.randn(4, 96).to(dtype)
+    result = moe(x, routing, *weights, "swigluoai", gate_up_bias=biases[0], down_bias=biases[1])
+    assert result.dtype == dtype
+    assert close(result, by_hand(x, routing, *wide, options, "swigluoai", biases), face, options)
 
 
 def test_float64_is_served(face):
@@ -333,6 +359,38 @@ def test_the_experts_of_transformers(face, name):
     assert torch.allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_experts_of_gpt_oss(face):
+    torch.manual_seed(0)
+    config = GptOssConfig(hidden_size=32, intermediate_size=24, num_local_experts=6, num_experts_per_tok=2)
+    experts = GptOssExperts(config)
+    for parameter in experts.parameters():
+        parameter.normal_(std=0.5)
+    up, down = pair_of(6, 32, 24, torch.float32)
+    for expert in range(6):
+        both = experts.gate_up_proj[expert].T
+        fill(up, expert, torch.cat([both[0::2], both[1::2]]))
+        fill(down, expert, experts.down_proj[expert].T)
+    bias = torch.cat([experts.gate_up_proj_bias[:, 0::2], experts.gate_up_proj_bias[:, 1::2]], dim=1)
+    x, routing = 4 * torch.randn(9, 32), random_routing(9, 6, 2)
+    result = moe(x, routing, up, down, "swigluoai", gate_up_bias=bias, down_bias=experts.down_proj_bias)
+    expected = experts(x, routing.experts.long(), routing.weights)
+    assert torch.allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mxfp4_checkpoints_are_kept_as_they_are(face):
+    torch.manual_seed(0)
+    blocks = torch.randint(0, 256, (10, 3, 16), dtype=torch.uint8)
+    scales = torch.randint(100, 140, (10, 3), dtype=torch.uint8)
+    weight, projection = new_weight(2, 10, 96, torch.float32, format="mxfp4"), new_mxfp4(10, 96, torch.float32)
+    for start, end in ((4, 10), (0, 4)):
+        fill_mxfp4(weight, 1, blocks[start:end], scales[start:end], start)
+        fill_projection(projection, blocks[start:end], scales[start:end], start)
+    ids = torch.tensor([9, 0, 4])
+    assert torch.equal(rows(weight, 1, ids), projection.rows(ids))
+    assert 2 * 10 * 96 * 17 // 32 <= weight.nbytes <= 2 * 10 * (96 * 17 // 32 + 1)
+
+
 @pytest.mark.parametrize("name", ["int8", "int4 weight only"])
 def test_quantised_checkpoints_are_kept_as_they_are(face, name):
     torch.manual_seed(0)
@@ -387,10 +445,20 @@ def test_wrong_arguments_of_weights_are_named():
         new_weight(0, *sizes[1:])
     with pytest.raises(ValueError, match="out_features of a gated weight must be even"):
         new_weight(2, 9, 24, torch.float32, gated=True)
-    with pytest.raises(ValueError, match="format must be one of int8, int4, fp8"):
+    with pytest.raises(ValueError, match="format must be one of int8, int4, fp8, mxfp4 or None"):
         new_weight(*sizes, format="fp4")
     with pytest.raises(ValueError, match="group_size is for int8 and int4"):
         new_weight(*sizes, format="fp8", group_size=8)
+    with pytest.raises(ValueError, match="in_features must be a multiple of 32, got 24"):
+        new_weight(*sizes, format="mxfp4")
+    fourth = new_weight(2, 10, 64, torch.float32, format="mxfp4")
+    blocks, powers = torch.zeros(10, 2, 16, dtype=torch.uint8), torch.zeros(10, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="weight must be of format mxfp4"):
+        fill_mxfp4(new_weight(*sizes), 0, blocks, powers)
+    with pytest.raises(ValueError, match="expert must be from 0 to 1, got 2"):
+        fill_mxfp4(fourth, 2, blocks, powers)
+    with pytest.raises(ValueError, match="rows 1 to 11 are outside"):
+        fill_mxfp4(fourth, 0, blocks, powers, 1)
     with pytest.raises(ValueError, match="group_size must be a multiple of 8"):
         new_weight(*sizes, format="int4", group_size=12)
     plain, small, fp8 = (new_weight(*sizes, format=format) for format in (None, "int4", "fp8"))
@@ -432,5 +500,9 @@ def test_wrong_arguments_of_moe_are_named():
         moe(x, Routing(routing.experts.long(), routing.weights), up, down)
     with pytest.raises(ValueError, match=r"weights must have shape \[4, 2\]"):
         moe(x, Routing(routing.experts, routing.weights[:, :1]), up, down)
+    with pytest.raises(ValueError, match=r"gate_up_bias must have shape \[3, 16\]"):
+        moe(x, routing, up, down, gate_up_bias=torch.zeros(3, 12))
+    with pytest.raises(ValueError, match=r"down_bias must be torch.float32"):
+        moe(x, routing, up, down, down_bias=torch.zeros(3, 12).half())
     with pytest.raises(ValueError, match="activation must be one of silu"):
         moe(x, routing, up, down, "relu")

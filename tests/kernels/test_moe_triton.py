@@ -47,6 +47,7 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch):
     """Of a small model in the list: its shapes are made as those of large ones are."""
     monkeypatch.setattr(moe_product, "MODELS", ((8, 2, 64, 32),))
     monkeypatch.setattr(fp8, "ROUNDED", (64, 32))
+    monkeypatch.setattr(moe_product, "GPT_OSS", (8, 2, 64, 32))
     monkeypatch.setattr(moe_product, "SCHEMES", ())
     torch.manual_seed(0)
     dtype = torch.float16
@@ -57,6 +58,12 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch):
             for count in (3, 270) if not options else (3,):
                 routing = route(torch.randn(count, 8, dtype=dtype), 2, renormalize=True)
                 moe(torch.randn(count, 64, dtype=dtype), routing, *weights)
+        for count in (3, 100):
+            routing = route(torch.randn(count, 8, dtype=dtype), 2, renormalize=True)
+            weights = pair_of(8, 64, 32, dtype, format="mxfp4")
+            biases = torch.zeros(8, 64, dtype=dtype), torch.zeros(8, 64, dtype=dtype)
+            x = torch.randn(count, 64, dtype=dtype)
+            moe(x, routing, *weights, "swigluoai", gate_up_bias=biases[0], down_bias=biases[1])
     seen = set()
     for kernel, configuration in launches:
         if kernel.name != "round_kernel":  # that of projections

@@ -9,8 +9,8 @@ import torch
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.weight import Weight
 
-Scheme = Quantization | Literal["fp8"] | None
-"""How the entries of experts are stored: small integers, e4m3 with a scale for each row, or in the type of ``x``."""
+Scheme = Quantization | Literal["fp8", "mxfp4"] | None
+"""How entries of experts are stored: small integers, e4m3 with a scale for each row, MXFP4, or in the type of ``x``."""
 
 LARGEST_FP8 = 448.0
 """The largest number of e4m3."""
@@ -69,6 +69,10 @@ class ExpertWeight(Weight, ABC):
     @abstractmethod
     def fill_fp8(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
         """Store rows of e4m3 ``[n, in_features]`` with scales ``[n]``. Arguments are checked."""
+
+    @abstractmethod
+    def fill_mxfp4(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
+        """Store rows of MXFP4 ``[n, in_features / 2]`` with scales ``[n, in_features / 32]``. Arguments are checked."""
 
     @abstractmethod
     def rows(self, expert: int, ids: torch.Tensor) -> torch.Tensor:

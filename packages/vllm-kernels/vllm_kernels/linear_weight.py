@@ -7,8 +7,8 @@ import torch
 
 from vllm_kernels.weight import Weight
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
-"""Of a gated projection; ``gelu`` is the exact one."""
+Activation = Literal["silu", "gelu", "gelu_tanh", "swigluoai"]
+"""Of a gated projection; ``gelu`` is the exact one, ``swigluoai`` that of gpt-oss. See ``ops.activation``."""
 
 
 class LinearWeight(Weight, ABC):

@@ -40,4 +40,11 @@ inline Vec gelu(Vec x) {
 
 inline Vec relu(Vec x) { return max(zero(), x); }
 
+// The gate of gpt-oss: x sigmoid(1.702 x) (y + 1), with x at most 7, and y from -7 to 7. Bounds stand first: a NaN
+// passes.
+inline Vec swigluoai(Vec x, Vec y) {
+  x = min(splat(7.f), x);
+  return times_sigmoid(x, x * splat(1.702f)) * (max(splat(-7.f), min(splat(7.f), y)) + splat(1.f));
+}
+
 }  // namespace

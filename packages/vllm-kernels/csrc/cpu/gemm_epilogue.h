@@ -34,7 +34,7 @@ void finish(const Output& out, const float* c, int rows, int64_t row, int64_t pa
       if (gated) {
         Vec value = load(c + kHalfPanel + i);
         if (bias) value = value + fetch(bias + out.columns + column + i);
-        x = activate(out.gate, x) * value;
+        x = apply(out.gate, x, value);
       }
       if (residual) x = x + fetch(residual + i);
       if (whole)

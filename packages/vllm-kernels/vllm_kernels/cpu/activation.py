@@ -6,7 +6,7 @@ from vllm_kernels.eager import activation as eager
 _activate = Kernel("activate", POINTER, POINTER, INT64, INT32, INT32, INT32)
 _activate_and_multiply = Kernel("activate_and_multiply", POINTER, INT64, POINTER, INT64, INT64, INT32, INT32, INT32)
 
-_SILU, _GELU, _GELU_TANH, _RELU = range(4)
+_SILU, _GELU, _GELU_TANH, _RELU, _SWIGLUOAI = range(5)
 """``Kind`` of ``csrc/cpu/activation.cpp``."""
 
 
@@ -20,6 +20,10 @@ def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     return _gated(x, _GELU_TANH) if x.dtype in FLOATS else eager.gelu_tanh_and_mul(x)
+
+
+def swigluoai_and_mul(x: torch.Tensor) -> torch.Tensor:
+    return _gated(x, _SWIGLUOAI) if x.dtype in FLOATS else eager.swigluoai_and_mul(x)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ _fill = Kernel("linear_fill", POINTER, POINTER, *(INT64,) * 4, INT32, INT32)
 _rows = Kernel("linear_rows", POINTER, POINTER, POINTER, INT64, INT32)
 
 _NO_GATE = 0
-_GATES: dict[Activation, int] = {"silu": 1, "gelu": 2, "gelu_tanh": 3}
+_GATES: dict[Activation, int] = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swigluoai": 4}
 _PANEL, _PADDED_K = 64, 32
 _PIECE = 1 << 24
 """Numbers of a type that the kernels do not read, converted at a time."""

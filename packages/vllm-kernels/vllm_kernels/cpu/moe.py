@@ -2,7 +2,7 @@
 
 import torch
 
-from vllm_kernels.cpu import linear, quantization
+from vllm_kernels.cpu import linear, mxfp4, quantization
 from vllm_kernels.eager.moe import moe, route
 from vllm_kernels.expert_weight import ExpertWeight, Scheme
 from vllm_kernels.reference import moe as reference
@@ -14,5 +14,13 @@ def new_weight(
     num_experts: int, out_features: int, in_features: int, dtype: torch.dtype, scheme: Scheme, gated: bool
 ) -> ExpertWeight:
     return reference.new_weight(
-        num_experts, out_features, in_features, dtype, scheme, gated, linear.new_weight, quantization.new_weight
+        num_experts,
+        out_features,
+        in_features,
+        dtype,
+        scheme,
+        gated,
+        linear.new_weight,
+        quantization.new_weight,
+        mxfp4.new_weight,
     )

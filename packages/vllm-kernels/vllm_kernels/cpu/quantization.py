@@ -17,7 +17,7 @@ _weight_only = Kernel("weight_only_linear", POINTER, INT64, INT64, *(POINTER,) *
 _PANEL = 64
 _HEADER = 3 * _PANEL
 """Of ``csrc/cpu/quantized_layout.h``."""
-_GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3}
+_GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swigluoai": 4}
 
 
 class PackedWeight(QuantizedWeight):

@@ -9,6 +9,7 @@ _GATES = {
     "silu": activations.silu_and_mul,
     "gelu": activations.gelu_and_mul,
     "gelu_tanh": activations.gelu_tanh_and_mul,
+    "swigluoai": activations.swigluoai_and_mul,
 }
 
 

@@ -1,10 +1,10 @@
 import torch
 
-from vllm_kernels.eager import linear, quantization
+from vllm_kernels.eager import linear, mxfp4, quantization
 from vllm_kernels.expert_weight import ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.reference import moe as reference
-from vllm_kernels.reference.moe import parts_of, route
+from vllm_kernels.reference.moe import parts_of, route, row_of
 
 __all__ = ["moe", "new_weight", "route"]
 
@@ -13,12 +13,26 @@ def new_weight(
     num_experts: int, out_features: int, in_features: int, dtype: torch.dtype, scheme: Scheme, gated: bool
 ) -> ExpertWeight:
     return reference.new_weight(
-        num_experts, out_features, in_features, dtype, scheme, gated, linear.new_weight, quantization.new_weight
+        num_experts,
+        out_features,
+        in_features,
+        dtype,
+        scheme,
+        gated,
+        linear.new_weight,
+        quantization.new_weight,
+        mxfp4.new_weight,
     )
 
 
 def moe(
-    x: torch.Tensor, routing: Routing, gate_up: ExpertWeight, down: ExpertWeight, activation: Activation
+    x: torch.Tensor,
+    routing: Routing,
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    activation: Activation,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """Expert by expert, each with all of its tokens; then the sum, in the order of the routing."""
     ups, downs = parts_of(gate_up), parts_of(down)
@@ -31,8 +45,8 @@ def moe(
     pairs_of = experts.argsort(stable=True).split(experts.bincount(minlength=num_experts + 1).tolist())
     for expert, pairs in enumerate(pairs_of[:num_experts]):
         if len(pairs):
-            hidden = ups[expert].multiply_gated(x[pairs // top_k], None, activation)
-            made[pairs] = downs[expert].multiply(hidden, None, None, x.dtype)
+            hidden = ups[expert].multiply_gated(x[pairs // top_k], row_of(gate_up_bias, expert), activation)
+            made[pairs] = downs[expert].multiply(hidden, row_of(down_bias, expert), None, x.dtype)
     weights = torch.where(known, routing.weights.flatten(), 0.0).view(count, top_k).to(wide)
     out = torch.zeros(x.shape, dtype=wide, device=x.device)
     for column in range(top_k):

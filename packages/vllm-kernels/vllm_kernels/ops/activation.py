@@ -39,6 +39,17 @@ def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def swigluoai_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """The clamped gate of gpt-oss: ``g * sigmoid(1.702 g) * (v + 1)`` with ``g = min(x[..., :d], 7)`` and
+    ``v = min(max(x[..., d:], -7), 7)``.
+
+    Shapes and errors as ``silu_and_mul``. Checkpoints of gpt-oss have gate and value by turns, not as halves.
+    """
+    _check_gated(x)
+    result: torch.Tensor = face_of("activation", x.device).swigluoai_and_mul(x)
+    return result
+
+
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """Exact GELU ``0.5 x (1 + erf(x / sqrt(2)))`` (arXiv:1606.08415). Shape and dtype of ``x``."""
     result: torch.Tensor = face_of("activation", x.device).gelu(x)

@@ -1,10 +1,14 @@
 """Projections: a weight is made once, in a layout of its face's own, and multiplied many times."""
 
+from typing import get_args
+
 import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_dtype, check_floating, check_shape
 from vllm_kernels.linear_weight import Activation, LinearWeight
+
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 def new_weight(
@@ -126,7 +130,7 @@ def gated_linear(
     Args:
         x: ``[..., in_features]``, dtype of the weight.
         weight: gated: gate above value.
-        activation: ``silu``, ``gelu`` (exact) or ``gelu_tanh``; see ``ops.activation``.
+        activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` or ``swigluoai``; see ``ops.activation``.
         bias: ``[out_features]``, dtype of ``x``, or None.
 
     Returns:
@@ -138,8 +142,8 @@ def gated_linear(
     rows = _check(x, weight, bias)
     if not weight.gated:
         raise ValueError("weight is not gated: linear multiplies it")
-    if activation not in ("silu", "gelu", "gelu_tanh"):
-        raise ValueError(f"activation must be silu, gelu or gelu_tanh, got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     return weight.multiply_gated(rows, bias, activation).view(*x.shape[:-1], weight.out_features // 2)
 
 

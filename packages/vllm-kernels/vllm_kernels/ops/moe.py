@@ -8,11 +8,13 @@ from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_dtype, check_floating, check_shape
 from vllm_kernels.expert_weight import ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation
-from vllm_kernels.ops.linear import check_sizes
+from vllm_kernels.ops.linear import ACTIVATIONS, check_sizes
+from vllm_kernels.ops.mxfp4 import check_columns, checked_entries
 from vllm_kernels.ops.quantization import check_entries, scheme_of
+from vllm_kernels.quantized_weight import Quantization
 
 Score = Literal["softmax", "sigmoid"]
-Format = Literal["int8", "int4", "fp8"]
+Format = Literal["int8", "int4", "fp8", "mxfp4"]
 
 
 def route(
@@ -90,7 +92,8 @@ def new_weight(
 
     Entries are stored in ``dtype``, or as ``ops.quantization.new_weight`` describes 8 and 4 bits, or as fp8 (e4m3,
     arXiv:2209.05433) with a scale for each row: ``scale = max|w| / 448``, ``entry = round(w / scale)``; activations are
-    rounded alike as they come, with a scale for each token, and products are summed in fp32.
+    rounded alike as they come, with a scale for each token, and products are summed in fp32. ``mxfp4`` is as
+    ``ops.mxfp4.new_weight`` has it.
 
     Args:
         num_experts: how many.
@@ -98,7 +101,7 @@ def new_weight(
         dtype: of the activations that it meets, and of the results.
         device: where it lives.
         gated: holds gate and value, one above the other; ``out_features`` counts both.
-        format: ``int8``, ``int4``, ``fp8``, or None.
+        format: ``int8``, ``int4``, ``fp8``, ``mxfp4``, or None.
         group_size, activation_bits: of ``int8`` and ``int4``, see ``ops.quantization.new_weight``.
 
     Raises:
@@ -112,11 +115,13 @@ def new_weight(
     if format is not None and format not in get_args(Format):
         raise ValueError(f"format must be one of {', '.join(get_args(Format))} or None, got {format!r}")
     scheme: Scheme = None
-    if format == "fp8":
-        scheme = "fp8"
+    if format == "mxfp4":
+        check_columns(in_features)
+    if format == "fp8" or format == "mxfp4":
+        scheme = format
     elif format is not None:
         scheme = scheme_of(in_features, 8 if format == "int8" else 4, group_size, activation_bits)
-    if group_size is not None and (scheme is None or scheme == "fp8"):
+    if group_size is not None and not isinstance(scheme, Quantization):
         raise ValueError(f"group_size is for int8 and int4, got {group_size} for {format}")
     device = torch.device(device)
     with device:
@@ -156,7 +161,7 @@ def fill_quantized(
     Raises:
         ValueError: shapes, dtypes, values or the weight itself do not fit.
     """
-    if weight.scheme is None or weight.scheme == "fp8":
+    if not isinstance(weight.scheme, Quantization):
         raise ValueError("weight must be of format int8 or int4")
     _check_rows("q", weight, expert, q, start)
     check_entries(weight.scheme.bits, weight.groups, q, scales, zeros)
@@ -186,6 +191,25 @@ def fill_fp8(weight: ExpertWeight, expert: int, entries: torch.Tensor, scales: t
     weight.fill_fp8(expert, entries, scales.expand(len(entries)), start)
 
 
+def fill_mxfp4(weight: ExpertWeight, expert: int, blocks: torch.Tensor, scales: torch.Tensor, start: int = 0) -> None:
+    """Store rows of one expert that a checkpoint has as MXFP4.
+
+    Args:
+        weight: with ``format`` ``mxfp4``.
+        expert: of ``[0, num_experts)``.
+        blocks, scales, start: see ``ops.mxfp4.fill_mxfp4``.
+
+    Raises:
+        ValueError: shapes, dtypes or the weight itself do not fit.
+    """
+    if weight.scheme != "mxfp4":
+        raise ValueError("weight must be of format mxfp4")
+    _check_expert(weight, expert)
+    entries = checked_entries(weight.in_features, blocks, scales)
+    _check_span(weight, len(entries), start)
+    weight.fill_mxfp4(expert, entries, scales, start)
+
+
 def rows(weight: ExpertWeight, expert: int, ids: torch.Tensor) -> torch.Tensor:
     """What is stored of rows of one expert.
 
@@ -212,7 +236,14 @@ def rows(weight: ExpertWeight, expert: int, ids: torch.Tensor) -> torch.Tensor:
 
 
 def moe(
-    x: torch.Tensor, routing: Routing, gate_up: ExpertWeight, down: ExpertWeight, activation: Activation = "silu"
+    x: torch.Tensor,
+    routing: Routing,
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    activation: Activation = "silu",
+    *,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``sum_j weights[:, j] * down_e(activation(gate_e(x)) * value_e(x))`` with ``e = experts[:, j]``.
 
@@ -225,7 +256,9 @@ def moe(
         routing: of the ``n`` tokens, from ``route`` or made by hand.
         gate_up: gated, ``[2 * intermediate, hidden]`` an expert.
         down: not gated, ``[hidden, intermediate]`` an expert.
-        activation: ``silu``, ``gelu`` (exact) or ``gelu_tanh``.
+        activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` or ``swigluoai``; see ``ops.activation``.
+        gate_up_bias: ``[num_experts, 2 * intermediate]``, dtype of ``x``, added to gate and value; or None.
+        down_bias: ``[num_experts, hidden]``, dtype of ``x``, added before an expert's result is weighted; or None.
 
     Returns:
         ``[n, hidden]``, dtype of ``x``.
@@ -249,9 +282,13 @@ def moe(
     check_dtype("experts", routing.experts, torch.int32)
     check_shape("weights", routing.weights, tuple(routing.experts.shape))
     check_dtype("weights", routing.weights, torch.float32, torch.float64)
-    if activation not in get_args(Activation):
-        raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {activation!r}")
-    result: torch.Tensor = face_of("moe", x.device).moe(x, routing, gate_up, down, activation)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for name, bias, weight in (("gate_up_bias", gate_up_bias, gate_up), ("down_bias", down_bias, down)):
+        if bias is not None:
+            check_shape(name, bias, (weight.num_experts, weight.out_features))
+            check_dtype(name, bias, x.dtype)
+    result: torch.Tensor = face_of("moe", x.device).moe(x, routing, gate_up, down, activation, gate_up_bias, down_bias)
     return result
 
 
@@ -263,5 +300,9 @@ def _check_expert(weight: ExpertWeight, expert: int) -> None:
 def _check_rows(name: str, weight: ExpertWeight, expert: int, tensor: torch.Tensor, start: int) -> None:
     _check_expert(weight, expert)
     check_shape(name, tensor, (None, weight.in_features))
-    if start < 0 or start + len(tensor) > weight.out_features:
-        raise ValueError(f"rows {start} to {start + len(tensor)} are outside of the weight's {weight.out_features}")
+    _check_span(weight, len(tensor), start)
+
+
+def _check_span(weight: ExpertWeight, count: int, start: int) -> None:
+    if start < 0 or start + count > weight.out_features:
+        raise ValueError(f"rows {start} to {start + count} are outside of the weight's {weight.out_features}")

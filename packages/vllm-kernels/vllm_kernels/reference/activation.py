@@ -3,6 +3,9 @@ from collections.abc import Callable
 
 import torch
 
+SWIGLU_ALPHA = 1.702
+SWIGLU_LIMIT = 7.0
+
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return _gated(x, lambda z: z / (1 + torch.exp(-z)))
@@ -14,6 +17,12 @@ def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     return _gated(x, _gelu_tanh)
+
+
+def swigluoai_and_mul(x: torch.Tensor) -> torch.Tensor:
+    gate, value = _wide(x).chunk(2, dim=-1)
+    gate, value = gate.clamp(max=SWIGLU_LIMIT), value.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
+    return (gate / (1 + torch.exp(-SWIGLU_ALPHA * gate)) * (value + 1)).to(x.dtype)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:

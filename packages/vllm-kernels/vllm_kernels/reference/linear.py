@@ -7,6 +7,7 @@ GATES = {
     "silu": activations.silu_and_mul,
     "gelu": activations.gelu_and_mul,
     "gelu_tanh": activations.gelu_tanh_and_mul,
+    "swigluoai": activations.swigluoai_and_mul,
 }
 
 

@@ -4,8 +4,9 @@ import torch
 
 from vllm_kernels.expert_weight import LARGEST_FP8, ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation, LinearWeight
+from vllm_kernels.mxfp4_weight import Mxfp4Weight
 from vllm_kernels.quantized_weight import QuantizedWeight
-from vllm_kernels.reference import linear, quantization
+from vllm_kernels.reference import linear, mxfp4, quantization
 from vllm_kernels.reference.linear import GATES
 
 
@@ -31,6 +32,11 @@ class SeparateExperts(ExpertWeight):
         part = self.parts[expert]
         if isinstance(part, ScaledWeight):
             part.fill_fp8(entries, scales, start)
+
+    def fill_mxfp4(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
+        part = self.parts[expert]
+        if isinstance(part, Mxfp4Weight):
+            part.fill_mxfp4(entries, scales, start)
 
     def rows(self, expert: int, ids: torch.Tensor) -> torch.Tensor:
         return self.parts[expert].rows(ids)
@@ -111,21 +117,30 @@ def new_weight(
     gated: bool,
     plain: Callable[..., LinearWeight] = linear.new_weight,
     quantized: Callable[..., LinearWeight] = quantization.new_weight,
+    microscaled: Callable[..., LinearWeight] = mxfp4.new_weight,
 ) -> SeparateExperts:
-    """Experts that are projections of a face, which ``plain`` and ``quantized`` make."""
+    """Experts that are projections of a face, which the last arguments make."""
 
     def part() -> LinearWeight:
         if scheme is None:
             return plain(out_features, in_features, dtype, gated)
         if scheme == "fp8":
             return ScaledWeight(out_features, in_features, dtype, gated)
+        if scheme == "mxfp4":
+            return microscaled(out_features, in_features, dtype, gated)
         return quantized(out_features, in_features, dtype, scheme, gated)
 
     return SeparateExperts([part() for _ in range(num_experts)], scheme)
 
 
 def moe(
-    x: torch.Tensor, routing: Routing, gate_up: ExpertWeight, down: ExpertWeight, activation: Activation
+    x: torch.Tensor,
+    routing: Routing,
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    activation: Activation,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     ups, downs = parts_of(gate_up), parts_of(down)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -133,8 +148,8 @@ def moe(
     for token, experts in enumerate(routing.experts.tolist()):
         for column, expert in enumerate(experts):
             if 0 <= expert < gate_up.num_experts:
-                hidden = ups[expert].multiply_gated(x[token : token + 1], None, activation)
-                made = downs[expert].multiply(hidden, None, None, x.dtype)[0]
+                hidden = ups[expert].multiply_gated(x[token : token + 1], row_of(gate_up_bias, expert), activation)
+                made = downs[expert].multiply(hidden, row_of(down_bias, expert), None, x.dtype)[0]
                 out[token] += routing.weights[token, column].to(wide) * made.to(wide)
     return out.to(x.dtype)
 
@@ -144,6 +159,11 @@ def parts_of(weight: ExpertWeight) -> list[LinearWeight]:
     if not isinstance(weight, SeparateExperts):
         raise ValueError("gate_up and down must both be made by the face that multiplies them")
     return weight.parts
+
+
+def row_of(bias: torch.Tensor | None, expert: int) -> torch.Tensor | None:
+    """What an expert's projection adds, of ``[num_experts, out_features]``."""
+    return None if bias is None else bias[expert]
 
 
 def rounded_to_fp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

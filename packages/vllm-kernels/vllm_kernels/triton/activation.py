@@ -25,14 +25,27 @@ def activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def apply_gate(gate, value, KIND: tl.constexpr):
+    """``activate(gate) * value`` of fp32 numbers, or the clamped gate of gpt-oss."""
+    if KIND == "swigluoai":
+        # Not tl.minimum, which drops NaN.
+        gate = tl.where(gate > 7.0, 7.0, gate)
+        value = tl.where(value > 7.0, 7.0, tl.where(value < -7.0, -7.0, value))
+        result = gate * tl.sigmoid(1.702 * gate) * (value + 1.0)
+    else:
+        result = activate(gate, KIND) * value
+    return result
+
+
+@triton.jit
 def gated_kernel(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
-    """``out[row] = activate(x[row, :WIDTH]) * x[row, WIDTH:]`` for one row and BLOCK columns."""
+    """``out[row] = apply_gate(x[row, :WIDTH], x[row, WIDTH:])`` for one row and BLOCK columns."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     present = column < WIDTH
     gate = tl.load(x + row * (2 * WIDTH) + column, mask=present, other=0.0).to(tl.float32)
     value = tl.load(x + row * (2 * WIDTH) + WIDTH + column, mask=present, other=0.0).to(tl.float32)
-    tl.store(out + row * WIDTH + column, (activate(gate, KIND) * value).to(out.dtype.element_ty), mask=present)
+    tl.store(out + row * WIDTH + column, apply_gate(gate, value, KIND).to(out.dtype.element_ty), mask=present)
 
 
 @triton.jit
@@ -54,6 +67,10 @@ def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
     return _gated(x, "gelu_tanh") if x.dtype in FLOATS else eager.gelu_tanh_and_mul(x)
+
+
+def swigluoai_and_mul(x: torch.Tensor) -> torch.Tensor:
+    return _gated(x, "swigluoai") if x.dtype in FLOATS else eager.swigluoai_and_mul(x)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -90,11 +107,12 @@ def _plain(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def _gated_configurations(family: str) -> list[Configuration]:
+    widths = (3072, 4864, 11008, 14336, 28672)
+    pairs = [(kind, width) for kind in ("silu", "gelu", "gelu_tanh") for width in widths]
     return [
         Configuration({"x": pointer(dtype), "out": pointer(dtype)}, {"WIDTH": width, "BLOCK": BLOCK, "KIND": kind})
         for dtype in FLOATS
-        for kind in ("silu", "gelu", "gelu_tanh")
-        for width in (3072, 4864, 11008, 14336, 28672)
+        for kind, width in [*pairs, ("swigluoai", 2880)]
     ]
 
 

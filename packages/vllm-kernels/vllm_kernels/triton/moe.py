@@ -3,21 +3,25 @@ import torch
 from vllm_kernels.eager import moe as eager
 from vllm_kernels.expert_weight import ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation
+from vllm_kernels.mxfp4_weight import BLOCK
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.moe import rounded_to_fp8
+from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.reference.quantization import kept_scales, quantize
 from vllm_kernels.triton import fp8, moe_route
 from vllm_kernels.triton.device import family_of
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
 from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
+from vllm_kernels.triton.mxfp4 import tops_of
 from vllm_kernels.triton.quantized_product import round_activations
 
 
 class TritonExperts(ExpertWeight):
     """All experts in one tensor ``[num_experts, out_features, ..]``.
 
-    Entries are numbers of ``dtype`` or e4m3, bytes, or two of 4 bits a byte, the even column below.
+    Entries are numbers of ``dtype`` or e4m3, bytes, or two of 4 bits a byte, the even column below. Of MXFP4, ``tops``
+    has the greatest scale of each row.
     """
 
     def __init__(
@@ -27,25 +31,28 @@ class TritonExperts(ExpertWeight):
         rows = (num_experts, out_features)
         self.scales: torch.Tensor | None = None
         self.zeros: torch.Tensor | None = None
+        self.tops: torch.Tensor | None = None
         if scheme is None:
             self.entries = torch.empty(*rows, in_features, dtype=dtype)
         elif scheme == "fp8":
             self.entries = torch.empty(*rows, in_features, dtype=torch.float8_e4m3fn)
             self.scales = torch.empty(rows)
+        elif scheme == "mxfp4":
+            self.entries = torch.empty(*rows, in_features // 2, dtype=torch.uint8)
+            self.scales = torch.empty(*rows, in_features // BLOCK, dtype=torch.uint8)
+            self.tops = torch.empty(rows, dtype=torch.uint8)
         else:
             self.entries = torch.empty(*rows, -(-in_features * scheme.bits // 8), dtype=torch.uint8)
             self.scales = torch.empty(*rows, self.groups)
             self.zeros = torch.empty(*rows, self.groups, dtype=torch.uint8)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(0 if part is None else part.nbytes for part in (self.entries, self.scales, self.zeros))
 
     def fill(self, expert: int, rows: torch.Tensor, start: int) -> None:
         if self.scheme is None:
             self.entries[expert, start : start + len(rows)] = rows
         elif self.scheme == "fp8":
             self.fill_fp8(expert, *rounded_to_fp8(rows), start)
+        elif self.scheme == "mxfp4":
+            self.fill_mxfp4(expert, *rounded(rows), start)
         else:
             self.fill_quantized(expert, *quantize(rows, self.scheme), start)
 
@@ -61,11 +68,18 @@ class TritonExperts(ExpertWeight):
     def fill_fp8(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
         self._store(expert, start, entries, scales, None)
 
+    def fill_mxfp4(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
+        self._store(expert, start, entries, scales, None)
+        if self.tops is not None:
+            self.tops[expert, start : start + len(entries)] = tops_of(scales)
+
     def rows(self, expert: int, ids: torch.Tensor) -> torch.Tensor:
         entries = self.entries[expert][ids]
         if self.scales is None:
             return entries
         scales = self.scales[expert][ids]
+        if self.scheme == "mxfp4":
+            return numbers(entries, scales).to(self.dtype)
         if self.zeros is None or not isinstance(self.scheme, Quantization):
             return (entries.float() * scales.unsqueeze(1)).to(self.dtype)
         if self.scheme.bits == 4:
@@ -77,7 +91,13 @@ class TritonExperts(ExpertWeight):
         return ((entries.float() - zeros) * wide_scales).to(self.dtype)
 
     def multiply(
-        self, x: torch.Tensor, blocks: Blocks, count: int, pairs_of_row: int, gate: Activation | None
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        blocks: Blocks,
+        count: int,
+        pairs_of_row: int,
+        gate: Activation | None,
     ) -> torch.Tensor:
         """Rows ``[count / pairs_of_row, in_features]``, contiguous -> ``[count, ..]``, a row for each pair.
 
@@ -85,14 +105,26 @@ class TritonExperts(ExpertWeight):
         """
         out = x.new_empty(count, self.out_features // 2 if gate else self.out_features)
         shape = Shape.choose(self.out_features, self.in_features, self.scheme, self.dtype, blocks.block_m)
-        multiply(self._rows_of(x), self.entries, self.scales, self.zeros, out, blocks, pairs_of_row, gate, shape)
+        multiply(
+            self._rows_of(x),
+            self.entries,
+            self.scales,
+            self.zeros,
+            self.tops,
+            None if bias is None else bias.contiguous(),
+            out,
+            blocks,
+            pairs_of_row,
+            gate,
+            shape,
+        )
         return out
 
     def _rows_of(self, x: torch.Tensor) -> Rows:
         if self.scheme == "fp8":
             entries, scales = fp8.round_activations(x, None)
             return Rows(entries, scales.squeeze(1))
-        if self.scheme is not None and self.scheme.activation_bits:
+        if isinstance(self.scheme, Quantization) and self.scheme.activation_bits:
             rounded = round_activations(x, self.scheme)
             return Rows(rounded.q, rounded.scales, rounded.sums)
         return Rows(x)
@@ -132,14 +164,20 @@ def new_weight(
 
 
 def moe(
-    x: torch.Tensor, routing: Routing, gate_up: ExpertWeight, down: ExpertWeight, activation: Activation
+    x: torch.Tensor,
+    routing: Routing,
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    activation: Activation,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     if not isinstance(gate_up, TritonExperts) or not isinstance(down, TritonExperts):
-        return eager.moe(x, routing, gate_up, down, activation)
+        return eager.moe(x, routing, gate_up, down, activation, gate_up_bias, down_bias)
     num_experts, num_pairs = gate_up.num_experts, routing.experts.numel()
     blocks = align(routing, num_experts, rows_of_block(num_pairs, num_experts, x.dtype, (gate_up.scheme, down.scheme)))
-    hidden = gate_up.multiply(x.contiguous(), blocks, num_pairs, routing.experts.shape[1], activation)
-    made = down.multiply(hidden, blocks, num_pairs, 1, None)
+    hidden = gate_up.multiply(x.contiguous(), gate_up_bias, blocks, num_pairs, routing.experts.shape[1], activation)
+    made = down.multiply(hidden, down_bias, blocks, num_pairs, 1, None)
     out = x.new_empty(x.shape)
     combine(made, routing, num_experts, out)
     return out

@@ -1,5 +1,6 @@
 """Products of the experts with their tokens, and the weighted sum behind them."""
 
+import itertools
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,9 +11,10 @@ from vllm_kernels import batch_invariance
 from vllm_kernels.expert_weight import Routing, Scheme
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization
-from vllm_kernels.triton.activation import activate
+from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
+from vllm_kernels.triton.mxfp4 import columns_of_turn, sum_of_mxfp4
 from vllm_kernels.triton.quantized_product import sum_of_bytes, sum_of_weights_only
 
 BLOCKS_OF_A_GROUP = 16
@@ -40,7 +42,7 @@ class Shape:
 
     Args:
         OUT, IN: rows and columns of the weight of an expert.
-        GROUP, GROUPS: columns that share a scale of the weight, and how many such groups; 0 for dense and fp8.
+        GROUP, GROUPS: columns that share a scale of small integers, and how many such groups; else 0.
         BITS: of an entry that is a small integer, else 0.
         X_GROUP, X_GROUPS: the same of activations that are rounded to int8, else 0.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
@@ -73,8 +75,11 @@ class Shape:
         most = 32 if dtype == torch.float32 and scheme is None else 64 if dtype == torch.float32 else 128
         if scheme is None and block_m > 32:
             most = min(most, 64)
-        block_k = min(power_of_two(min(x_group or group or in_features, in_features), least), max(most, least))
         block_n = 64 if block_m <= 16 or (dtype == torch.float32 and scheme is None) else 128
+        if scheme == "mxfp4":
+            block_k = columns_of_turn(in_features, block_m, dtype)
+            return cls(out_features, in_features, 0, 0, 0, 0, 0, block_m, block_n, block_k)
+        block_k = min(power_of_two(min(x_group or group or in_features, in_features), least), max(most, least))
         return cls(out_features, in_features, group, groups, bits, x_group, x_groups, block_m, block_n, block_k)
 
     @property
@@ -90,7 +95,7 @@ def rows_of_block(num_pairs: int, num_experts: int, dtype: torch.dtype, schemes:
     """
     if batch_invariance.enabled():
         return 64
-    wide = dtype != torch.float32 and not any(isinstance(scheme, Quantization) for scheme in schemes)
+    wide = dtype != torch.float32 and all(scheme in (None, "fp8") for scheme in schemes)
     return min(power_of_two(-(-num_pairs // num_experts), 16), 128 if wide else 64)
 
 
@@ -131,6 +136,8 @@ def expert_product_kernel(
     weight,
     scales,
     zeros,
+    tops,
+    bias,
     out,
     pairs,
     block_experts,
@@ -155,7 +162,8 @@ def expert_product_kernel(
     Row ``pair // PAIRS_OF_ROW`` of ``x`` is multiplied; the result is row ``pair`` of ``out``. With GATE, tiles take
     rows of gate and value by turns, so that each thread has both of a pair, and ``out`` has the gated half.
     Without ``zeros``, ``x`` and ``weight`` are of one type; those of fp8 have ``x_scales`` ``[rows]`` and ``scales``
-    ``[experts, OUT]``. With ``zeros``, the weight is small integers, and with ``x_sums`` the activations, too.
+    ``[experts, OUT]``. With ``zeros``, the weight is small integers, and with ``x_sums`` the activations, too; with
+    ``tops``, it is MXFP4. ``bias`` is ``[experts, OUT]``.
     """
     COLUMNS: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     HALF: tl.constexpr = OUT // 2
@@ -175,7 +183,23 @@ def expert_product_kernel(
         if GATE != "none":
             column = column % 2 * HALF + column // 2
         weight_row = expert.to(tl.int64) * OUT + column
-        if zeros is None:
+        if tops is not None:
+            result = sum_of_mxfp4(
+                x + row.to(tl.int64) * IN,
+                in_x,
+                weight,
+                scales,
+                tops,
+                weight_row,
+                in_weight,
+                0,
+                IN // BLOCK_K,
+                IN,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+            )
+        elif zeros is None:
             result = dense_sum(
                 x + row.to(tl.int64) * IN, in_x, weight + weight_row * IN, in_weight, IN, BLOCK_M, BLOCK_N, BLOCK_K
             )
@@ -225,6 +249,8 @@ def expert_product_kernel(
                 X_GROUP,
                 X_GROUPS,
             )
+        if bias is not None:
+            result += tl.load(bias + weight_row, mask=in_weight, other=0.0).to(tl.float32)[None, :]
         if GATE == "none":
             target = pair[:, None].to(tl.int64) * OUT + column[None, :]
             tl.store(out + target, result.to(out.dtype.element_ty), mask=in_x[:, None] & in_weight[None, :])
@@ -232,7 +258,7 @@ def expert_product_kernel(
             gate, value = tl.split(tl.reshape(result, [BLOCK_M, BLOCK_N // 2, 2]))
             half_column = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
             target = pair[:, None].to(tl.int64) * HALF + half_column[None, :]
-            gated = activate(gate, GATE) * value
+            gated = apply_gate(gate, value, GATE)
             tl.store(out + target, gated.to(out.dtype.element_ty), mask=in_x[:, None] & (half_column < HALF)[None, :])
 
 
@@ -259,6 +285,8 @@ def multiply(
     weight: torch.Tensor,
     scales: torch.Tensor | None,
     zeros: torch.Tensor | None,
+    tops: torch.Tensor | None,
+    bias: torch.Tensor | None,
     out: torch.Tensor,
     blocks: Blocks,
     pairs_of_row: int,
@@ -274,6 +302,8 @@ def multiply(
         weight,
         scales,
         zeros,
+        tops,
+        bias,
         out,
         blocks.pairs,
         blocks.experts,
@@ -314,6 +344,8 @@ MODELS = (
     (128, 8, 2048, 768),  # Qwen 3 30B A3B
     (256, 8, 7168, 2048),  # DeepSeek-V3
 )
+GPT_OSS = (128, 4, 2880, 2880)
+"""The same of gpt-oss 120B: MXFP4 and biases."""
 SCHEMES: tuple[Scheme, ...] = (
     None,
     "fp8",
@@ -326,28 +358,37 @@ SCHEMES: tuple[Scheme, ...] = (
 
 def _product_configurations(family: str) -> list[Configuration]:
     found = []
-    for _, top_k, hidden, intermediate in MODELS:
-        for scheme in SCHEMES:
-            if scheme == "fp8" and family == "sm_80":
-                continue
-            for dtype in (torch.bfloat16, torch.float16):
-                for block_m in (16, 32, 64, 128):
-                    if block_m > 64 and isinstance(scheme, Quantization):
-                        continue
-                    up = Shape.choose(2 * intermediate, hidden, scheme, dtype, block_m)
-                    down = Shape.choose(hidden, intermediate, scheme, dtype, block_m)
-                    found += [_configuration(up, scheme, dtype, top_k, "silu")]
-                    found += [_configuration(down, scheme, dtype, 1, "none")]
+    for (_, top_k, hidden, intermediate), scheme in [*itertools.product(MODELS, SCHEMES), (GPT_OSS, "mxfp4")]:
+        if scheme == "fp8" and family == "sm_80":
+            continue
+        for dtype in (torch.bfloat16, torch.float16):
+            for block_m in (16, 32, 64, 128):
+                if block_m > 64 and scheme not in (None, "fp8"):
+                    continue
+                up = Shape.choose(2 * intermediate, hidden, scheme, dtype, block_m)
+                down = Shape.choose(hidden, intermediate, scheme, dtype, block_m)
+                found += [_configuration(up, scheme, dtype, top_k, "swigluoai" if scheme == "mxfp4" else "silu")]
+                found += [_configuration(down, scheme, dtype, 1, "none")]
     return list({configuration.label: configuration for configuration in found}.values())
 
 
 def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_row: int, gate: str) -> Configuration:
     kind = pointer(dtype)
     types: dict[str, str | None] = {"x": kind, "x_scales": None, "x_sums": None, "weight": kind, "scales": None}
-    types |= {"zeros": None, "out": kind, "pairs": "*i32", "block_experts": "*i32", "block_rows": "*i32"}
+    types |= {
+        "zeros": None,
+        "tops": None,
+        "bias": None,
+        "out": kind,
+        "pairs": "*i32",
+        "block_experts": "*i32",
+        "block_rows": "*i32",
+    }
     types["num_blocks"] = "i32"
     if scheme == "fp8":
         types |= {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv", "scales": "*fp32"}
+    elif scheme == "mxfp4":
+        types |= {"weight": "*u8", "scales": "*u8", "tops": "*u8", "bias": kind}
     elif scheme is not None:
         types |= {"weight": "*u8", "scales": "*fp32", "zeros": "*u8"}
         if scheme.activation_bits:
@@ -363,7 +404,7 @@ def _combine_configurations(family: str) -> list[Configuration]:
             {"HIDDEN": hidden, "TOP": top_k, "EXPERTS": experts, "BLOCK": _combine_block(hidden)},
         )
         for dtype in FLOATS
-        for experts, top_k, hidden, _ in MODELS
+        for experts, top_k, hidden, _ in (*MODELS, GPT_OSS)
     ]
 
 

@@ -19,6 +19,8 @@ from vllm_kernels.triton.device import MULTIPROCESSORS, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
 
+NO_NUMBER = tl.constexpr(NAN_SCALE)
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -92,7 +94,6 @@ def sum_of_mxfp4(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NAN: tl.constexpr,
 ):
     """A tile of fp32 sums: rows at ``x_row`` (pointers ``[BLOCK_M]``) by the rows ``column`` of the weight, in turns of
     BLOCK_K columns, here those from ``first`` to ``last``.
@@ -115,7 +116,7 @@ def sum_of_mxfp4(
         # 2^(14 + scale - top), as the bits of a fp32 number; zero where it is too small to count.
         exponent = scale - top[None, :] + 141
         factor = (tl.where(exponent > 0, exponent, 0) << 23).to(tl.float32, bitcast=True)
-        factor = tl.where(scale == NAN, float("nan"), factor)
+        factor = tl.where(scale == NO_NUMBER, float("nan"), factor)
         factor = tl.reshape(tl.broadcast_to(factor[:, None, :], [GROUPS, 16, BLOCK_N]), [BLOCK_K // 2, BLOCK_N])
         pair = tl.join(e2m1_numbers(two, factor, x_row), e2m1_numbers(two >> 4, factor, x_row))
         w = tl.reshape(tl.permute(pair, (0, 2, 1)), [BLOCK_K, BLOCK_N])
@@ -140,7 +141,6 @@ def mxfp4_product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
-    NAN: tl.constexpr,
 ):
     """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales
     ``[OUT, IN / 32]``, tops ``[OUT]``), one part of the columns.
@@ -166,7 +166,6 @@ def mxfp4_product_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
-        NAN,
     )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
@@ -209,7 +208,6 @@ class TritonMxfp4Weight(Mxfp4Weight):
             parts,
             count,
             **asdict(shape),
-            NAN=NAN_SCALE,
             **shape.warps,
         )
         fold(parts, bias, residual, out)
@@ -250,7 +248,7 @@ def _product_configurations(family: str) -> list[Configuration]:
         types: dict[str, str | None] = {"x": pointer(dtype), "weight": "*u8", "scales": "*u8", "tops": "*u8"}
         types |= {"bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
         types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
-        found.append(Configuration(types, {**asdict(shape), "NAN": NAN_SCALE}, **shape.warps))
+        found.append(Configuration(types, asdict(shape), **shape.warps))
     return found
 
 
