@@ -81,13 +81,13 @@ def unpack(packed: torch.Tensor, starts: list[int], arrays: Sequence[NDArray[np.
 
 
 def download(*tensors: torch.Tensor) -> Download:
-    """Begin to copy tensors of one device to main memory.
+    """Begin to copy tensors of a GPU, or the CPU, to main memory.
 
     On a GPU they are read when the work before is done, and may be written again by work after. On a CPU they are
     handed out as they are, so they must not change before they are used.
     """
     if not tensors or tensors[0].device.type != "cuda":
-        return Download([tensor.cpu() for tensor in tensors], None)
+        return Download(list(tensors), None)
     copies = []
     for tensor in tensors:
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
