@@ -57,7 +57,7 @@ class SleepMode:
             caches = residence_of(self._runner.cache_tensors(), self._device)
             caches.discard()
             self._note("kv_cache", caches)
-        self._device.release_unused()
+        self._release_unused(weights)
         logger.info("free memory: %.2f GiB, before %.2f GiB", self._device.memory(0).free / 2**30, before / 2**30)
 
     def wake_up(self, tag: SleepTag) -> None:
@@ -75,6 +75,7 @@ class SleepMode:
         if not residence.restore() and tag == "weights":
             self._read_into(residence)
         self._back(tag)
+        self._release_unused(residence)
 
     def reload_weights(self) -> None:
         """Read the weights again. Errors as of ``wake_up``; after one, no step passes until they have been read.
@@ -99,7 +100,7 @@ class SleepMode:
             # Nobody knows which of them were read.
             residence.discard()
             self._note("weights", residence)
-            self._device.release_unused()
+            self._release_unused(residence)
             raise
 
     def _note(self, tag: SleepTag, residence: Residence) -> None:
@@ -112,4 +113,8 @@ class SleepMode:
         self._away.pop(tag, None)
         if not self._away:
             self._runner.make_graphs()
-        self._device.release_unused()
+
+    def _release_unused(self, residence: Residence) -> None:
+        """Give back what only torch still holds. Pages need no word of torch's, and this takes half a second."""
+        if not residence.in_place:
+            self._device.release_unused()
