@@ -73,8 +73,9 @@ def find_limits(config: EngineConfig, model: LoadedModel, executor: UniExecutor)
     except NoRoom as error:
         if error.solved:
             raise
-        works = _smaller_step(config, model, executor)
-        raise ConfigError(f"{error}: {works}", field="max_num_batched_tokens") from error
+        problem = str(error)
+    works = _smaller_step(config, model, executor)
+    raise ConfigError(f"{problem}: {works}", field="max_num_batched_tokens")
 
 
 def _profile(config: EngineConfig, model: LoadedModel, executor: UniExecutor) -> DeviceMemory:

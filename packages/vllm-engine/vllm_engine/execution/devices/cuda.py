@@ -3,11 +3,12 @@
 import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from traceback import clear_frames
 
 import torch
 
 from vllm_engine.config.device import DeviceKind
-from vllm_engine.execution.devices.cuda_runtime import CudaRuntime, Runtime
+from vllm_engine.execution.devices.cuda_runtime import Runtime
 from vllm_engine.execution.kernels_in_use import tell_kernels
 from vllm_engine.execution.memory import DeviceMemory, MemoryUse, NoRoom, amount
 
@@ -16,14 +17,14 @@ class CudaDevice:
     """One GPU, the first that the process may see.
 
     Args:
-        runtime: CUDA itself; another one in tests.
+        runtime: CUDA itself, or a stand-in.
     """
 
     kind: DeviceKind = "cuda"
 
-    def __init__(self, runtime: Runtime | None = None) -> None:
-        self._runtime: Runtime = runtime or CudaRuntime()
-        self.torch_device = self._runtime.torch_device
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.torch_device = runtime.torch_device
         self._others = self._reserved_before = 0
 
     def prepare(self) -> None:
@@ -55,16 +56,13 @@ class CudaDevice:
         self.release_unused()
         weights = self._reserved()
         self._runtime.forget_peak()
-        try:
-            step()
-            self._runtime.synchronize()
-        except torch.OutOfMemoryError as error:
-            reserved = self._reserved()
+        too_large = self._too_large(step, what, weights)
+        if too_large is not None:
             self.release_unused()
-            raise NoRoom(self._too_large(what, weights, reserved), field="max_num_batched_tokens") from error
+            raise too_large
         activations = self._runtime.peak_reserved() - self._reserved_before - weights
         non_torch = self._non_torch()
-        self.release_unused()
+        self._runtime.empty_cache()
         free, total = self._runtime.free_and_total()
         return DeviceMemory(total, free, weights, MemoryUse(weights, activations, 0, non_torch, self._others))
 
@@ -77,14 +75,24 @@ class CudaDevice:
         free, total = self._runtime.free_and_total()
         return max(0, total - free - self._others - self._reserved())
 
-    def _too_large(self, what: str, weights: int, reserved: int) -> str:
-        _, total = self._runtime.free_and_total()
-        non_torch = self._non_torch()
-        return (
-            f"the GPU's memory has no room for {what}: weights {amount(weights)} + activations of more than "
-            f"{amount(reserved - weights)} + CUDA itself {amount(non_torch)} + other processes {amount(self._others)} "
-            f"do not fit into {amount(total)}"
-        )
+    def _too_large(self, step: Callable[[], None], what: str, weights: int) -> NoRoom | None:
+        """Compute the step; the error, where it does not fit. It is not raised here: an exception holds the tensors of
+        the frames that it went through.
+        """
+        try:
+            step()
+            self._runtime.synchronize()
+        except torch.OutOfMemoryError as error:
+            _, total = self._runtime.free_and_total()
+            held = self._runtime.peak_reserved() - self._reserved_before
+            clear_frames(error.__traceback__)
+            return NoRoom(
+                f"the GPU's memory has no room for {what}: weights {amount(weights)} + activations of more than "
+                f"{amount(held - weights)} + CUDA itself {amount(self._non_torch())} + other processes "
+                f"{amount(self._others)} do not fit into {amount(total)}",
+                field="max_num_batched_tokens",
+            )
+        return None
 
     def computing(self, num_tokens: int) -> AbstractContextManager[None]:
         """Nothing to set for a step."""

@@ -1,0 +1,200 @@
+"""A worker on a GPU, with a CUDA that only counts bytes: what is measured, what it adds up to, what does not fit."""
+
+import gc
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.fake_cuda import GIB, MIB, FakeCuda, use_fake_cuda
+from tests.engine.models.tiny import make_tiny_model
+from vllm_engine import LLM, SamplingParams
+from vllm_engine.config import EngineArgs
+from vllm_engine.core.engine_core import EngineCore
+from vllm_engine.core.limits import find_limits
+from vllm_engine.errors import ConfigError
+from vllm_engine.execution.devices.cuda import CudaDevice
+from vllm_engine.execution.executor import LoadedModel
+from vllm_engine.execution.memory import DeviceMemory, MemoryUse
+from vllm_engine.kv_layout import LayerKVSpec
+
+SPEC = LayerKVSpec(8, 128, "bfloat16")
+"""4 KiB a token."""
+LAYERS = 32
+
+
+class CountingExecutor:
+    """An executor whose steps only take memory of a fake GPU."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.device = CudaDevice(cuda)
+        self.device.prepare()
+        cuda.load()
+
+    def memory(self) -> DeviceMemory:
+        return self.device.memory(0)
+
+    def profile(self, layout: Any, *, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int) -> Any:
+        return self.device.profile(0, lambda: self.cuda.compute(max_num_batched_tokens, max_num_seqs), "a step")
+
+
+def limits(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, longest: int = 8192, **options: Any) -> Any:
+    use_fake_cuda(monkeypatch, cuda)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # of all that the tests have made: slow, and of no use here
+    config = EngineArgs("demo", device="cuda", **options).create_config()
+    model = LoadedModel(vocab_size=10, max_model_len=longest, kv_specs=[SPEC] * LAYERS)
+    return find_limits(config, model, CountingExecutor(cuda))  # type: ignore[arg-type]
+
+
+def cache_bytes(found: Any) -> int:
+    return int(found.layout.num_blocks * 16 * SPEC.bytes_per_token * LAYERS)
+
+
+@pytest.mark.parametrize("knows_others", [True, False])
+def test_every_byte_is_somebodys(knows_others: bool) -> None:
+    cuda = FakeCuda(knows_others=knows_others)
+    executor = CountingExecutor(cuda)
+    found = executor.profile(None, max_num_batched_tokens=8192, max_num_seqs=512, max_model_len=1)
+    context = cuda.context if knows_others else 0  # else nobody can tell it from what others have
+    assert found.use == MemoryUse(
+        weights=16 * GIB,
+        activations=8192 * MIB // 4 + 512 * MIB,
+        graphs=0,
+        non_torch=context + cuda.kernels,
+        others=GIB + cuda.context - context,
+    )
+    assert found.use.own + found.use.others == 16 * GIB + 2560 * MIB + cuda.context + cuda.kernels + GIB
+    assert found.free == 80 * GIB - GIB - cuda.context - cuda.kernels - 16 * GIB, "what the step took is given back"
+
+
+def test_the_cache_gets_what_the_share_leaves_and_the_log_adds_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vllm_engine"):
+        found = limits(FakeCuda(), monkeypatch, gpu_memory_utilization=0.5)
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (8192, 512)
+    own = 16 * GIB + 2560 * MIB + GIB // 2 + 100 * MIB
+    assert 0 <= 40 * GIB - own - cache_bytes(found) < 16 * SPEC.bytes_per_token * LAYERS
+    (line,) = [message for message in caplog.messages if message.startswith("memory: ")]
+    parts = re.fullmatch(
+        r"memory: weights (.*) GiB \+ activations (.*) GiB \+ CUDA graphs 0.0 MiB \+ CUDA itself (.*) MiB \+ "
+        r"KV cache (.*) GiB = (.*) GiB; gpu_memory_utilization=0.5 allows 40.00 GiB of 80.00 GiB, of which other "
+        r"processes have 1.00 GiB",
+        line,
+    )
+    assert parts is not None, line
+    weights, activations, cuda, cache, total = map(float, parts.groups())
+    assert weights + activations + cuda / 1024 + cache == pytest.approx(total, abs=0.02)
+    assert 39.9 < total <= 40
+
+
+def test_other_processes_leave_less_than_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = limits(FakeCuda(others=50 * GIB), monkeypatch, gpu_memory_utilization=0.9)
+    left = 30 * GIB - 16 * GIB - 2560 * MIB - GIB // 2 - 100 * MIB
+    assert 0 <= left - cache_bytes(found) < 16 * SPEC.bytes_per_token * LAYERS
+
+
+def test_a_share_too_small_names_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"no room for the KV cache of one request of 8192 tokens") as caught:
+        limits(FakeCuda(), monkeypatch, gpu_memory_utilization=0.2)
+    message = str(caught.value)
+    assert caught.value.field == "gpu_memory_utilization"
+    assert "weights 16.00 GiB + activations 2.50 GiB" in message
+    assert "KV cache 1.00 GiB = 20.10 GiB; gpu_memory_utilization=0.2 allows 16.00 GiB of 80.00 GiB" in message
+    enough = float(re.findall(r": gpu_memory_utilization=([\d.]+) is enough", message)[0])
+    assert enough < 0.3
+    limits(FakeCuda(), monkeypatch, gpu_memory_utilization=enough)
+    with pytest.raises(ConfigError):
+        limits(FakeCuda(), monkeypatch, gpu_memory_utilization=enough - 0.01)
+
+
+def test_a_request_too_long_names_a_length_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError) as caught:
+        limits(FakeCuda(), monkeypatch, longest=600_000)
+    assert caught.value.field == "max_model_len"
+    length = int(re.findall(r"max_model_len=(\d+) is enough", str(caught.value))[0])
+    assert limits(FakeCuda(), monkeypatch, longest=length).max_model_len == length
+    with pytest.raises(ConfigError):
+        limits(FakeCuda(), monkeypatch, longest=length + 16)
+    assert limits(FakeCuda(), monkeypatch, longest=600_000, max_model_len="auto").max_model_len == length
+
+
+FULL = (80 - 1 - 16) * GIB - GIB // 2 - 100 * MIB - 512 * MIB
+"""What the fake has for the tokens of a step of 512 requests."""
+
+
+@pytest.mark.parametrize("per_token", [9 * MIB, FULL // 8192], ids=["no step", "no cache"])
+def test_a_step_too_large_names_one_that_works(per_token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"weights 16\.00 GiB \+ activations") as caught:
+        limits(FakeCuda(per_token=per_token), monkeypatch, gpu_memory_utilization=1.0)
+    assert caught.value.field == "max_num_batched_tokens"
+    tokens = int(re.findall(r"max_num_batched_tokens=(\d+) is small enough", str(caught.value))[0])
+    assert tokens == 4096
+    limits(FakeCuda(per_token=per_token), monkeypatch, max_num_batched_tokens=tokens)
+
+
+def test_weights_that_leave_nothing_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no smaller step makes room: quantization"):
+        limits(FakeCuda(weights=79 * GIB - 600 * MIB), monkeypatch)
+
+
+@pytest.mark.parametrize("options", [{"kv_cache_memory_bytes": 2 * GIB}, {"num_gpu_blocks_override": 4096}])
+def test_a_cache_of_a_given_size_needs_no_profile(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    found = limits(cuda, monkeypatch, longest=1024, **options)
+    assert cuda.steps == []
+    assert found.layout.num_blocks in (2 * GIB // (16 * SPEC.bytes_per_token * LAYERS), 4096)
+
+
+@pytest.mark.parametrize(
+    ("total", "options", "expected"),
+    [
+        (80, {}, (8192, 512)),
+        (80, {"performance_mode": "throughput"}, (16384, 1024)),
+        (80, {"performance_mode": "interactivity"}, (2048, 256)),
+        (40, {}, (2048, 256)),
+    ],
+)
+def test_a_step_of_a_large_gpu_takes_more(
+    total: int, options: dict[str, Any], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = limits(FakeCuda(total=total * GIB), monkeypatch, **options)
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == expected
+
+
+def test_a_worker_profiles_and_answers_as_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_model("gemma3", tmp_path)
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "skip_tokenizer_init": True,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 24,
+        "max_model_len": 128,
+    }
+    prompts = [{"prompt_token_ids": list(range(5, 5 + count))} for count in (3, 40)]
+    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, detokenize=False)
+
+    def answers(**more: Any) -> list[list[int]]:
+        with LLM(str(tmp_path), **options, **more) as llm:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    on_cpu = answers(device="cpu", kv_cache_memory_bytes=2**24)
+    # A cache of 512 requests at full length is all that is taken of the fake's 80 GiB.
+    cuda = FakeCuda(per_token=MIB)
+    use_fake_cuda(monkeypatch, cuda)
+    assert answers() == on_cpu
+    assert cuda.calls[0] == "use"
+    assert cuda.steps[0] == (24, 4), "the largest step comes first"
+    assert cuda.calls[-1] == "synchronize"
+
+
+def test_the_whole_start_fails_with_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_model("llama", tmp_path, num_hidden_layers=1)
+    use_fake_cuda(monkeypatch, FakeCuda(per_token=40 * GIB))
+    config = EngineArgs(str(tmp_path), max_num_batched_tokens=8, max_num_seqs=4).create_config()
+    with pytest.raises(ConfigError, match=r"no room for a step of 8 tokens in 4 requests.*max_num_batched_tokens=1"):
+        EngineCore(config, tmp_path)
