@@ -45,10 +45,7 @@ class Fuzz:
         self._session = requests.Session()
 
     def send(self, case: Any, *, valid: bool) -> None:
-        """One case, made short; a valid one also with few fields, as one among many that cannot be ends it early.
-
-        What generates goes to ``/invocations``, too, of which the page tells nothing.
-        """
+        """One case, made short; a valid one also with few fields, as one among many that cannot be ends it early."""
         if not isinstance(case.body, dict):
             self._call(case)
             return
@@ -71,8 +68,6 @@ class Fuzz:
     def _call(self, case: Any) -> None:
         with contextlib.suppress(requests.exceptions.InvalidHeader):  # which cannot be sent
             self._take(case.call(base_url=self.url, session=self._session, timeout=30), case)
-        if case.path in ("/v1/completions", "/v1/chat/completions") and isinstance(case.body, dict):
-            self._take(self._session.post(f"{self.url}/invocations", json=case.body, timeout=30), case)
 
     def _take(self, response: requests.Response, case: Any) -> None:
         self.sent += 1

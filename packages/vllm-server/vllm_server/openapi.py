@@ -65,14 +65,16 @@ _TYPES = (
 )
 
 
-def body_docs(
-    request: type[msgspec.Struct], response: type[msgspec.Struct], *, error: type[msgspec.Struct] = ErrorBody
-) -> dict[str, Any]:
+Body = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...]
+"""The type of a JSON body, or those of which it is one."""
+
+
+def body_docs(request: Body, response: Body, *, error: type[msgspec.Struct] = ErrorBody) -> dict[str, Any]:
     """``openapi_extra`` of a route that takes and gives JSON."""
     return {"requestBody": {"required": True, "content": _json(request)}, **response_docs(response, error=error)}
 
 
-def response_docs(response: type[msgspec.Struct], *, error: type[msgspec.Struct] = ErrorBody) -> dict[str, Any]:
+def response_docs(response: Body, *, error: type[msgspec.Struct] = ErrorBody) -> dict[str, Any]:
     """``openapi_extra`` of a route that gives JSON."""
     return {
         "responses": {
@@ -96,5 +98,7 @@ def add_schemas(app: FastAPI) -> None:
     app.openapi = with_schemas  # type: ignore[method-assign]
 
 
-def _json(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _PREFIX + kind.__name__}}}
+def _json(body: Body) -> dict[str, Any]:
+    kinds = body if isinstance(body, tuple) else (body,)
+    schemas = [{"$ref": _PREFIX + kind.__name__} for kind in kinds]
+    return {"application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}

@@ -7,6 +7,9 @@ from starlette.responses import Response
 from vllm_engine.errors import InvalidRequest
 from vllm_server.context import context_of
 from vllm_server.json_body import parse_object, read_json_body
+from vllm_server.openapi import body_docs
+from vllm_server.protocol.chat import ChatCompletion, ChatRequest
+from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.routes import chat, completions
 from vllm_server.routes.direct_route import DirectRoute
 
@@ -16,7 +19,7 @@ _BY_FIELD = {"messages": chat.answer, "prompt": completions.answer, "prompt_embe
 """The field that only requests of one route have -> what answers them."""
 
 
-@router.post("/invocations")
+@router.post("/invocations", openapi_extra=body_docs((ChatRequest, CompletionRequest), (ChatCompletion, Completion)))
 async def invoke(raw: Request) -> Response:
     """As ``/v1/chat/completions`` for a body with ``messages``, as ``/v1/completions`` for one with ``prompt``."""
     context_of(raw).in_flight.check_open()

@@ -32,7 +32,7 @@ MAX_TOKENS = 1 << 20
 """Most tokens of one request: far more than any model reads."""
 
 
-@router.post("/tokenize", openapi_extra=body_docs(TokenizeTextRequest, Tokens))
+@router.post("/tokenize", openapi_extra=body_docs((TokenizeTextRequest, TokenizeChatRequest), Tokens))
 async def tokenize(raw: Request) -> Response:
     """The token ids of a prompt, or of a conversation (``messages``)."""
     context = context_of(raw)
