@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.fake_cuda import pretend_gpu
 from vllm_engine.config import EngineArgs
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.errors import ConfigError
@@ -15,7 +16,7 @@ FLASHMLA_MEGA_ATTN_DSV41 FLASHMLA_SPARSE FLASHMLA_SPARSE_DSV4 FLASHMLA_SPARSE_DS
 FLASH_ATTN_MLA FLASH_ATTN_MLA_SPARSE FLASH_ATTN_MLA_SPARSE_FA4 FLEX_ATTENTION GDN_ATTN HPC_ATTN LINEAR MAMBA1 MAMBA2
 MINIMAX_M3_SPARSE NO_ATTENTION ROCM_AITER_FA ROCM_AITER_MLA ROCM_AITER_MLA_SPARSE ROCM_AITER_TRITON_MLA
 ROCM_AITER_UNIFIED_ATTN ROCM_ATTN ROCM_FLASHMLA_SPARSE_DSV4 ROCM_FLASHMLA_SPARSE_DSV41 ROCM_OCTAVE ROCM_SEGMENTED_ATTN
-SHORT_CONV STEP5_DSA TOKENSPEED_MLA TRITON_ATTN TRITON_ATTN_DIFFKV TRITON_FLASHINFER TRITON_FLASH_ATTN TRITON_MLA
+SHORT_CONV STEP5_DSA TOKENSPEED_MLA TRITON_ATTN_DIFFKV TRITON_FLASHINFER TRITON_FLASH_ATTN TRITON_MLA
 TRITON_MSA TURBOQUANT ULTRAQUANT XFORMERS XPU_MLA_SPARSE
 """.split()
 """Attention backends of the documentation that this version does not have."""
@@ -31,7 +32,7 @@ def test_a_documented_backend_that_is_not_here_is_refused_with_those_that_are(na
         faces(attention_backend=name)
     message = str(caught.value)
     assert message.startswith(f"attention_backend={name} cannot be honoured: ")
-    assert "; possible: CPU_ATTN, TORCH_SDPA, REFERENCE" in message
+    assert "; possible: CPU_ATTN, TRITON_ATTN, TORCH_SDPA, REFERENCE" in message
     assert caught.value.field == "attention_backend"
 
 
@@ -54,10 +55,29 @@ def test_a_wrong_variable_is_blamed_and_only_where_no_flag_is_given(monkeypatch:
 @pytest.mark.parametrize("function", ["rms_norm", "fused_add_rms_norm"])
 @pytest.mark.parametrize("names", [["vllm_c"], ["cpu", "vllm_c"], [""]])
 def test_an_unknown_implementation_of_a_norm_is_refused(function: str, names: list[str]) -> None:
-    words = f"^ir_op_priority.{function}=.* is not known; possible: cpu, eager, ref"
+    words = f"^ir_op_priority.{function}=.* is not known; possible: cpu, triton, eager, ref"
     with pytest.raises(ConfigError, match=words) as caught:
         faces(ir_op_priority={function: names})
     assert caught.value.field == f"ir_op_priority.{function}"
+
+
+def test_kernels_of_another_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch)
+    for device, backend, norm, there in (
+        ("cuda", "CPU_ATTN", "cpu", "a CPU"),
+        ("cpu", "triton_attn", "triton", "a GPU"),
+    ):
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        words = f"={backend} cannot be honoured: these kernels are for {there}"
+        with pytest.raises(ConfigError, match=words) as caught:
+            faces(device=device, attention_backend=backend)
+        assert caught.value.field == "attention_backend"
+        with pytest.raises(ConfigError, match=rf"ir_op_priority\.rms_norm={norm} cannot be honoured"):
+            faces(device=device, ir_op_priority={"rms_norm": [norm]})
+    for device in ("cuda", "cpu"):
+        monkeypatch.setenv("TRITON_INTERPRET", "1" if device == "cpu" else "0")
+        chosen = faces(device=device, attention_backend="TRITON_ATTN", ir_op_priority={"rms_norm": ["triton"]})
+        assert chosen == {"attention": "triton", "norm.rms_norm": "triton"}
 
 
 def test_without_a_word_the_machine_decides() -> None:

@@ -1,23 +1,33 @@
 """Which kernels the settings ask for, by the names of their operations in ``vllm_kernels``."""
 
+import os
+
 from vllm_engine import envs
+from vllm_engine.config.device import DeviceKind
 from vllm_engine.config.groups import EngineConfig
 from vllm_engine.config.names import refuse_name
+from vllm_engine.errors import ConfigError
 
-_ATTENTION = {"CPU_ATTN": "cpu", "TORCH_SDPA": "eager", "REFERENCE": "reference"}
+_ATTENTION = {"CPU_ATTN": "cpu", "TRITON_ATTN": "triton", "TORCH_SDPA": "eager", "REFERENCE": "reference"}
 """Attention backend -> face of ``vllm_kernels``."""
 
-_NORMS = {"cpu": "cpu", "eager": "eager", "reference": "reference", "native": "reference"}
+_NORMS = {"cpu": "cpu", "triton": "triton", "eager": "eager", "reference": "reference", "native": "reference"}
 """Implementation of a norm -> face. ``native`` is plain torch."""
+
+_NOT_ON = {
+    ("cuda", "cpu"): "these kernels are for a CPU, and the device is a GPU",
+    ("cpu", "triton"): "these kernels are for a GPU, and the device is the CPU (TRITON_INTERPRET=1 runs them anywhere)",
+}
+"""Device and face that do not go together, with the reason."""
 
 _ELSEWHERE = {
     **dict.fromkeys(
         """
         B12X FLASHINFER FLASH_ATTN FLASH_ATTN_DIFFKV FLEX_ATTENTION HPC_ATTN ROCM_AITER_FA ROCM_AITER_UNIFIED_ATTN
-        ROCM_ATTN ROCM_OCTAVE ROCM_SEGMENTED_ATTN TRITON_ATTN TRITON_ATTN_DIFFKV TRITON_FLASHINFER TRITON_FLASH_ATTN
+        ROCM_ATTN ROCM_OCTAVE ROCM_SEGMENTED_ATTN TRITON_ATTN_DIFFKV TRITON_FLASHINFER TRITON_FLASH_ATTN
         TURBOQUANT ULTRAQUANT XFORMERS
         """.split(),
-        "these kernels are for another device, and this version runs on a CPU",
+        "this version has kernels of its own: CPU_ATTN for a CPU, TRITON_ATTN for a GPU",
     ),
     **dict.fromkeys(
         """
@@ -49,11 +59,20 @@ def kernel_faces(config: EngineConfig) -> dict[str, str]:
         field, backend = "VLLM_ATTENTION_BACKEND", envs.get("VLLM_ATTENTION_BACKEND")
     if backend:
         refuse_name(field, backend, _ATTENTION, _ELSEWHERE)
-        faces["attention"] = _ATTENTION[backend.upper()]
+        faces["attention"] = _face(field, backend, _ATTENTION[backend.upper()], config.device.kind)
     priority = config.kernel.ir_op_priority
     for function, names in (("rms_norm", priority.rms_norm), ("fused_add_rms_norm", priority.fused_add_rms_norm)):
         for name in names:
             refuse_name(f"ir_op_priority.{function}", name, _NORMS)
         if names:
-            faces[f"norm.{function}"] = _NORMS[names[0].lower()]
+            field, face = f"ir_op_priority.{function}", _NORMS[names[0].lower()]
+            faces[f"norm.{function}"] = _face(field, names[0], face, config.device.kind)
     return faces
+
+
+def _face(field: str, name: str, face: str, device: DeviceKind) -> str:
+    """The face. Raises ``ConfigError`` where it is not for the device."""
+    because = _NOT_ON.get((device, face))
+    if because is None or (face == "triton" and os.environ.get("TRITON_INTERPRET", "") not in ("", "0")):
+        return face
+    raise ConfigError(f"{field}={name} cannot be honoured: {because}", field=field)

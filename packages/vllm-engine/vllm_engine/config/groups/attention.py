@@ -6,7 +6,7 @@ from typing import Literal
 from vllm_engine.config.groups.types import Positive
 from vllm_engine.config.option import key, option
 
-_GPU = "it chooses among GPU kernels, and this version runs on a CPU"
+_OTHERS = "it chooses among kernels of others, and this version has its own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,31 +15,36 @@ class AttentionConfig:
 
     backend: str | None = option(
         None,
-        help="kernels that compute attention: CPU_ATTN or TORCH_SDPA (the fast ones), REFERENCE; unset: the fast ones",
+        help="kernels that compute attention: CPU_ATTN on a CPU, TRITON_ATTN on a GPU, TORCH_SDPA, REFERENCE; unset: the "
+        "fast ones",
         flag="--attention-backend",
         metavar="BACKEND",
     )
-    flash_attn_version: Literal[2, 3, 4] | None = key(None, help="version of FlashAttention", unsupported=_GPU)
-    use_prefill_decode_attention: bool = key(False, help="separate kernels for prefill and decode", unsupported=_GPU)
+    flash_attn_version: Literal[2, 3, 4] | None = key(None, help="version of FlashAttention", unsupported=_OTHERS)
+    use_prefill_decode_attention: bool = key(False, help="separate kernels for prefill and decode", unsupported=_OTHERS)
     flash_attn_max_num_splits_for_cuda_graph: Positive = key(
-        32, help="most parts of a sequence in a captured FlashAttention call", unsupported=_GPU
+        32, help="most parts of a sequence in a captured FlashAttention call", unsupported=_OTHERS
     )
     tq_max_kv_splits_for_cuda_graph: Positive = key(
-        32, help="most parts of a sequence in a captured TurboQuant call", unsupported=_GPU
+        32, help="most parts of a sequence in a captured TurboQuant call", unsupported=_OTHERS
     )
-    use_cudnn_prefill: bool = key(False, help="prefill by cuDNN", unsupported=_GPU)
-    use_trtllm_ragged_deepseek_prefill: bool = key(False, help="prefill of DeepSeek by TensorRT-LLM", unsupported=_GPU)
-    use_trtllm_attention: bool | None = key(None, help="attention by TensorRT-LLM", unsupported=_GPU, possible=(False,))
+    use_cudnn_prefill: bool = key(False, help="prefill by cuDNN", unsupported=_OTHERS)
+    use_trtllm_ragged_deepseek_prefill: bool = key(
+        False, help="prefill of DeepSeek by TensorRT-LLM", unsupported=_OTHERS
+    )
+    use_trtllm_attention: bool | None = key(
+        None, help="attention by TensorRT-LLM", unsupported=_OTHERS, possible=(False,)
+    )
     disable_flashinfer_prefill: bool | None = key(
-        None, help="no prefill by FlashInfer", no_effect="there is no FlashInfer on a CPU"
+        None, help="no prefill by FlashInfer", no_effect="this version does not use FlashInfer"
     )
     disable_flashinfer_q_quantization: bool = key(
-        False, help="no quantised queries in FlashInfer", no_effect="there is no FlashInfer on a CPU"
+        False, help="no quantised queries in FlashInfer", no_effect="this version does not use FlashInfer"
     )
     mla_prefill_backend: str | None = key(
         None, help="kernels for the prefill of latent attention", unsupported="this version has no latent attention"
     )
-    use_prefill_query_quantization: bool = key(False, help="quantise the queries of a prefill", unsupported=_GPU)
+    use_prefill_query_quantization: bool = key(False, help="quantise the queries of a prefill", unsupported=_OTHERS)
     use_fp4_indexer_cache: bool = key(
         False, help="keep the sparse indexer's cache in 4 bits", unsupported="this version has no sparse attention"
     )

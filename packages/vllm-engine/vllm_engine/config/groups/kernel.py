@@ -9,8 +9,9 @@ from vllm_engine.config.option import key, option
 
 @dataclass(frozen=True, kw_only=True)
 class IrOpPriorityConfig:
-    """For each operation the implementations to try, best first: ``cpu``, ``eager``, ``reference``, ``native``; empty:
-    the best. ``cpu`` is C++, ``eager`` torch's own operators composed well.
+    """For each operation the implementations to try, best first: ``cpu``, ``triton``, ``eager``, ``reference``,
+    ``native``; empty: the best. ``cpu`` is C++ for a CPU, ``triton`` for a GPU, ``eager`` torch's own operators
+    composed well.
 
     ``native`` is another name of ``reference``: plain torch.
     """
@@ -29,7 +30,7 @@ class KernelConfig:
     enable_flashinfer_autotune: bool | None = option(
         None,
         help="time FlashInfer's kernels at start",
-        unsupported="there is no FlashInfer on a CPU",
+        unsupported="this version does not use FlashInfer",
         possible=(False,),
     )
     moe_backend: Literal[

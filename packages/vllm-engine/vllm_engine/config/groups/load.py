@@ -38,7 +38,7 @@ class LoadConfig:
     pt_load_map_location: str | dict[str, str] = option(
         "cpu",
         help="device onto which PyTorch checkpoints are read",
-        unsupported="this version runs on a CPU",
+        unsupported="they are read into main memory, and go to the device piece by piece",
         possible=({"": "cpu"}, {"cpu": "cpu"}),
     )
 

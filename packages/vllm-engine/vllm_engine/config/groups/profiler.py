@@ -14,7 +14,7 @@ class ProfilerConfig:
     profiler: Literal["torch", "cuda"] | None = key(
         None,
         help="profiler to use; without one there is no profiling",
-        unsupported="this version runs on a CPU, where CUDA's profiler has nothing to see",
+        unsupported="profiles are torch's, which see a GPU's kernels, too",
         possible=("torch",),
     )
     torch_profiler_dir: str = key("", help="folder for torch's traces, for Perfetto and the like")
