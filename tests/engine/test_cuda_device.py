@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.engine.fake_cuda import GIB, MIB, FakeCuda, use_fake_cuda
+from tests.engine.fake_cuda import GIB, MIB, FakeCuda, pretend_gpu, use_fake_cuda
 from tests.engine.models.tiny import make_tiny_model
 from vllm_engine import LLM, SamplingParams
 from vllm_engine.config import EngineArgs
+from vllm_engine.config.device import Gpu
+from vllm_engine.config.model_plan import plan_model
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.limits import find_limits
 from vllm_engine.errors import ConfigError
@@ -198,3 +200,32 @@ def test_the_whole_start_fails_with_one_error(tmp_path: Path, monkeypatch: pytes
     config = EngineArgs(str(tmp_path), max_num_batched_tokens=8, max_num_seqs=4).create_config()
     with pytest.raises(ConfigError, match=r"no room for a step of 8 tokens in 4 requests.*max_num_batched_tokens=1"):
         EngineCore(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "checkpoint", "expected"),
+    [("auto", "bfloat16", "float16"), ("auto", "float32", "float16"), ("float32", "bfloat16", "float32")],
+)
+def test_a_gpu_without_bfloat16_takes_another_type(
+    asked: str, checkpoint: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model("llama", tmp_path)
+    stored: dict[str, Any] = {"hf_overrides": {"dtype": checkpoint}}
+    pretend_gpu(monkeypatch, Gpu("Tesla T4", (7, 5), 16 * GIB))
+    plan = plan_model(EngineArgs(str(tmp_path), dtype=asked, **stored).create_config(), tmp_path)
+    assert plan.dtype == expected
+    told = "the checkpoint is bfloat16, which Tesla T4 (sm_75) does not compute in; running in float16"
+    assert plan.warnings == ((told,) if asked == "auto" and checkpoint == "bfloat16" else ())
+    assert plan_model(EngineArgs(str(tmp_path), device="cpu", **stored).create_config(), tmp_path).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(("family", "asked", "instead"), [("llama", "bfloat16", "float16 or"), ("gemma3", "auto", "")])
+def test_what_such_a_gpu_cannot_do_is_refused(
+    family: str, asked: str, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model(family, tmp_path)
+    pretend_gpu(monkeypatch, Gpu("Tesla T4", (7, 5), 16 * GIB))
+    words = rf"dtype {asked}: Tesla T4 \(sm_75\) does not compute in bfloat16; use {instead} ?float32"
+    with pytest.raises(ConfigError, match=words) as caught:
+        plan_model(EngineArgs(str(tmp_path), dtype=asked).create_config(), tmp_path)
+    assert caught.value.field == "dtype"

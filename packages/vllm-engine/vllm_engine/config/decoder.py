@@ -6,6 +6,7 @@ No torch and no transformers here, so that the processes without a model can ask
 import math
 from dataclasses import dataclass
 
+from vllm_engine.config.device import Gpu
 from vllm_engine.config.rope import RopeConfig
 from vllm_engine.errors import ConfigError
 
@@ -104,14 +105,15 @@ def default_max_model_len(config: DecoderConfig) -> int:
     return config.max_position_embeddings
 
 
-def resolve_dtype(requested: str, config: DecoderConfig) -> str:
+def resolve_dtype(requested: str, config: DecoderConfig, gpu: Gpu | None = None) -> str:
     """The data type of weights and activations: ``float32``, ``float16`` or ``bfloat16``.
 
     ``auto`` takes the checkpoint's; a float32 checkpoint, or one that does not say, runs in bfloat16 at half the
-    memory traffic, and so does a float16 Gemma. ``float32`` (or ``float``) forces full precision.
+    memory traffic, and so does a float16 Gemma. ``float32`` (or ``float``) forces full precision. A ``gpu`` without
+    bfloat16 takes float16 in its place.
 
     Raises:
-        ConfigError: float16 for a Gemma model.
+        ConfigError: float16 for a Gemma model, or bfloat16 for a GPU that has none.
     """
     chosen = {"half": "float16", "float": "float32"}.get(requested, requested)
     if chosen == "auto":
@@ -124,4 +126,9 @@ def resolve_dtype(requested: str, config: DecoderConfig) -> str:
                 field="dtype",
             )
         chosen = "bfloat16"
+    if chosen == "bfloat16" and gpu is not None and not gpu.has_bfloat16:
+        if requested != "auto" or config.model_type.startswith("gemma"):
+            other = "float32" if config.model_type.startswith("gemma") else "float16 or float32"
+            raise ConfigError(f"dtype {requested}: {gpu} does not compute in bfloat16; use {other}", field="dtype")
+        chosen = "float16"
     return chosen

@@ -30,6 +30,14 @@ class Gpu:
     total: int
     bus_id: str = ""
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether it multiplies matrices of bfloat16, as all from Ampere on do."""
+        return self.capability >= (8, 0)
+
+    def __str__(self) -> str:
+        return f"{self.name} (sm_{self.capability[0]}{self.capability[1]})"
+
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
@@ -59,6 +67,12 @@ def resolve_device(asked: str) -> DeviceKind:
     if asked == "cuda":
         raise ConfigError(f"{field}=cuda cannot be honoured: {gpus.why_none}", field=field)
     return "cpu"
+
+
+def first_gpu() -> Gpu | None:
+    """The GPU that an engine runs on."""
+    found = find_gpus().found
+    return found[0] if found else None
 
 
 @cache

@@ -9,6 +9,7 @@ import msgspec
 from vllm_engine import envs
 from vllm_engine.config.decoder import DecoderConfig, default_max_model_len, resolve_dtype
 from vllm_engine.config.decoder_file import load_decoder_config
+from vllm_engine.config.device import first_gpu
 from vllm_engine.config.groups import CacheConfig, EngineConfig, ModelConfig
 from vllm_engine.config.groups.model import AUTO
 from vllm_engine.config.model_files import config_folder
@@ -46,7 +47,8 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
     settings = config.model
     decoder = load_decoder_config(config_folder(config, model_path), settings.hf_overrides)
     refuse_quantized_folder(model_path)
-    dtype = resolve_dtype(settings.dtype, decoder)
+    gpu = first_gpu() if config.device.kind == "cuda" else None
+    dtype = resolve_dtype(settings.dtype, decoder, gpu)
     longest = default_max_model_len(decoder)
     if settings.disable_sliding_window and decoder.windows:
         longest = _within_windows(settings, min(longest, *decoder.windows))
@@ -54,7 +56,8 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
         decoder = dataclasses.replace(decoder, sliding_window=None)
     warnings = []
     if settings.dtype == "auto" and decoder.dtype not in (None, "float32", dtype):
-        warnings.append(f"the checkpoint is {decoder.dtype}, but its values may exceed those; running in {dtype}")
+        because = "but its values may exceed those" if dtype == "bfloat16" else f"which {gpu} does not compute in"
+        warnings.append(f"the checkpoint is {decoder.dtype}, {because}; running in {dtype}")
     max_model_len = longest if settings.max_model_len in (None, AUTO) else settings.max_model_len
     if max_model_len > longest:
         warnings.append(_beyond(max_model_len, longest, decoder))

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import torch
 
-from vllm_engine.config.device import find_gpus
+from vllm_engine.config.device import first_gpu
 from vllm_engine.execution.devices import nvml
 
 
@@ -46,7 +46,7 @@ class Runtime(Protocol):
         ...
 
     def empty_cache(self) -> None:
-        """Give what torch holds without a tensor in it back to the device."""
+        """Give what torch holds without a tensor in it back to the device; pinned main memory to the system."""
         ...
 
 
@@ -56,8 +56,8 @@ class CudaRuntime:
     torch_device = torch.device("cuda", 0)
 
     def free_without_context(self) -> int | None:
-        gpus = find_gpus().found
-        return nvml.free_bytes(gpus[0].bus_id, gpus[0].total) if gpus else None
+        gpu = first_gpu()
+        return None if gpu is None else nvml.free_bytes(gpu.bus_id, gpu.total)
 
     def use(self) -> None:
         torch.cuda.set_device(self.torch_device)
@@ -83,3 +83,8 @@ class CudaRuntime:
 
     def empty_cache(self) -> None:
         torch.cuda.empty_cache()
+        # Newer versions of torch have it in public. Without either, pinned memory is kept for whoever needs some next.
+        public = getattr(torch.accelerator, "empty_host_cache", None)
+        empty_host_cache = public or getattr(torch._C, "_host_emptyCache", None)
+        if empty_host_cache is not None:
+            empty_host_cache()
