@@ -48,8 +48,8 @@ class Worker:
     def load_model(self) -> ModelRunner:
         """Read the weights."""
         self.hardware.prepare()
-        # The length is settled already, so that rotary tables and the engine's limits agree.
-        settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len)
+        # Both are settled already: rotary tables and the engine's limits agree, and the device has the data type.
+        settings = dataclasses.replace(self._config.model, max_model_len=self.max_model_len, dtype=self._plan.dtype)
         load = self._config.load
         model = load_model(self._model_path, self.decoder, settings, load, self.device)
         self.hardware.settle(model.weight_bytes() // self.decoder.num_layers)
