@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.server.certificates import OPENSSL, make_authority, make_certificate
 from tests.server.demo_process import DemoProcess, StreamReader, until
 from vllm_engine import LLM, SamplingParams
 from vllm_engine.errors import ConfigError
@@ -158,6 +160,38 @@ def test_a_response_is_found_whichever_process_is_asked(demo: DemoProcess) -> No
 
 def islice_data(response: httpx.Response, count: int) -> Iterator[str]:
     return islice((line for line in response.iter_lines() if line.startswith("data: ")), count)
+
+
+def test_every_process_says_so_when_the_engine_makes_no_progress(demo: DemoProcess) -> None:
+    def statuses(path: str) -> set[int]:
+        return {ask(demo, path).status_code for _ in range(8)}  # so many connections reach both
+
+    assert statuses("/readyz") == {200}
+    os.kill(demo.core.pid, signal.SIGSTOP)
+    try:
+        until(lambda: statuses("/readyz") == {503}, 5)
+        assert statuses("/health") == {503} and statuses("/livez") == {200}
+    finally:
+        os.kill(demo.core.pid, signal.SIGCONT)
+    until(lambda: statuses("/readyz") == statuses("/health") == {200}, 5)
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="certificates are made with the openssl program")
+def test_every_process_speaks_tls(started: list[DemoProcess], tmp_path: Path) -> None:
+    authority = make_authority(tmp_path, "authority")
+    pair = make_certificate(tmp_path, "server", authority)
+    tls = ("--ssl-certfile", str(pair.certificate), "--ssl-keyfile", str(pair.key))
+    started.append(demo := DemoProcess(tmp_path, "--api-server-count", "2", *tls))
+    assert demo.url.startswith("https://")
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    connections = dict.fromkeys(demo.api_processes, 0)
+    for _ in range(12):
+        with httpx.Client(base_url=demo.url, verify=context) as client:
+            answer = client.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 2}, timeout=20)
+            assert answer.json()["usage"]["completion_tokens"] == 2
+            for process in connections:
+                connections[process] += any(one.status == "ESTABLISHED" for one in process.net_connections("tcp"))
+    assert all(connections.values()), "each process had some of them"
 
 
 def test_the_end_of_the_engine_is_that_of_all(demo: DemoProcess) -> None:
