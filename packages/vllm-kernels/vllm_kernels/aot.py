@@ -7,11 +7,11 @@ Exit code 1 when one does not compile.
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
+from vllm_kernels.in_parts import in_parts, jobs, part
 
 if TYPE_CHECKING:
     from vllm_kernels.triton.kernel import Configuration, Kernel
@@ -66,21 +66,11 @@ def covering(configurations: "list[Configuration]") -> list[int]:
 
 
 def _in_processes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All results, from ``--jobs`` processes of this command with a part of the work each.
-
-    Raises ``subprocess.CalledProcessError`` when one of them ends before its time.
-    """
-    command = [sys.executable, "-m", "vllm_kernels.aot", "--targets", ",".join(map(str, options.targets))]
-    command += ["--cover"] if options.cover else []
-    command += ["--kernels", *options.kernels] if options.kernels else []
-
-    def part(number: int) -> str:
-        words = [*command, "--part", f"{number}/{options.jobs}"]
-        return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for shown in pool.map(part, range(1, options.jobs + 1)):
-            yield from map(json.loads, shown.splitlines())
+    """All results, from ``--jobs`` processes of this command with a part of the work each."""
+    words = ["--targets", ",".join(map(str, options.targets))]
+    words += ["--cover"] if options.cover else []
+    words += ["--kernels", *options.kernels] if options.kernels else []
+    return in_parts("vllm_kernels.aot", words, options.jobs)
 
 
 def _compile_part(
@@ -108,34 +98,22 @@ def _line(compiled: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vllm_kernels.aot", description=__doc__)
     parser.add_argument(
-        "--targets", type=_targets, default=list(TARGETS), help="compute capabilities, as 80,90,100 (the default)"
+        "--targets", type=targets, default=list(TARGETS), help="compute capabilities, as 80,90,100 (the default)"
     )
     parser.add_argument("--kernels", nargs="+", help="these only")
     parser.add_argument("--cover", action="store_true", help="a subset in which every value of every parameter occurs")
     parser.add_argument("--json", action="store_true", help="JSON lines")
-    parser.add_argument("--jobs", type=_jobs, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    parser.add_argument("--part", type=_part, help="in this process, as JSON lines: part 1/4 of the work, say")
+    parser.add_argument("--jobs", type=jobs, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--part", type=part, help="in this process, as JSON lines: part 1/4 of the work, say")
     return parser
 
 
-def _targets(text: str) -> list[int]:
+def targets(text: str) -> list[int]:
+    """Type of an option: compute capabilities with commas between."""
     words = text.split(",")
     if not all(word in map(str, TARGETS) for word in words):
         raise argparse.ArgumentTypeError(f"must be some of {','.join(map(str, TARGETS))}, got {text!r}")
     return [int(word) for word in words]
-
-
-def _jobs(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"must be like 1/4, got {text!r}")
-    return int(number), int(parts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""All Triton kernels of this wheel."""
+"""All Triton kernels of this wheel, and what is tuned of them."""
 
 from vllm_kernels.triton import (
     activation,
@@ -15,6 +15,7 @@ from vllm_kernels.triton import (
     norm,
     quantized_product,
     rotary,
+    rounded,
     sampling,
     sampling_adjust,
     sampling_cut,
@@ -23,9 +24,12 @@ from vllm_kernels.triton import (
     ssm_conv,
 )
 from vllm_kernels.triton.kernel import Kernel
+from vllm_kernels.triton.tuning import Tunable
 
 KERNELS: tuple[Kernel, ...] = (
     norm.norm,
+    rounded.rounding,
+    rounded.norm_rounding,
     activation.gated,
     activation.plain,
     embedding.lookup,
@@ -74,3 +78,13 @@ KERNELS: tuple[Kernel, ...] = (
     ssm.pass_states,
     ssm.scan,
 )
+
+TUNABLES: tuple[Tunable, ...] = (
+    attention.TILES,
+    mla.TILES,
+    quantized_product.TILES,
+    quantized_product.ROUNDED_TILES,
+    fp8.TILES,
+    moe_product.TILES,
+)
+"""What tables may say something of."""

@@ -50,8 +50,8 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int) -> Co
         return Compiled(*where, error=f"{type(error).__name__}: {str(error).strip()[:2000]}")
     shared = binary.metadata.shared
     room = SHARED_MEMORY[f"sm_{target}"]
-    error = f"takes {shared} bytes of shared memory, more than the {room} of a program" if shared > room else None
-    return Compiled(*where, registers=registers, spilled=spilled, shared=shared, error=error)
+    fault = f"takes {shared} bytes of shared memory, more than the {room} of a program" if shared > room else None
+    return Compiled(*where, registers=registers, spilled=spilled, shared=shared, error=fault)
 
 
 def _source(kernel: Kernel, configuration: Configuration) -> ASTSource:

@@ -9,7 +9,7 @@ from vllm_kernels.reference.moe import rounded_to_fp8
 from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.reference.quantization import kept_scales, quantize
 from vllm_kernels.triton import fp8, moe_route
-from vllm_kernels.triton.device import family_of
+from vllm_kernels.triton.device import has_fp8
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
 from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
@@ -104,7 +104,7 @@ class TritonExperts(ExpertWeight):
         What is nobody's pair is left unwritten.
         """
         out = x.new_empty(count, self.out_features // 2 if gate else self.out_features)
-        shape = Shape.choose(self.out_features, self.in_features, self.scheme, self.dtype, blocks.block_m)
+        shape = Shape.choose(self.out_features, self.in_features, self.scheme, self.dtype, blocks.block_m, x.device)
         multiply(
             self._rows_of(x),
             self.entries,
@@ -157,7 +157,7 @@ def route(
 def new_weight(
     num_experts: int, out_features: int, in_features: int, dtype: torch.dtype, scheme: Scheme, gated: bool
 ) -> ExpertWeight:
-    without_fp8 = scheme == "fp8" and family_of(torch.get_default_device()) == "sm_80"
+    without_fp8 = scheme == "fp8" and not has_fp8(torch.get_default_device())
     if dtype not in FLOATS or without_fp8:
         return eager.new_weight(num_experts, out_features, in_features, dtype, scheme, gated)
     return TritonExperts(num_experts, out_features, in_features, dtype, scheme, gated)

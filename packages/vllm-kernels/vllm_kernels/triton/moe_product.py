@@ -15,7 +15,8 @@ from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
 from vllm_kernels.triton.mxfp4 import columns_of_turn, sum_of_mxfp4
-from vllm_kernels.triton.quantized_product import sum_of_bytes, sum_of_weights_only
+from vllm_kernels.triton.quantized_product import span_of, sum_of_bytes, sum_of_weights_only
+from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCKS_OF_A_GROUP = 16
 """Neighbouring blocks of rows whose tiles of the same columns are computed one after the other, to share the weight."""
@@ -47,6 +48,7 @@ class Shape:
         X_GROUP, X_GROUPS: the same of activations that are rounded to int8, else 0.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop.
+        num_warps, num_stages: as Triton has them.
     """
 
     OUT: int
@@ -59,10 +61,14 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+    num_warps: int
+    num_stages: int
 
     @classmethod
-    def choose(cls, out_features: int, in_features: int, scheme: Scheme, dtype: torch.dtype, block_m: int) -> "Shape":
-        """By the numbers of the product alone."""
+    def choose(
+        cls, out_features: int, in_features: int, scheme: Scheme, dtype: torch.dtype, block_m: int, where: Where
+    ) -> "Shape":
+        """By the numbers of the product alone, on a device or for a family."""
         group = groups = bits = x_group = x_groups = 0
         if isinstance(scheme, Quantization):
             bits, group = scheme.bits, scheme.group_size or in_features
@@ -70,22 +76,77 @@ class Shape:
             if scheme.activation_bits:
                 x_group = scheme.activation_group
                 x_groups = -(-in_features // x_group)
-        # A product of bytes takes at least 32 columns, and two halves of them with 4 bits.
-        least = 64 if bits == 4 else 32
-        most = 32 if dtype == torch.float32 and scheme is None else 64 if dtype == torch.float32 else 128
-        if scheme is None and block_m > 32:
-            most = min(most, 64)
-        block_n = 64 if block_m <= 16 or (dtype == torch.float32 and scheme is None) else 128
-        if scheme == "mxfp4":
-            block_k = columns_of_turn(in_features, block_m, dtype)
-            return cls(out_features, in_features, 0, 0, 0, 0, 0, block_m, block_n, block_k)
-        block_k = min(power_of_two(min(x_group or group or in_features, in_features), least), max(most, least))
-        return cls(out_features, in_features, group, groups, bits, x_group, x_groups, block_m, block_n, block_k)
+            span = span_of(min(x_group or group, in_features), bits)
+        elif scheme == "mxfp4":
+            span = columns_of_turn(in_features, block_m, dtype)
+        else:
+            span = span_of(in_features, 8)
+        choice = TILES.choose(where, rows=block_m, weights=_name(scheme), span=span, x_bits=8 * dtype.itemsize)
+        return cls(out_features, in_features, group, groups, bits, x_group, x_groups, block_m, **choice)
 
     @property
-    def warps(self) -> dict[str, int]:
-        """Warps, and stages of the pipeline of loads."""
-        return {"num_warps": 4 if self.BLOCK_M <= 32 else 8, "num_stages": 4 if self.BLOCK_M <= 32 else 3}
+    def constants(self) -> dict[str, int]:
+        """What the kernel is compiled with, warps and stages left out."""
+        sizes = asdict(self)
+        return {name: value for name, value in sizes.items() if name not in ("num_warps", "num_stages")}
+
+
+def _name(scheme: Scheme) -> str:
+    """Of a scheme, in shape classes."""
+    if isinstance(scheme, Quantization):
+        return f"int{scheme.bits}{' by int8' if scheme.activation_bits else ''}"
+    return scheme or "float"
+
+
+def _rule(rows: int, weights: str, span: int, x_bits: int) -> Choice:
+    most = 64 if x_bits == 32 else 128
+    if weights == "float":
+        most = 32 if x_bits == 32 else 64 if rows > 32 else 128
+    few = rows <= 32
+    return {
+        "BLOCK_N": 64 if rows == 16 or (x_bits == 32 and weights == "float") else 128,
+        "BLOCK_K": min(span, most),
+        "num_warps": 4 if few else 8,
+        "num_stages": 4 if few else 3,
+    }
+
+
+def _candidates(rows: int, weights: str, span: int, x_bits: int) -> dict[str, tuple[int, ...]]:
+    least = 64 if weights.startswith("int4") else 32
+    return {
+        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),
+        "num_warps": (4, 8),
+        "num_stages": (2, 3, 4, 5),
+    }
+
+
+def _work(
+    rows: int, weights: str, span: int, x_bits: int, BLOCK_N: int, BLOCK_K: int, num_warps: int, num_stages: int
+) -> Work:
+    bits = {"float": x_bits, "fp8": 8, "mxfp4": 4}.get(weights, 4 if weights.startswith("int4") else 8)
+    loaded_bits = 8 if weights == "fp8" or weights.endswith("by int8") else x_bits
+    loaded = (rows * loaded_bits + BLOCK_N * bits) * BLOCK_K // 8
+    return Work("memory" if rows <= 32 else "matrix", rows * BLOCK_N, loaded)
+
+
+def _classes(family: str) -> list[ShapeClass]:
+    schemes = [scheme for scheme in SCHEMES if scheme != "fp8" or family != "sm_80"]
+    found: list[ShapeClass] = [
+        {"rows": rows, "weights": _name(scheme), "span": 128, "x_bits": 16}
+        for scheme in schemes
+        for rows in ((16, 32, 64, 128) if scheme in WIDE else (16, 32, 64))
+    ]
+    in_features = GPT_OSS[2]
+    return found + [
+        {"rows": rows, "weights": "mxfp4", "span": columns_of_turn(in_features, rows, torch.bfloat16), "x_bits": 16}
+        for rows in (16, 32, 64)
+    ]
+
+
+TILES = Tunable("expert_product_kernel", ("rows", "weights", "span", "x_bits"), _rule, _candidates, _classes, _work)
+WIDE: tuple[Scheme, ...] = (None, "fp8")
+"""Schemes whose tiles may have 128 rows: the others need registers for numbers that they make of entries."""
 
 
 def rows_of_block(num_pairs: int, num_experts: int, dtype: torch.dtype, schemes: tuple[Scheme, ...]) -> int:
@@ -95,7 +156,7 @@ def rows_of_block(num_pairs: int, num_experts: int, dtype: torch.dtype, schemes:
     """
     if batch_invariance.enabled():
         return 64
-    wide = dtype != torch.float32 and all(scheme in (None, "fp8") for scheme in schemes)
+    wide = dtype != torch.float32 and all(scheme in WIDE for scheme in schemes)
     return min(power_of_two(-(-num_pairs // num_experts), 16), 128 if wide else 64)
 
 
@@ -313,7 +374,6 @@ def multiply(
         PAIRS_OF_ROW=pairs_of_row,
         GATE=gate or "none",
         GROUP_M=BLOCKS_OF_A_GROUP,
-        **shape.warps,
     )
 
 
@@ -363,10 +423,10 @@ def _product_configurations(family: str) -> list[Configuration]:
             continue
         for dtype in (torch.bfloat16, torch.float16):
             for block_m in (16, 32, 64, 128):
-                if block_m > 64 and scheme not in (None, "fp8"):
+                if block_m > 64 and scheme not in WIDE:
                     continue
-                up = Shape.choose(2 * intermediate, hidden, scheme, dtype, block_m)
-                down = Shape.choose(hidden, intermediate, scheme, dtype, block_m)
+                up = Shape.choose(2 * intermediate, hidden, scheme, dtype, block_m, family)
+                down = Shape.choose(hidden, intermediate, scheme, dtype, block_m, family)
                 found += [_configuration(up, scheme, dtype, top_k, "swigluoai" if scheme == "mxfp4" else "silu")]
                 found += [_configuration(down, scheme, dtype, 1, "none")]
     return list({configuration.label: configuration for configuration in found}.values())
@@ -393,8 +453,8 @@ def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_ro
         types |= {"weight": "*u8", "scales": "*fp32", "zeros": "*u8"}
         if scheme.activation_bits:
             types |= {"x": "*i8", "x_scales": "*fp32", "x_sums": "*i32"}
-    constants = {**asdict(shape), "PAIRS_OF_ROW": pairs_of_row, "GATE": gate, "GROUP_M": BLOCKS_OF_A_GROUP}
-    return Configuration(types, constants, **shape.warps)
+    constants = {**shape.constants, "PAIRS_OF_ROW": pairs_of_row, "GATE": gate, "GROUP_M": BLOCKS_OF_A_GROUP}
+    return Configuration(types, constants, shape.num_warps, shape.num_stages)
 
 
 def _combine_configurations(family: str) -> list[Configuration]:
