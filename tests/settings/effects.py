@@ -23,6 +23,9 @@ EFFECTS: dict[str, list[str]] = {
         "server/test_answer_options.py::test_content_reaches_the_template_in_the_form_that_is_set"
     ],
     "custom_histogram_buckets": ["server/test_metrics.py::test_buckets_can_be_chosen_by_family"],
+    "device": [
+        "engine/test_device_detection.py::test_the_setting_wins_over_the_environment_and_that_over_what_is_there"
+    ],
     "disable_fastapi_docs": ["server/test_routes.py::test_the_documentation_can_be_switched_off"],
     "disable_access_log_for_endpoints": [
         "server/test_request_log.py::test_lines_of_some_paths_and_secrets_of_queries_stay_out_of_the_log"

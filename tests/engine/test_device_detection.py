@@ -1,0 +1,159 @@
+"""Which device an engine runs on: found without torch, chosen by setting or environment, refused with the reason."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import HAS_GPU
+from tests.engine.fake_cuda import GIB, pretend_gpu
+from vllm_engine.config import EngineArgs, device
+from vllm_engine.config.device import Gpu, Gpus
+from vllm_engine.errors import ConfigError
+
+
+class FakeDriver:
+    """``libcuda`` of a machine with some GPUs; ``status`` is what ``cuInit`` returns."""
+
+    def __init__(self, gpus: list[Gpu], status: int = 0) -> None:
+        self.gpus = gpus
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:
+        assert flags == 0
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = len(self.gpus)
+        return 0
+
+    def cuDeviceGet(self, handle: Any, number: int) -> int:
+        handle._obj.value = number
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, handle: ctypes.c_int) -> int:
+        name.value = self.gpus[handle.value].name.encode()[: size - 1]
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, handle: ctypes.c_int) -> int:
+        value._obj.value = self.gpus[handle.value].capability[{75: 0, 76: 1}[attribute]]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, total: Any, handle: ctypes.c_int) -> int:
+        total._obj.value = self.gpus[handle.value].total
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, handle: ctypes.c_int) -> int:
+        text.value = self.gpus[handle.value].bus_id.encode()[: size - 1]
+        return 0
+
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 * GIB, "0000:19:00.0")
+T4 = Gpu("Tesla T4", (7, 5), 15 * GIB, "0000:3B:00.0")
+
+
+def found(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver | None, cuda: str | None = "12.8") -> Gpus:
+    monkeypatch.setattr(device, "torch_build", lambda: ("2.12.0", cuda))
+    monkeypatch.setattr(device, "_driver", lambda: driver)
+    return device.find_gpus.__wrapped__()
+
+
+def test_the_driver_describes_its_gpus_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(monkeypatch, FakeDriver([H100, T4])) == Gpus((H100, T4))
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "reason"),
+    [
+        (FakeDriver([H100]), None, r"the installed torch \(2\.12\.0\) is built without CUDA"),
+        (None, "12.8", "there is no NVIDIA driver"),
+        (FakeDriver([]), "12.8", "shows no device .CUDA_VISIBLE_DEVICES may hide them"),
+        (FakeDriver([H100], status=100), "12.8", "shows no device"),
+        (FakeDriver([H100], status=803), "12.8", "CUDA error 803"),
+    ],
+)
+def test_what_is_asked_for_and_not_there_is_refused_with_the_reason(
+    driver: FakeDriver | None, cuda: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = found(monkeypatch, driver, cuda)
+    assert not gpus.found
+    monkeypatch.setattr(device, "find_gpus", lambda: gpus)
+    monkeypatch.delenv("VLLM_TARGET_DEVICE", raising=False)
+    assert EngineArgs("demo").create_config().device.device == "cpu"
+    with pytest.raises(ConfigError, match=f"^device=cuda cannot be honoured: .*{reason}") as caught:
+        EngineArgs("demo", device="cuda").create_config()
+    assert caught.value.field == "device"
+    monkeypatch.setenv("VLLM_TARGET_DEVICE", "cuda")
+    with pytest.raises(ConfigError, match=f"^VLLM_TARGET_DEVICE=cuda cannot be honoured: .*{reason}") as caught:
+        EngineArgs("demo").create_config()
+    assert caught.value.field == "VLLM_TARGET_DEVICE"
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "expected"),
+    [
+        ("auto", None, "cuda"),
+        ("auto", "cpu", "cpu"),
+        ("auto", "cuda", "cuda"),
+        ("cpu", None, "cpu"),
+        ("cpu", "cuda", "cpu"),
+        ("cuda", "cpu", "cuda"),
+    ],
+)
+def test_the_setting_wins_over_the_environment_and_that_over_what_is_there(
+    asked: str, environment: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpu(monkeypatch)
+    monkeypatch.delenv("VLLM_TARGET_DEVICE", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("VLLM_TARGET_DEVICE", environment)
+    config = EngineArgs("demo", device=asked).create_config()
+    assert (config.device.device, config.device.kind) == (expected, expected)
+
+
+def test_another_device_is_not_known_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_TARGET_DEVICE", "tpu")
+    with pytest.raises(ConfigError, match="expected cpu or cuda"):
+        EngineArgs("demo").create_config()
+
+
+def ask(code: str, folder: Path, **environment: str) -> str:
+    """What a new process prints that must not import torch: the one it finds cannot be."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text("raise ImportError('torch was imported')\n")
+    build = "from typing import Optional\n__version__ = '2.12.0+cu128'\ndebug = False\ncuda: Optional[str] = '12.8'\n"
+    (folder / "torch" / "version.py").write_text(build)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    variables.pop("VLLM_TARGET_DEVICE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_torch_is_asked_without_importing_it(tmp_path: Path) -> None:
+    code = (
+        "from vllm_engine.config import EngineArgs\n"
+        "from vllm_engine.config.device import find_gpus, torch_build\n"
+        "print(torch_build(), EngineArgs('demo').create_config().device.device, find_gpus().why_none)"
+    )
+    answer = ask(code, tmp_path, CUDA_VISIBLE_DEVICES="")
+    reason = "the NVIDIA driver shows no device" if HAS_GPU else "there is no NVIDIA driver"
+    assert answer.startswith(f"('2.12.0+cu128', '12.8') cpu {reason}")
+
+
+@pytest.mark.gpu
+def test_this_machines_gpu_is_the_one_that_torch_sees() -> None:
+    import torch
+
+    (first, *_) = device.find_gpus().found
+    assert first.name == torch.cuda.get_device_name(0)
+    assert first.capability == torch.cuda.get_device_capability(0)
+    assert first.total == torch.cuda.get_device_properties(0).total_memory
+    assert EngineArgs("demo").create_config().device.device == "cuda"
