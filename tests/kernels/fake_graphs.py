@@ -82,7 +82,7 @@ class FakeRecorder(TorchDispatchMode):
         if func in _WAITING or (func is torch.ops.aten.lift_fresh.default and args[0].numel() > 1):
             raise RuntimeError(f"{func} is not permitted while a stream is captured")
         out = func(*args, **kwargs)
-        if func not in _EMPTY and not func.is_view:
+        if func not in _EMPTY and not func.is_view and isinstance(out, (Tensor, tuple, list)):
             assert self._calls is not None
             self._calls.append(partial(_again, func, args, kwargs, out))
         return out

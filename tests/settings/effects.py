@@ -22,6 +22,17 @@ EFFECTS: dict[str, list[str]] = {
     "chat_template_content_format": [
         "server/test_answer_options.py::test_content_reaches_the_template_in_the_form_that_is_set"
     ],
+    "compilation_config": [
+        "engine/test_graph_plan.py::test_keys_of_compilation_win_over_the_level",
+        "engine/test_step_graphs.py::test_captured_steps_say_what_the_others_say",
+    ],
+    "cudagraph_capture_sizes": [
+        "engine/test_graph_plan.py::test_sizes_can_be_chosen",
+        "engine/test_step_graphs.py::test_after_readiness_they_are_captured_when_needed_or_one_at_a_time_while_nothing_is_to_do",
+    ],
+    "cudagraph_metrics": [
+        "engine/test_step_graphs.py::test_the_log_says_how_steps_were_run_where_that_is_asked_for",
+    ],
     "custom_histogram_buckets": ["server/test_metrics.py::test_buckets_can_be_chosen_by_family"],
     "device": [
         "engine/test_device_detection.py::test_the_setting_wins_over_the_environment_and_that_over_what_is_there"
@@ -109,6 +120,9 @@ EFFECTS: dict[str, list[str]] = {
     "max_concurrency_per_key": [
         "server/test_key_limits.py::test_requests_beyond_a_keys_concurrency_are_refused_and_those_of_others_are_not"
     ],
+    "max_cudagraph_capture_size": [
+        "engine/test_graph_plan.py::test_sizes_can_be_chosen",
+    ],
     "max_tokens_per_minute_per_key": [
         "server/test_key_limits.py::test_tokens_of_prompts_and_answers_use_up_a_keys_minute"
     ],
@@ -127,6 +141,9 @@ EFFECTS: dict[str, list[str]] = {
         "engine/core/test_partial_prefills.py::test_any_load_under_any_limits_ends_within_them_with_the_solo_outputs"
     ],
     "middleware": ["server/test_middleware.py::test_streams_pass_through_it_and_end_when_their_client_leaves"],
+    "optimization_level": [
+        "engine/test_graph_plan.py::test_the_optimization_level_decides_what_is_captured",
+    ],
     "otlp_traces_endpoint": [
         "server/test_tracing.py::test_a_process_sends_what_its_receipts_say",
         "server/test_tracing.py::test_an_engine_without_a_server_refuses_to_send_traces",

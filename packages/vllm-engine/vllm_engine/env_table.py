@@ -215,6 +215,9 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_BATCH_INVARIANT": EnvVar(
         YES_NO, False, "compute each request to the same bits, alone or in any batch; costs some speed"
     ),
+    "VLLM_KERNELS_TUNING": EnvVar(
+        FOLDER, None, "folder of tables that `python -m vllm_kernels.tune` wrote; they win over those of the wheel"
+    ),
     "VLLM_KERNELS_FACE": EnvVar(FACE, None, "implementation that serves every kernel; unset: the device's own"),
     "VLLM_CPU_OMP_THREADS_BIND": EnvVar(
         CORES,
@@ -244,7 +247,7 @@ VARIABLES: dict[str, EnvVar] = {
         FOLDER, None, "folder of configuration files", "no file is read but those that are named"
     ),
     "VLLM_CACHE_ROOT": EnvVar(
-        FOLDER, None, "folder of cached files", "models are the only cached files: see HF_HOME and --download-dir"
+        FOLDER, None, "folder of what is kept from one start to the next: compiled GPU kernels; unset: ~/.cache/vllm"
     ),
     "VLLM_ASSETS_CACHE": EnvVar(FOLDER, None, "folder of downloaded media", _NO_MEDIA),
     # ---- several devices and machines ----
@@ -269,6 +272,11 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_RAY_PER_WORKER_GPUS": EnvVar(AMOUNT, None, "GPUs of each Ray worker; may be a fraction", _NO_RAY),
     "VLLM_RAY_BUNDLE_INDICES": EnvVar(TEXT, None, "Ray bundle of each worker, with commas between", _NO_RAY),
     # ---- GPUs and other devices ----
+    "VLLM_CUDAGRAPH_CAPTURE_AFTER_READY": EnvVar(
+        YES_NO,
+        False,
+        "capture CUDA graphs while the engine has nothing to do, or when a step first needs one, instead of at start",
+    ),
     "VLLM_USE_TRITON_FLASH_ATTN": EnvVar(YES_NO, None, "flash attention written in Triton", _NO_GPU),
     "VLLM_FLASH_ATTN_VERSION": EnvVar(COUNT, None, "version of flash attention, 2 or 3", _NO_GPU),
     "VLLM_USE_FLASHINFER_SAMPLER": EnvVar(YES_NO, False, "sample with FlashInfer", _NO_GPU),

@@ -66,6 +66,9 @@ class EngineCore:
             )
         with startup_phase(logger, "warm-up", self.phases):
             self.executor.warm_up()
+        if self.executor.has_graphs_to_capture:
+            with startup_phase(logger, "graphs", self.phases):
+                self.executor.capture_graphs()
         self.scheduler: Scheduler = scheduler_class(config, self.limits)
         self.ready = EngineReady(
             max_model_len=self.limits.max_model_len,
@@ -138,6 +141,15 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         """Whether ``step`` has anything to do."""
         return bool(self._untold) or self._computes or self._under_way is not None
+
+    @property
+    def has_idle_work(self) -> bool:
+        """Whether ``use_idle_time`` has anything to do."""
+        return self._sleep_level is None and self.executor.has_graphs_left
+
+    def use_idle_time(self) -> None:
+        """Do a little of what need not be done before requests are served. Called when there are none."""
+        self.executor.capture_next_graph()
 
     @property
     def _computes(self) -> bool:

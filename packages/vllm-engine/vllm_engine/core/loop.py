@@ -23,7 +23,7 @@ def run_core(core: EngineCore, receive: Receive, send: Callable[[FromCore], None
         EngineDead: when the core gives up.
     """
     while True:
-        message = receive(block=not core.has_unfinished())
+        message = receive(block=not (core.has_unfinished() or core.has_idle_work))
         while message is not None:
             if isinstance(message, Shutdown):
                 return
@@ -31,6 +31,8 @@ def run_core(core: EngineCore, receive: Receive, send: Callable[[FromCore], None
             message = receive(block=False)
         if core.has_unfinished():
             send(core.step())
+        elif core.has_idle_work:
+            core.use_idle_time()
 
 
 def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None]) -> None:

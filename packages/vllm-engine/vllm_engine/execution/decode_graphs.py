@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_engine.execution.graph_use import GraphUse
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.logging import get_logger
 from vllm_engine.models.causal_lm import CausalLM
@@ -48,14 +49,23 @@ class DecodeGraphs:
     some kernels do. The second step with a certain number of sequences is captured as a graph, and the later ones
     replay it.
 
+    Nothing is captured ahead: a capture costs no more than the step that it is.
+
     Args:
         model: whose weights and KV caches stay where they are for as long as this object is used.
         block_tables: ``[max_num_seqs, max_blocks]`` of each KV cache group: their shapes are what counts.
         device: of the model.
+        use: is told what becomes of each step.
     """
 
-    def __init__(self, model: CausalLM, block_tables: Sequence[np.ndarray], device: torch.device) -> None:
+    at_start = pending = False
+    when_needed = True
+
+    def __init__(
+        self, model: CausalLM, block_tables: Sequence[np.ndarray], device: torch.device, use: GraphUse | None = None
+    ) -> None:
         self._model = model
+        self._use = use or GraphUse()
         self._device = device
         self._pool = GraphPool(device)
         self._captured: dict[Hashable, _Captured | None] = {}
@@ -69,22 +79,40 @@ class DecodeGraphs:
         self._possible = self._pool.available
 
     def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """As ``CausalLM.decode``, for one token of each sequence. The result holds until the next call."""
-        if not self._possible:
-            return self._model.decode(x, positions, ctx)
+        """As ``CausalLM.decode``. The result holds until the next call."""
+        one_token_each = len(x) == len(ctx.metadata[0].seq_lens_host)
+        if not self._possible or not one_token_each or ctx.wanted is not None:
+            return self._call_by_call(x, positions, ctx)
         key = (len(x), circumstances())
         if key not in self._captured:
             self._captured[key] = None
-            return self._model.decode(x, positions, ctx)
+            return self._call_by_call(x, positions, ctx)
         captured = self._captured[key]
         if captured is None:
             return self._capture(key, x, positions, ctx)
+        self._use.count("FULL", len(x), len(x))
         captured.inputs.fill(x, positions, ctx)
         captured.graph.replay()
         return captured.hidden
 
+    def capture_next(self) -> None:
+        """Nothing is pending."""
+
+    def count(self) -> dict[str, int]:
+        """How many numbers of sequences are captured."""
+        return {"FULL": sum(captured is not None for captured in self._captured.values())}
+
+    def memory_in_use(self) -> int:
+        """Graphs take some kilobytes."""
+        return 0
+
+    def _call_by_call(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
+        self._use.count("NONE", len(x), len(x))
+        return self._model.decode(x, positions, ctx)
+
     def _capture(self, key: Hashable, x: Tensor, positions: Tensor, step: AttentionContext) -> Tensor:
         """Run a step, and keep it."""
+        self._use.count("NONE", len(x), len(x))
         inputs = self._inputs(x, step)
         inputs.fill(x, positions, step)
         try:

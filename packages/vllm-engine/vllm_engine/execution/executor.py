@@ -85,6 +85,24 @@ class UniExecutor:
         """Pay for lazy set-up before the first request."""
         self.worker.warm_up()
 
+    @property
+    def has_graphs_to_capture(self) -> bool:
+        """Whether graphs are to be captured before the engine is ready."""
+        return self.worker.has_graphs_to_capture
+
+    @property
+    def has_graphs_left(self) -> bool:
+        """Whether there are graphs to capture while there is nothing to do."""
+        return self.worker.has_graphs_left
+
+    def capture_graphs(self) -> None:
+        """Capture all of them."""
+        self.worker.capture_graphs()
+
+    def capture_next_graph(self) -> None:
+        """Capture one of them."""
+        self.worker.capture_next_graph()
+
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch. Raises whatever the model raises; call ``reset`` then."""
         return self.launch(batch).wait()

@@ -1,13 +1,13 @@
 """``ModelRunner``: one scheduled batch in, new tokens out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
-from vllm_engine.execution.decode_graphs import DecodeGraphs
+from vllm_engine.execution.forward_graphs import ForwardGraphs
 from vllm_engine.execution.given_embeds import given_embeds
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_engine.execution.launched import Launched
@@ -29,6 +29,8 @@ from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
 from vllm_kernels.transfers import upload_arrays
 
+GraphsFor = Callable[..., ForwardGraphs | None]
+"""``graphs_for`` of some settings."""
 PROMPT_LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once: a long prompt times a large vocabulary would not fit."""
 
@@ -68,7 +70,7 @@ class ModelRunner:
         cache_formats: Sequence[CacheFormat],
         logprobs_mode: LogprobsMode = "raw_logprobs",
         processors: Sequence[LogitsProcessor] = (),
-        use_graphs: bool = True,
+        graphs_for: GraphsFor | None = None,
     ) -> None:
         self.model = model
         self.device = device
@@ -77,8 +79,9 @@ class ModelRunner:
         self._sampler = Sampler(vocab_size, logprobs_mode)
         self.processors = processors
         """Of the user's own: what new requests are given to."""
-        self._use_graphs = use_graphs
-        self._graphs: DecodeGraphs | None = None
+        self._graphs_for = graphs_for
+        self.graphs: ForwardGraphs | None = None
+        self._capture_when_needed = False
 
     def kv_specs(self) -> list[LayerKVSpec]:
         """What each layer keeps in the KV cache, in the order of the layers."""
@@ -107,20 +110,37 @@ class ModelRunner:
                 group_of_layer[layer] = group_index
         self._kv_caches = [cache for cache in kv_caches if cache is not None]
         self._group_of_layer = group_of_layer
+        self._max_model_len = max_model_len
         self.batch = InputBatch(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
         self._under_way: Launched | None = None
         self._place_of_row = np.zeros(max_num_seqs, dtype=np.int64)
         """Where in ``_chosen``, the tokens of the step before as the device has them, a batch row's is."""
+        self.drop_graphs()
         self.make_graphs()
 
     def make_graphs(self) -> None:
         """Run decode steps as graphs from now on, unless they are run so already."""
-        if self._graphs is None and self._use_graphs:
-            self._graphs = DecodeGraphs(self.model, self.batch.block_tables, self.device)
+        if self.graphs is None and self._graphs_for is not None:
+            self.graphs = self._graphs_for(
+                self.model,
+                self.batch.block_tables,
+                self._kv_caches,
+                self._group_of_layer,
+                self._max_model_len,
+                self.device,
+            )
+        if self.graphs is not None:
+            self.graphs.when_needed = self._capture_when_needed
+
+    def capture_when_needed(self) -> None:
+        """Let steps capture the graphs that they need from now on: until now they were for trying."""
+        self._capture_when_needed = True
+        if self.graphs is not None:
+            self.graphs.when_needed = True
 
     def drop_graphs(self) -> None:
         """Forget graphs: the addresses that they know are no longer those of weights and caches."""
-        self._graphs = None
+        self.graphs = None
 
     def cache_tensors(self) -> list[torch.Tensor]:
         """All that the KV cache consists of."""
@@ -217,10 +237,8 @@ class ModelRunner:
             kv_caches=self._kv_caches,
             wanted=inputs.sample_indices if some else None,
         )
-        decode = self.model.decode
-        if self._graphs is not None and len(x) == len(inputs.starts):  # one token each
-            decode = self._graphs.decode
-        return decode(x, inputs.positions, context)
+        forward: CausalLM | ForwardGraphs = self.model if self.graphs is None else self.graphs
+        return forward.decode(x, inputs.positions, context)
 
     def _sample(self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, step: _Step) -> None:
         """Draw a token for every sequence that reached its last known one."""

@@ -1,6 +1,7 @@
 """``Worker``: one device with its share of the model."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.model_plan import plan_model
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.devices import device_for
+from vllm_engine.execution.forward_graphs import capture_all, graphs_for
+from vllm_engine.execution.kernel_cache import KernelCache
 from vllm_engine.execution.kernels_in_use import check_kernels
 from vllm_engine.execution.largest_step import largest_step
 from vllm_engine.execution.launched import Launched
@@ -35,6 +38,7 @@ class Worker:
         self._model_path = model_path
         self.hardware = device_for(config)
         self.device = self.hardware.torch_device
+        self._kernel_cache = KernelCache(self.device)
         torch.manual_seed(config.model.seed)
         self._plan = plan_model(config, model_path)
         for warning in self._plan.warnings:
@@ -60,7 +64,7 @@ class Worker:
             cache_formats=self._plan.cache_formats,
             logprobs_mode=self._config.model.logprobs_mode,
             processors=self._processors,
-            use_graphs=not self._config.model.enforce_eager,
+            graphs_for=partial(graphs_for, self._config),
         )
         self._sleep_mode = SleepMode(
             self.runner, self.hardware, lambda: fill_weights(model, self._model_path, settings, load)
@@ -123,6 +127,32 @@ class Worker:
         blocks = [[0] * -(-len(request.prompt_token_ids) // self.runner.batch.block_size) for _ in range(groups)]
         new = NewRequest(request, list(request.prompt_token_ids), blocks, 0, False)
         self._try(ScheduledBatch(new_requests=[new], num_scheduled_tokens={"warm-up": len(new.token_ids)}))
+        self.runner.capture_when_needed()
+        if not self.has_graphs_to_capture:
+            self._kernel_cache.started()
+
+    @property
+    def has_graphs_to_capture(self) -> bool:
+        """Whether graphs are to be captured before the engine is ready."""
+        return self.runner.graphs is not None and self.runner.graphs.at_start
+
+    @property
+    def has_graphs_left(self) -> bool:
+        """Whether there are graphs to capture while the engine has nothing to do."""
+        return self.runner.graphs is not None and self.runner.graphs.pending
+
+    def capture_graphs(self) -> None:
+        """Capture all of them."""
+        if self.runner.graphs is not None:
+            with choose_faces(self._faces):
+                capture_all(self.runner.graphs)
+        self._kernel_cache.started()
+
+    def capture_next_graph(self) -> None:
+        """Capture one of them."""
+        if self.has_graphs_left and self.runner.graphs is not None:
+            with choose_faces(self._faces):
+                self.runner.graphs.capture_next()
 
     def execute(self, batch: ScheduledBatch) -> BatchResult:
         """Compute one batch."""
@@ -157,4 +187,5 @@ class Worker:
 
     def shutdown(self) -> None:
         """Undo what the device did to the thread, which may be its user's own."""
+        self._kernel_cache.close()
         self.hardware.shutdown()

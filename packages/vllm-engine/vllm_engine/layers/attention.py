@@ -1,12 +1,15 @@
 """Causal self-attention over the paged KV cache."""
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from vllm_engine.layers.module import TensorModule
 from vllm_engine.layers.norm import RMSNorm
 from vllm_engine.layers.rotary import Rotary
+from vllm_kernels.graphs import Pieces
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
 from vllm_kernels.ops.cache import KVCache
 from vllm_kernels.ops.rotary import rope_and_cache
@@ -19,6 +22,9 @@ class AttentionContext:
     Lists of one entry per KV cache group: ``metadata``, and ``slot_mappings`` (int64 ``[T]``, where each token's key
     and value go; -1 is nowhere). Lists of one entry per layer: ``group_of_layer`` and ``kv_caches``. ``wanted``: the
     tokens whose hidden states are asked for, int64 ``[R]``; None is all.
+
+    For steps that are captured in pieces and padded: ``pieces``, where attention is called between two of them, with
+    the ``metadata`` and for the first ``num_tokens`` that are there when it is called.
     """
 
     metadata: list[AttentionMetadata]
@@ -26,6 +32,8 @@ class AttentionContext:
     group_of_layer: list[int]
     kv_caches: list[KVCache]
     wanted: Tensor | None = None
+    pieces: Pieces | None = None
+    num_tokens: int = 0
 
 
 class Attention(TensorModule):
@@ -83,12 +91,23 @@ class Attention(TensorModule):
             norm_eps=0.0 if norm is None else norm.eps,
             unit_offset=norm is not None and norm.unit_offset,
         )
-        output = paged_attention(
+        if ctx.pieces is None:
+            return self._attend(query, ctx).flatten(1)
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        ctx.pieces.between(partial(self._attend_anew, ctx), query, output)
+        return output.flatten(1)
+
+    def _attend(self, query: Tensor, ctx: AttentionContext, out: Tensor | None = None) -> Tensor:
+        return paged_attention(
             query,
-            cache,
-            ctx.metadata[group],
+            ctx.kv_caches[self.layer_index],
+            ctx.metadata[ctx.group_of_layer[self.layer_index]],
             scale=self.scale,
             sliding_window=self.sliding_window,
             soft_cap=self.soft_cap,
+            out=out,
         )
-        return output.flatten(1)
+
+    def _attend_anew(self, ctx: AttentionContext, query: Tensor, output: Tensor) -> None:
+        """The step's own tokens; what there is beyond them is padding, and its output may be anything."""
+        self._attend(query[: ctx.num_tokens], ctx, output[: ctx.num_tokens])

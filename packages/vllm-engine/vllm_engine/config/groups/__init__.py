@@ -26,7 +26,7 @@ from vllm_engine.config.groups.profiler import ProfilerConfig
 from vllm_engine.config.groups.reasons import NO_KV_TIERS, NO_REASONING
 from vllm_engine.config.groups.scheduler import SchedulerConfig
 from vllm_engine.config.groups.structured_outputs import StructuredOutputsConfig
-from vllm_engine.config.option import option
+from vllm_engine.config.option import HONOURED, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,11 @@ class EngineConfig:
     )
     optimization_level: Annotated[int, Meta(ge=0, le=3)] = option(
         2,
-        help="how much start-up time to spend for speed",
+        help="how much start-up time to spend for speed on a GPU. 0: no CUDA graphs; 1: graphs of all but attention; "
+        "2 and 3: of whole decode steps, too",
         short=("-O",),
         no_effect="nothing is compiled on a CPU, and graphs cost nothing at start, so all levels are the same",
+        cuda=HONOURED,
     )
     performance_mode: Literal["balanced", "interactivity", "throughput"] = option(
         "balanced",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from vllm_engine.config.groups.reasons import NO_COMPILER, NO_GRAPHS, NO_LORA, NO_MEDIA
 from vllm_engine.config.groups.types import NonNegative, Positive
-from vllm_engine.config.option import key, option
+from vllm_engine.config.option import HONOURED, key, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +44,39 @@ class CompilationConfig:
     )
     inductor_passes: dict[str, str] = key({}, help="more passes of the compiler", unsupported=NO_COMPILER)
     cudagraph_mode: Literal["NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"] | None = key(
-        None, help="what is captured as CUDA graphs", unsupported=NO_GRAPHS, possible=("NONE",)
+        None,
+        help="what is captured as CUDA graphs: PIECEWISE, all but attention; FULL_DECODE_ONLY, whole steps with one "
+        "token of each request; FULL_AND_PIECEWISE, both, which is what FULL becomes; unset: as the optimization "
+        "level says",
+        unsupported=NO_GRAPHS,
+        possible=("NONE",),
+        cuda=HONOURED,
     )
-    cudagraph_num_of_warmups: NonNegative = key(0, help="runs before a capture", unsupported=NO_GRAPHS)
+    cudagraph_num_of_warmups: NonNegative = key(
+        0, help="runs before a capture, beside the one that compiles kernels", unsupported=NO_GRAPHS, cuda=HONOURED
+    )
     cudagraph_capture_sizes: list[int] | None = option(
-        None, help="step sizes to capture as CUDA graphs", unsupported=NO_GRAPHS, possible=([],), metavar="SIZE"
+        None,
+        help="step sizes to capture as CUDA graphs; steps are padded up to the next. Unset: 1, 2, 4, and every eighth",
+        unsupported=NO_GRAPHS,
+        possible=([],),
+        cuda=HONOURED,
+        metavar="SIZE",
     )
-    cudagraph_copy_inputs: bool = key(False, help="copy inputs into captured buffers", unsupported=NO_GRAPHS)
+    cudagraph_copy_inputs: bool = key(
+        False, help="copy inputs into captured buffers", no_effect="inputs of a captured step are always copied"
+    )
     cudagraph_specialize_lora: bool = key(True, help="separate graphs with and without adapters", unsupported=NO_LORA)
     use_inductor_graph_partition: bool | None = key(
         None, help="let the compiler split the graph", unsupported=NO_COMPILER, possible=(False,)
     )
     pass_config: dict[str, Any] = key({}, help="passes of the compiler that fuse operations", unsupported=NO_COMPILER)
     max_cudagraph_capture_size: NonNegative | None = option(
-        None, help="largest step size to capture as a CUDA graph", unsupported=NO_GRAPHS, possible=(0,)
+        None,
+        help="largest step size to capture as a CUDA graph; unset: twice max_num_seqs, and 512 at most",
+        unsupported=NO_GRAPHS,
+        possible=(0,),
+        cuda=HONOURED,
     )
     dynamic_shapes_config: dict[str, Any] = key(
         {"type": "backed", "evaluate_guards": False, "assume_32_bit_indexing": False},

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from vllm_engine.config.groups.reasons import NO_GRAPHS
 from vllm_engine.config.option import option
 
 _NO_DETAILS = "model and worker compute many requests at once; spans tell queue, prefill and decode of each"
@@ -40,7 +39,10 @@ class ObservabilityConfig:
     kv_cache_metrics_sample: Annotated[float, Meta(gt=0.0, le=1.0)] = option(
         0.01, help="share of KV blocks to follow, with kv_cache_metrics"
     )
-    cudagraph_metrics: bool = option(False, help="metrics of CUDA graphs", unsupported=NO_GRAPHS)
+    cudagraph_metrics: bool = option(
+        False,
+        help="log every ten seconds how many steps were replayed as graphs, of which sizes, and with how much padding",
+    )
     enable_layerwise_nvtx_tracing: bool = option(
         False,
         help="NVTX ranges around layers",
