@@ -27,7 +27,7 @@ from vllm_engine.execution import model_runner
 from vllm_engine.execution.model_runner import ModelRunner
 from vllm_engine.messages import EngineRequest
 from vllm_engine.models.causal_lm import CausalLM
-from vllm_engine.sampling.sampler import Sampler
+from vllm_engine.sampling.sampler import Sampler, Sampling
 
 PARTS: list[tuple[str, Any, str]] = [
     ("schedule", Scheduler, "schedule"),
@@ -35,13 +35,15 @@ PARTS: list[tuple[str, Any, str]] = [
     ("prepare inputs", model_runner, "build_step_inputs"),
     ("model: layers", CausalLM, "forward"),
     ("model: logits", CausalLM, "compute_logits"),
-    ("sampler", Sampler, "sample"),
-    ("runner, rest", ModelRunner, "execute"),
+    ("sampler", Sampler, "begin"),
+    ("sampler: wait", Sampling, "finish"),
+    ("runner, rest", ModelRunner, "launch"),
+    ("runner: take in", ModelRunner, "_finish"),
     ("update requests", Scheduler, "update"),
     ("core, rest", EngineCore, "step"),
 ]
 """Label, owner and name of each function that is timed."""
-NOT_OWN = ("model: layers", "model: logits", "sampler")
+NOT_OWN = ("model: layers", "model: logits", "sampler", "sampler: wait")
 OUTPUTS = "encode outputs"
 """As msgpack, for the process of the frontend; ``LLM`` does without."""
 WARM_UP_STEPS = 20

@@ -74,13 +74,16 @@ class InputBatch:
         self.num_tokens[rows] += 1
         self.last_is_unknown[rows] = True
 
-    def tell(self, rows: list[int], states: list[SamplingState], token_ids: list[int]) -> None:
+    def tell(self, rows: np.ndarray, states: list[SamplingState], token_ids: list[int]) -> None:
         """The tokens of ``append_unknown``, for rows that still belong to the request of that time."""
-        for row, state, token_id in zip(rows, states, token_ids, strict=True):
-            if self.states[row] is state:
-                self.token_ids[row, self.num_tokens[row] - 1] = token_id
-                self.last_is_unknown[row] = False
-                state.append(token_id)
+        held = [self.states[row] for row in rows.tolist()]
+        if held != states:  # compares by identity: a request has left meanwhile
+            still = [place for place, state in enumerate(states) if held[place] is state]
+            rows, states, token_ids = rows[still], [states[i] for i in still], [token_ids[i] for i in still]
+        self.token_ids[rows, self.num_tokens[rows] - 1] = token_ids
+        self.last_is_unknown[rows] = False
+        for state, token_id in zip(states, token_ids, strict=True):
+            state.append(token_id)
 
     def forget_computed_embeds(self) -> None:
         """Let go of the embeddings of prompts that are computed: the steps after cost nothing more."""

@@ -196,12 +196,12 @@ class ModelRunner:
         if tokens is None:
             return result
         output = tokens.sampling.finish()
-        sound = [place for place, error in enumerate(output.errors) if error is None]
-        self.batch.tell(
-            tokens.rows[sound].tolist(),
-            [tokens.states[place] for place in sound],
-            [output.token_ids[place] for place in sound],
-        )
+        if not any(output.errors):
+            self.batch.tell(tokens.rows, tokens.states, output.token_ids)
+        else:
+            sound = [place for place, error in enumerate(output.errors) if error is None]
+            states, token_ids = tokens.states, output.token_ids
+            self.batch.tell(tokens.rows[sound], [states[i] for i in sound], [token_ids[i] for i in sound])
         for request_id, token_id, logprobs, error in zip(
             tokens.ids, output.token_ids, output.logprobs, output.errors, strict=True
         ):
