@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import msgspec
 
@@ -17,6 +18,7 @@ from vllm_engine.config.quantization import refuse_quantized_folder
 from vllm_engine.errors import ConfigError
 from vllm_kernels.cache_format import CacheFormat
 
+FloatType = Literal["float32", "float16", "bfloat16"]
 SLIDING_LAYERS = "sliding_window"
 """In ``kv_cache_dtype_skip_layers``: all layers with one."""
 
@@ -31,7 +33,7 @@ class ModelPlan:
     """
 
     decoder: DecoderConfig
-    dtype: str
+    dtype: FloatType
     cache_formats: tuple[CacheFormat, ...]
     max_model_len: int
     warnings: tuple[str, ...] = ()
@@ -48,7 +50,7 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
     decoder = load_decoder_config(config_folder(config, model_path), settings.hf_overrides)
     refuse_quantized_folder(model_path)
     gpu = first_gpu() if config.device.kind == "cuda" else None
-    dtype = resolve_dtype(settings.dtype, decoder, gpu)
+    dtype = cast(FloatType, resolve_dtype(settings.dtype, decoder, gpu))
     longest = default_max_model_len(decoder)
     if settings.disable_sliding_window and decoder.windows:
         longest = _within_windows(settings, min(longest, *decoder.windows))

@@ -21,7 +21,7 @@ def fill_with_random_weights(model: CausalLM, seed: int) -> None:
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     numbers = torch.empty(_POOL_SIZE, device="cpu").uniform_(-_BOUND, _BOUND, generator=generator)
-    pool = _Pool(numbers.to(model.dtype))
+    pool = _Pool(numbers.to(model.dtype).to(model.device))
     for module in model.modules():
         if isinstance(module, RMSNorm | LayerNorm):
             module.fill_identity()

@@ -21,6 +21,7 @@ from vllm_engine.loading.weight_reader import read_tensors
 from vllm_engine.logging import get_logger
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_engine.models.registry import build_model
+from vllm_kernels.transfers import upload
 
 logger = get_logger(__name__)
 
@@ -45,11 +46,12 @@ def load_model(
         ConfigError: weights that are missing, damaged, of the wrong shape, there twice, or not part of the model; the
             message names tensor and file.
     """
+    device = torch.device(device)
     weight_format = WeightFormat(
         _DTYPES[resolve_dtype(model_config.dtype, decoder_config)],
-        torch.device(device),
+        device,
         quantization=cast(Quantization | None, model_config.quantization),
-        int4_activation_bits=8 if envs.get("VLLM_CPU_INT4_W4A8") else None,
+        int4_activation_bits=8 if device.type == "cpu" and envs.get("VLLM_CPU_INT4_W4A8") else None,
     )
     model = build_model(decoder_config, weight_format, max_len=model_config.max_model_len)
     fill_weights(model, path, model_config, load_config)
@@ -86,6 +88,7 @@ def load_weights(model: CausalLM, path: Path, config: LoadConfig) -> None:
 @torch.no_grad()
 def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[StoredTensor]]]) -> None:
     slots = model.checkpoint_slots()
+    device = model.device
     missing = dict.fromkeys(slots)
     unexpected: list[str] = []
     for file, tensors in contents:
@@ -100,7 +103,7 @@ def _fill(model: CausalLM, path: Path, contents: Iterable[tuple[Path, Iterable[S
                 raise ConfigError(f"{file}: tensor {stored.name} is there twice", field="model")
             _check(stored, slot, file)
             for start, rows in stored.pieces(whole=not slot.divisible):
-                slot.fill(rows, start)
+                slot.fill(upload(rows, device), start)  # first: what becomes of it there is the device's work
             del missing[name]
     if missing or unexpected:
         complaints = [f"missing {_some(list(missing))}"] if missing else []

@@ -119,6 +119,11 @@ class CausalLM(TensorModule):
         tensors = [tensor for weight in self.linear_weights() for tensor in weight.tensors()]
         return tensors + [parameter.data for parameter in self.parameters()]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weight_tensors()[0].device
+
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(tensor.nbytes for tensor in self.weight_tensors())
