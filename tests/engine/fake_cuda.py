@@ -35,6 +35,8 @@ class FakeCuda:
     per_row: int = MIB
     kernels: int = 100 * MIB
     """Of CUDA's own, from the first step on."""
+    graphs: int = 256 * MIB
+    """What graphs are said to take."""
     knows_others: bool = True
     """Whether memory can be asked for without a context."""
     calls: list[str] = field(default_factory=list)

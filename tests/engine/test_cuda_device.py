@@ -3,6 +3,7 @@
 import gc
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from tests.engine.models.tiny import make_tiny_model
 from vllm_engine import LLM, SamplingParams
 from vllm_engine.config import EngineArgs
 from vllm_engine.config.device import Gpu
+from vllm_engine.config.graph_plan import GraphPlan
 from vllm_engine.config.model_plan import plan_model
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.limits import find_limits
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.devices.cuda import CudaDevice
 from vllm_engine.execution.executor import LoadedModel
+from vllm_engine.execution.graph_memory import BYTES_PER_LAYER, graph_bytes
 from vllm_engine.execution.memory import DeviceMemory, MemoryUse
 from vllm_engine.kv_layout import LayerKVSpec
 
@@ -40,7 +43,8 @@ class CountingExecutor:
         return self.device.memory(0)
 
     def profile(self, layout: Any, *, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int) -> Any:
-        return self.device.profile(0, lambda: self.cuda.compute(max_num_batched_tokens, max_num_seqs), "a step")
+        step = partial(self.cuda.compute, max_num_batched_tokens, max_num_seqs)
+        return self.device.profile(0, step, "a step", lambda activations: self.cuda.graphs)
 
 
 def limits(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, longest: int = 8192, **options: Any) -> Any:
@@ -64,11 +68,11 @@ def test_every_byte_is_somebodys(knows_others: bool) -> None:
     assert found.use == MemoryUse(
         weights=16 * GIB,
         activations=8192 * MIB // 4 + 512 * MIB,
-        graphs=0,
+        graphs=cuda.graphs,
         non_torch=context + cuda.kernels,
         others=GIB + cuda.context - context,
     )
-    assert found.use.own + found.use.others == 16 * GIB + 2560 * MIB + cuda.context + cuda.kernels + GIB
+    assert found.use.own + found.use.others == 16 * GIB + cuda.graphs + 2560 * MIB + cuda.context + cuda.kernels + GIB
     assert found.free == 80 * GIB - GIB - cuda.context - cuda.kernels - 16 * GIB, "what the step took is given back"
 
 
@@ -78,24 +82,32 @@ def test_the_cache_gets_what_the_share_leaves_and_the_log_adds_up(
     with caplog.at_level(logging.INFO, "vllm_engine"):
         found = limits(FakeCuda(), monkeypatch, gpu_memory_utilization=0.5)
     assert (found.max_num_batched_tokens, found.max_num_seqs) == (8192, 512)
-    own = 16 * GIB + 2560 * MIB + GIB // 2 + 100 * MIB
+    own = 16 * GIB + 256 * MIB + 2560 * MIB + GIB // 2 + 100 * MIB
     assert 0 <= 40 * GIB - own - cache_bytes(found) < 16 * SPEC.bytes_per_token * LAYERS
     (line,) = [message for message in caplog.messages if message.startswith("memory: ")]
     parts = re.fullmatch(
-        r"memory: weights (.*) GiB \+ activations (.*) GiB \+ CUDA graphs 0.0 MiB \+ CUDA itself (.*) MiB \+ "
+        r"memory: weights (.*) GiB \+ activations (.*) GiB \+ CUDA graphs (.*) MiB \+ CUDA itself (.*) MiB \+ "
         r"KV cache (.*) GiB = (.*) GiB; gpu_memory_utilization=0.5 allows 40.00 GiB of 80.00 GiB, of which other "
         r"processes have 1.00 GiB",
         line,
     )
     assert parts is not None, line
-    weights, activations, cuda, cache, total = map(float, parts.groups())
-    assert weights + activations + cuda / 1024 + cache == pytest.approx(total, abs=0.02)
+    weights, activations, graphs, cuda, cache, total = map(float, parts.groups())
+    assert weights + activations + (graphs + cuda) / 1024 + cache == pytest.approx(total, abs=0.02)
     assert 39.9 < total <= 40
+
+
+def test_graphs_take_their_launches_and_one_memory_for_activations() -> None:
+    plan = GraphPlan(full=(1, 2, 8), pieces=(1, 2, 8, 16))
+    launches = 7 * 5 * BYTES_PER_LAYER
+    assert graph_bytes(plan, num_layers=5, activations=800, num_tokens=64) == launches + 200
+    assert graph_bytes(plan, num_layers=5, activations=800, num_tokens=4) == launches + 800
+    assert graph_bytes(None, num_layers=5, activations=800, num_tokens=64) == 0
 
 
 def test_other_processes_leave_less_than_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     found = limits(FakeCuda(others=50 * GIB), monkeypatch, gpu_memory_utilization=0.9)
-    left = 30 * GIB - 16 * GIB - 2560 * MIB - GIB // 2 - 100 * MIB
+    left = 30 * GIB - 256 * MIB - 16 * GIB - 2560 * MIB - GIB // 2 - 100 * MIB
     assert 0 <= left - cache_bytes(found) < 16 * SPEC.bytes_per_token * LAYERS
 
 
@@ -105,7 +117,7 @@ def test_a_share_too_small_names_one_that_works(monkeypatch: pytest.MonkeyPatch)
     message = str(caught.value)
     assert caught.value.field == "gpu_memory_utilization"
     assert "weights 16.00 GiB + activations 2.50 GiB" in message
-    assert "KV cache 1.00 GiB = 20.10 GiB; gpu_memory_utilization=0.2 allows 16.00 GiB of 80.00 GiB" in message
+    assert "KV cache 1.00 GiB = 20.35 GiB; gpu_memory_utilization=0.2 allows 16.00 GiB of 80.00 GiB" in message
     enough = float(re.findall(r": gpu_memory_utilization=([\d.]+) is enough", message)[0])
     assert enough < 0.3
     limits(FakeCuda(), monkeypatch, gpu_memory_utilization=enough)
@@ -124,7 +136,7 @@ def test_a_request_too_long_names_a_length_that_works(monkeypatch: pytest.Monkey
     assert limits(FakeCuda(), monkeypatch, longest=600_000, max_model_len="auto").max_model_len == length
 
 
-FULL = (80 - 1 - 16) * GIB - GIB // 2 - 100 * MIB - 512 * MIB
+FULL = (80 - 1 - 16) * GIB - 256 * MIB - GIB // 2 - 100 * MIB - 512 * MIB
 """What the fake has for the tokens of a step of 512 requests."""
 
 
@@ -196,7 +208,7 @@ def test_a_worker_profiles_and_answers_as_on_a_cpu(tmp_path: Path, monkeypatch: 
 
 def test_the_whole_start_fails_with_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tiny_model("llama", tmp_path, num_hidden_layers=1)
-    use_fake_cuda(monkeypatch, FakeCuda(per_token=40 * GIB))
+    use_fake_cuda(monkeypatch, FakeCuda(per_token=20 * GIB))
     config = EngineArgs(str(tmp_path), max_num_batched_tokens=8, max_num_seqs=4).create_config()
     with pytest.raises(ConfigError, match=r"no room for a step of 8 tokens in 4 requests.*max_num_batched_tokens=1"):
         EngineCore(config, tmp_path)

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.config.graph_plan import plan_graphs
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.model_plan import plan_model
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.execution.devices import device_for
 from vllm_engine.execution.forward_graphs import capture_all, graphs_for
+from vllm_engine.execution.graph_memory import graph_bytes
 from vllm_engine.execution.kernel_cache import KernelCache
 from vllm_engine.execution.kernels_in_use import check_kernels
 from vllm_engine.execution.largest_step import largest_step
@@ -99,8 +101,16 @@ class Worker:
             )
             self._try(batch)
 
+        def graphs(activations: int) -> int:
+            return graph_bytes(
+                plan_graphs(self._config, max_num_seqs),
+                num_layers=self.decoder.num_layers,
+                activations=activations,
+                num_tokens=max_num_batched_tokens,
+            )
+
         what = f"a step of {max_num_batched_tokens} tokens in {max_num_seqs} requests"
-        return self.hardware.profile(self.runner.model.weight_bytes(), compute, what)
+        return self.hardware.profile(self.runner.model.weight_bytes(), compute, what, graphs)
 
     def _try(self, batch: ScheduledBatch) -> None:
         """Compute a batch of nobody's requests, and forget it. A user's own code sees only what somebody asked for."""

@@ -29,10 +29,14 @@ class Device(Protocol):
         """The memory as it is now; ``weights`` is how many bytes of it the model takes."""
         ...
 
-    def profile(self, weights: int, step: Callable[[], None], what: str) -> DeviceMemory:
-        """The memory as steps will leave it: ``step`` computes the largest one, ``what`` names it.
+    def profile(self, weights: int, step: Callable[[], None], what: str, graphs: Callable[[int], int]) -> DeviceMemory:
+        """The memory as steps will leave it. A device need not compute one to know.
 
-        A device need not compute it to know.
+        Args:
+            weights: bytes of the model's.
+            step: computes the largest one.
+            what: names it.
+            graphs: from bytes of that step's activations to those of the graphs that will be captured.
 
         Raises:
             NoRoom: when the step does not fit beside the weights.

@@ -53,7 +53,7 @@ class CpuDevice:
         nodes = usable_nodes(self._threads.cores) if self._threads.cores and self._threads.memory_nodes else None
         return main_memory(weights=weights, nodes=nodes)
 
-    def profile(self, weights: int, step: Callable[[], None], what: str) -> DeviceMemory:
+    def profile(self, weights: int, step: Callable[[], None], what: str, graphs: Callable[[int], int]) -> DeviceMemory:
         """As ``memory``: half of what is free stays free, which is more than any step takes."""
         return self.memory(weights)
 

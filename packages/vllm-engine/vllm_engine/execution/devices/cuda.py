@@ -47,7 +47,7 @@ class CudaDevice:
         free, total = self._runtime.free_and_total()
         return DeviceMemory(total, free, weights)
 
-    def profile(self, weights: int, step: Callable[[], None], what: str) -> DeviceMemory:
+    def profile(self, weights: int, step: Callable[[], None], what: str, graphs: Callable[[int], int]) -> DeviceMemory:
         """Compute the largest step, and see what it takes.
 
         Memory counts as torch reserves it, in whole segments: that is what must be free. The step's own is the most
@@ -64,7 +64,8 @@ class CudaDevice:
         non_torch = self._non_torch()
         self._runtime.empty_cache()
         free, total = self._runtime.free_and_total()
-        return DeviceMemory(total, free, weights, MemoryUse(weights, activations, 0, non_torch, self._others))
+        use = MemoryUse(weights, activations, graphs(activations), non_torch, self._others)
+        return DeviceMemory(total, free, weights, use)
 
     def _reserved(self) -> int:
         """What torch holds of the device for this engine."""
