@@ -53,6 +53,8 @@ HELD_ELSEWHERE = {
     "fp8_round_kernel",
     "fp8_product_kernel",
     "mxfp4_product_kernel",
+    "round_rows_kernel",
+    "norm_round_kernel",
     "gather_kernel",
     "route_kernel",
     "expert_count_kernel",

@@ -1,8 +1,11 @@
 """What every face's weight of fp8 numbers offers beside ``LinearWeight``."""
 
+from abc import abstractmethod
+
 import torch
 
 from vllm_kernels.linear_weight import LinearWeight
+from vllm_kernels.rounded_activations import Rounded
 
 
 class Fp8Weight(LinearWeight):
@@ -22,6 +25,8 @@ class Fp8Weight(LinearWeight):
         shape = (out_features, 1) if block is None else (-(-out_features // block), in_features // block)
         self.scales = torch.empty(shape)
         """fp32 ``[out_features, 1]``, or ``[out_features / block, in_features / block]``, rounded up."""
+        self.input_scale: torch.Tensor | None = None
+        """fp32 ``[1]``: of all activations; None: each token has its own."""
 
     def scales_of(self, start: int, count: int) -> torch.Tensor:
         """The part of ``scales`` of some rows, the first of which begins a block."""
@@ -32,3 +37,12 @@ class Fp8Weight(LinearWeight):
         """Store rows of e4m3; see ``ops.fp8.fill_fp8``. Arguments are checked."""
         self.entries[start : start + len(entries)] = entries
         self.scales_of(start, len(entries)).copy_(scales)
+
+    @abstractmethod
+    def multiply_rounded(
+        self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Activations of e4m3 ``[n, in_features]`` -> ``[n, out_features]``; see ``ops.rounded.linear``.
+
+        Gated weights give both halves. Arguments are checked.
+        """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_kernels.linear_weight import LinearWeight
+from vllm_kernels.rounded_activations import Rounded
 
 ACTIVATION_GROUP = 512
 """Columns of ``x`` that share a scale, at most: up to here a dot product of bytes has 24 bits, which floats hold."""
@@ -51,6 +52,20 @@ class QuantizedWeight(LinearWeight):
     @abstractmethod
     def fill_quantized(self, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, start: int) -> None:
         """Store rows that are quantised already; see ``ops.quantization.fill_quantized``. Arguments are checked."""
+
+    def multiply_rounded(
+        self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Activations of int8 ``[n, in_features]`` -> ``[n, out_features]``; see ``ops.rounded.linear``.
+
+        Gated weights give both halves. Here in fp32, by the rows of the weight in ``dtype``. Arguments are checked.
+        """
+        entries = self.rows(torch.arange(self.out_features, device=x.values.device)).float()
+        result = x.values.float() @ entries.T * x.scales.unsqueeze(1)
+        for extra in (bias, residual):
+            if extra is not None:
+                result = result + extra.float()
+        return result.to(out_dtype)
 
     def in_order(self, x: torch.Tensor) -> torch.Tensor:
         """Activations ``[n, in_features]`` in the order of the stored columns."""

@@ -26,8 +26,8 @@ def new_weight(
 
     An entry stands for itself times its scale, which is ``max|w| / 448`` of its row or block where floats are rounded.
     Activations are rounded alike as they come, with a scale for each token, or with blocks for each token and
-    ``block`` columns (arXiv:2412.19437, section 3.3). Sums are fp32. A row with an infinity or NaN becomes NaN, and no
-    other does.
+    ``block`` columns (arXiv:2412.19437, section 3.3), or with one that ``set_input_scale`` says. Sums are fp32. A row
+    with an infinity or NaN becomes NaN (of a given scale, with NaN only), and no other does.
 
     Args:
         out_features, in_features: its rows and columns.
@@ -83,3 +83,27 @@ def fill_fp8(weight: LinearWeight, entries: torch.Tensor, scales: torch.Tensor, 
             raise ValueError(f"start must be a multiple of block={weight.block}, got {start}")
         check_shape("scales", scales, tuple(weight.scales_of(start, count).shape))
     weight.fill_fp8(entries, scales, start)
+
+
+def set_input_scale(weight: LinearWeight, scale: torch.Tensor) -> None:
+    """Let all activations have one scale, which a checkpoint says, instead of one each found from their largest.
+
+    What is beyond 448 times the scale is rounded to that. A merged projection takes the largest of its parts' scales;
+    the scales of their weights stay their own, as ``fill_fp8`` takes one for each range of rows.
+
+    Args:
+        weight: from ``new_weight`` of this module, without blocks.
+        scale: floating point, one element, finite and above 0.
+
+    Raises:
+        ValueError: the scale or the weight is not as described.
+    """
+    if not isinstance(weight, Fp8Weight) or weight.block is not None:
+        raise ValueError("weight must be one of fp8 (ops.fp8.new_weight) without blocks")
+    check_floating("scale", scale)
+    if scale.numel() != 1:
+        raise ValueError(f"scale must have one element, got {list(scale.shape)}")
+    value = float(scale)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"scale must be finite and above 0, got {value}")
+    weight.input_scale = scale.to(weight.scales).view(1)

@@ -4,6 +4,8 @@ from torch.nn import functional
 from vllm_kernels.fp8_weight import Fp8Weight
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.reference.linear import GATES
+from vllm_kernels.reference.rounded import round_tokens
+from vllm_kernels.rounded_activations import Rounded
 
 LARGEST = 448.0
 
@@ -28,11 +30,27 @@ class FloatProductWeight(Fp8Weight):
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         return GATES[activation](self._wide(x, bias)).to(x.dtype)
 
+    def multiply_rounded(
+        self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        result = self._product(x.values, x.scales.unsqueeze(1), bias, torch.float32)
+        if residual is not None:
+            result = result + residual.to(result.dtype)
+        return result.to(out_dtype)
+
     def _wide(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        entries, scales = rounded(x, self.block)
+        if self.input_scale is None:
+            return self._product(*rounded(x, self.block), bias, wide)
+        entries, scales = round_tokens(x, torch.float8_e4m3fn, self.input_scale)
+        return self._product(entries, scales.unsqueeze(1), bias, wide)
+
+    def _product(
+        self, entries: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, wide: torch.dtype
+    ) -> torch.Tensor:
+        """Of activations ``[n, in_features]`` with scales ``[n, groups]``."""
         numbers = (entries.to(wide).unflatten(1, (scales.shape[1], -1)) * scales.to(wide).unsqueeze(2)).flatten(1)
-        ids = torch.arange(self.out_features, device=x.device)
+        ids = torch.arange(self.out_features, device=entries.device)
         result: torch.Tensor = numbers @ rows_of(self, ids).to(wide).T
         return result if bias is None else result + bias.to(wide)
 

@@ -15,11 +15,13 @@ from vllm_kernels.eager import fp8 as eager
 from vllm_kernels.fp8_weight import Fp8Weight
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.reference.fp8 import LARGEST, fill_rounded, rows_of
+from vllm_kernels.rounded_activations import Rounded
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.cache import rounded_to_fp8
 from vllm_kernels.triton.device import has_fp8, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
+from vllm_kernels.triton.rounded import round_tokens
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCK_K = 128
@@ -187,12 +189,21 @@ class TritonFp8Weight(Fp8Weight):
     def multiply(
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
-        entries, scales = round_activations(x.contiguous(), self.block)
-        count = len(x)
-        out = x.new_empty(count, self.out_features, dtype=out_dtype)
+        if self.input_scale is None:
+            rounded = Rounded(*round_activations(x.contiguous(), self.block))
+        else:
+            rounded = round_tokens(x, torch.float8_e4m3fn, self.input_scale)
+        return self.multiply_rounded(rounded, bias, residual, out_dtype)
+
+    def multiply_rounded(
+        self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
+    ) -> torch.Tensor:
+        entries, scales = x.values.contiguous(), x.scales.contiguous()
+        count = len(entries)
+        out = entries.new_empty(count, self.out_features, dtype=out_dtype)
         if not count:
             return out
-        shape = Shape.choose(count, self.out_features, self.in_features, self.block, x.device)
+        shape = Shape.choose(count, self.out_features, self.in_features, self.block, entries.device)
         bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
         parts = parts_of(shape.PARTS, out)
         product.launch(

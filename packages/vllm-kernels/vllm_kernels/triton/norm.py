@@ -12,6 +12,34 @@ ENTRIES = 2048
 
 
 @triton.jit
+def normalise(
+    values,
+    present,
+    column,
+    weight,
+    bias,
+    eps,
+    HIDDEN: tl.constexpr,
+    CENTERED: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
+):
+    """The norm of whole rows: fp32 ``[rows, columns]``, with zeros where none is ``present``."""
+    if CENTERED:
+        mean = tl.sum(values, axis=1) / HIDDEN
+        values = tl.where(present, values - mean[:, None], 0.0)
+    variance = tl.sum(values * values, axis=1) / HIDDEN
+    values = values * (1.0 / tl.sqrt(variance + eps))[:, None]
+    if weight is not None:
+        scale = tl.load(weight + column, mask=column < HIDDEN, other=0.0).to(tl.float32)
+        if UNIT_OFFSET:
+            scale = scale + 1.0
+        values = values * scale[None, :]
+    if bias is not None:
+        values = values + tl.load(bias + column, mask=column < HIDDEN, other=0.0).to(tl.float32)[None, :]
+    return values
+
+
+@triton.jit
 def norm_kernel(
     x,
     residual,
@@ -37,19 +65,7 @@ def norm_kernel(
         wide = values.to(tl.float32) + tl.load(residual + offsets, mask=present, other=0.0).to(tl.float32)
         values = wide.to(x.dtype.element_ty)  # rounded before it is normalised, as if the sum were made apart
         tl.store(new_residual + offsets, values, mask=present)
-    values = values.to(tl.float32)
-    if CENTERED:
-        mean = tl.sum(values, axis=1) / HIDDEN
-        values = tl.where(present, values - mean[:, None], 0.0)
-    variance = tl.sum(values * values, axis=1) / HIDDEN
-    values = values * (1.0 / tl.sqrt(variance + eps))[:, None]
-    if weight is not None:
-        scale = tl.load(weight + column, mask=column < HIDDEN, other=0.0).to(tl.float32)
-        if UNIT_OFFSET:
-            scale = scale + 1.0
-        values = values * scale[None, :]
-    if bias is not None:
-        values = values + tl.load(bias + column, mask=column < HIDDEN, other=0.0).to(tl.float32)[None, :]
+    values = normalise(values.to(tl.float32), present, column, weight, bias, eps, HIDDEN, CENTERED, UNIT_OFFSET)
     tl.store(out + offsets, values.to(out.dtype.element_ty), mask=present)
 
 

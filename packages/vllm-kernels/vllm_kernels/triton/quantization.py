@@ -1,11 +1,13 @@
 import torch
+from torch.nn import functional
 
 from vllm_kernels.eager.quantization import CompactWeight
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization, QuantizedWeight
+from vllm_kernels.rounded_activations import Rounded as RoundedActivations
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.kernel import FLOATS
-from vllm_kernels.triton.quantized_product import Shape, multiply, multiply_rounded, round_activations
+from vllm_kernels.triton.quantized_product import Rounded, Shape, multiply, multiply_rounded, round_activations
 
 
 class TritonWeight(CompactWeight):
@@ -25,6 +27,25 @@ class TritonWeight(CompactWeight):
             multiply_rounded(rounded, self.packed, self.scales, self.zeros, bias, residual, out, shape)
         else:
             multiply(x, self.packed, self.scales, self.zeros, bias, residual, out, shape)
+        return out
+
+    def multiply_rounded(
+        self,
+        x: RoundedActivations,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        out_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        q = self.in_order(x.values).contiguous()
+        out = q.new_empty(len(q), self.out_features, dtype=out_dtype)
+        shape = Shape.choose(len(q), self.out_features, self.in_features, self.scheme, self.dtype, q.device)
+        group = self.scheme.activation_group
+        groups = -(-self.in_features // group)
+        whole = functional.pad(q, (0, groups * group - self.in_features)).unflatten(1, (groups, group))
+        # One scale for all groups of a row.
+        scales = x.scales.unsqueeze(1).expand(-1, groups).contiguous()
+        rounded = Rounded(q, scales, whole.sum(dim=2, dtype=torch.int32), group)
+        multiply_rounded(rounded, self.packed, self.scales, self.zeros, bias, residual, out, shape)
         return out
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
