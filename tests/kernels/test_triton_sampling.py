@@ -14,7 +14,7 @@ from vllm_kernels.ops import sampling as ops
 
 pytest.importorskip("triton")
 
-from vllm_kernels.triton import sampling, sampling_cut, sampling_row
+from vllm_kernels.triton import sampling, sampling_bracket, sampling_candidates, sampling_cut, sampling_row
 from vllm_kernels.triton.catalogue import KERNELS
 from vllm_kernels.triton.kernel import recorded
 
@@ -33,7 +33,7 @@ def triton_serves():
 @contextmanager
 def resized(**sizes: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sampling, sampling_cut, sampling_row):
+        for module in (sampling, sampling_bracket, sampling_candidates, sampling_cut, sampling_row):
             for name, size in sizes.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, size)
