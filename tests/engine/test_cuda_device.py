@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.fake_cuda import GIB, MIB, FakeCuda, pretend_gpu, use_fake_cuda
 from tests.engine.models.tiny import make_tiny_model
@@ -19,6 +20,7 @@ from vllm_engine.config.model_plan import plan_model
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.limits import find_limits
 from vllm_engine.errors import ConfigError
+from vllm_engine.execution import worker
 from vllm_engine.execution.devices.cuda import CudaDevice
 from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.execution.graph_memory import BYTES_PER_LAYER, graph_bytes
@@ -153,6 +155,19 @@ def test_a_step_too_large_names_one_that_works(per_token: int, monkeypatch: pyte
 def test_weights_that_leave_nothing_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no smaller step makes room: quantization"):
         limits(FakeCuda(weights=79 * GIB - 600 * MIB), monkeypatch)
+
+
+def test_weights_that_do_not_fit_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tiny_model("llama", tmp_path, num_hidden_layers=1)
+    use_fake_cuda(monkeypatch, FakeCuda(others=70 * GIB))
+
+    def load(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("of a device that is full")
+
+    monkeypatch.setattr(worker, "load_model", load)
+    words = r"no room for the weights: 9.50 GiB of 80.00 GiB are free.*other processes have 70.00 GiB"
+    with pytest.raises(ConfigError, match=words):
+        EngineCore(EngineArgs(str(tmp_path)).create_config(), tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"kv_cache_memory_bytes": 2 * GIB}, {"num_gpu_blocks_override": 4096}])

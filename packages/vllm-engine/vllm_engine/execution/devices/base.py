@@ -21,6 +21,10 @@ class Device(Protocol):
         """Set the thread and the libraries up, before weights are read."""
         ...
 
+    def taking(self, what: str) -> AbstractContextManager[None]:
+        """While memory is taken that stays taken. Raises ``NoRoom``, with ``what`` in it, where there is too little."""
+        ...
+
     def settle(self, layer_bytes: int) -> None:
         """Get ready to compute, now that it is known how large a layer is; say in the log what computes."""
         ...

@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -37,6 +37,10 @@ class CpuDevice:
     def prepare(self) -> None:
         """Bind the thread, so that the memory of what it reads is near its cores."""
         self._binding.bind_caller()
+
+    def taking(self, what: str) -> AbstractContextManager[None]:
+        """Nothing to look out for: the system finds memory when it is written."""
+        return nullcontext()
 
     def settle(self, layer_bytes: int) -> None:
         """Decide how many threads compute, and put each where it belongs."""

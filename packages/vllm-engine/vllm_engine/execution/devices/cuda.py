@@ -1,8 +1,8 @@
 """An NVIDIA GPU."""
 
 import gc
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from traceback import clear_frames
 
 import torch
@@ -37,6 +37,19 @@ class CudaDevice:
         self._runtime.use()
         now, total = self._runtime.free_and_total()
         self._others = max(0, total - (now if free is None else free))
+
+    @contextmanager
+    def taking(self, what: str) -> Iterator[None]:
+        """Say what is in the way, where memory does not suffice."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            free, total = self._runtime.free_and_total()
+            raise NoRoom(
+                f"the GPU's memory has no room for {what}: {amount(free)} of {amount(total)} are free, this engine has "
+                f"{amount(self._reserved())} and CUDA itself {amount(self._non_torch())} already, and other processes "
+                f"have {amount(self._others)}; quantization makes the weights smaller, or another process must give way"
+            ) from error
 
     def settle(self, layer_bytes: int) -> None:
         """Say what computes. Threads of the CPU have no part in it."""
