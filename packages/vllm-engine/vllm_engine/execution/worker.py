@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.config.compiler import compiler_backend
 from vllm_engine.config.graph_plan import plan_graphs
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.config.model_plan import plan_model
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
+from vllm_engine.execution.compiled_layers import CompiledLayers
 from vllm_engine.execution.devices import device_for
 from vllm_engine.execution.forward_graphs import capture_all, graphs_for
 from vllm_engine.execution.graph_memory import graph_bytes
@@ -50,6 +52,7 @@ class Worker:
         self._faces = kernel_faces(config)
         check_kernels(self._faces, self.device)
         self._processors = create_processors(config)
+        self._compiled: CompiledLayers | None = None
 
     def load_model(self) -> ModelRunner:
         """Read the weights."""
@@ -60,6 +63,9 @@ class Worker:
         with self.hardware.taking("the weights"):
             model = load_model(self._model_path, self.decoder, settings, load, self.device)
         self.hardware.settle(model.weight_bytes() // self.decoder.num_layers)
+        backend = compiler_backend(self._config)
+        if backend is not None:
+            self._compiled = CompiledLayers(model, backend, self._config.compilation.cache_dir)
         self.runner = ModelRunner(
             model,
             vocab_size=self.decoder.vocab_size,
@@ -139,6 +145,8 @@ class Worker:
         blocks = [[0] * -(-len(request.prompt_token_ids) // self.runner.batch.block_size) for _ in range(groups)]
         new = NewRequest(request, list(request.prompt_token_ids), blocks, 0, False)
         self._try(ScheduledBatch(new_requests=[new], num_scheduled_tokens={"warm-up": len(new.token_ids)}))
+        if self._compiled is not None:
+            self._compiled.tell()
         self.runner.capture_when_needed()
         if not self.has_graphs_to_capture:
             self._kernel_cache.started()
@@ -188,10 +196,17 @@ class Worker:
     def wake_up(self, tag: SleepTag) -> None:
         """Take the memory of weights or KV cache again; see ``SleepMode.wake_up``."""
         self._sleep_mode.wake_up(tag)
+        self._capture_again()
 
     def reload_weights(self) -> None:
         """Read the weights again from where they came from; see ``SleepMode.reload_weights``."""
         self._sleep_mode.reload_weights()
+        self._capture_again()
+
+    def _capture_again(self) -> None:
+        """As at start, where memory is at other addresses now."""
+        if self.has_graphs_to_capture:
+            self.capture_graphs()
 
     def reset(self) -> None:
         """Forget all requests, after a failed step."""
