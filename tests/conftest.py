@@ -1,11 +1,13 @@
 """What holds for every test, and for the servers that tests start: set before anything loads torch."""
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-HAS_GPU = Path("/dev/nvidiactl").exists()
+from vllm_engine.config.device import VARIABLE, find_gpus
+
+HAS_GPU = bool(find_gpus().found)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -22,3 +24,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Tests about the CPU, their fixtures included, run on it."""
+    before = os.environ.get(VARIABLE)
+    if item.get_closest_marker("cpu_only"):
+        os.environ[VARIABLE] = "cpu"
+    try:
+        return (yield)
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before

@@ -16,6 +16,8 @@ from tests.engine.models.tiny import make_tiny_model
 from vllm_engine import LLM, RequestOutput, SamplingParams
 from vllm_kernels.batch_invariance import use_batch_invariance
 
+pytestmark = pytest.mark.cpu_only
+
 NUM_REQUESTS = 64
 NUM_TOKENS = 10
 ALONE = 10

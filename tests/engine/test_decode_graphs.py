@@ -14,6 +14,8 @@ from vllm_engine import LLM, SamplingParams
 from vllm_engine.execution import decode_graphs
 from vllm_kernels.backend import use_face
 
+pytestmark = pytest.mark.cpu_only
+
 Answers = list[tuple[list[int], list[float]]]
 
 

@@ -39,6 +39,7 @@ def held() -> tuple[int, int]:
     return process.num_threads(), process.num_fds()
 
 
+@pytest.mark.cpu_only
 def test_engines_that_come_and_go_leave_no_threads_files_or_memory(options: dict[str, Any]) -> None:
     before, memory = (0, 0), 0
     for round_ in range(12):

@@ -9,6 +9,8 @@ from vllm_engine.config import EngineArgs
 from vllm_engine.config.kernel_choices import kernel_faces
 from vllm_engine.errors import ConfigError
 
+pytestmark = pytest.mark.cpu_only
+
 DOCUMENTED = """
 AMX_MLA B12X CPU_MLA CUSTOM CUTLASS_MLA CUTLASS_MSA FLASHINFER FLASHINFER_MLA FLASHINFER_MLA_SPARSE
 FLASHINFER_MLA_SPARSE_DSV4 FLASHINFER_MLA_SPARSE_DSV41 FLASHINFER_MLA_SPARSE_SM120 FLASHINFER_MLA_SPARSE_SM90 FLASHMLA

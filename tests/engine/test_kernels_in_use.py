@@ -16,6 +16,8 @@ from vllm_kernels import backend
 from vllm_kernels.batch_invariance import use_batch_invariance
 from vllm_kernels.cpu import native
 
+pytestmark = pytest.mark.cpu_only
+
 needs_native = pytest.mark.skipif(native.why_not() is not None, reason="no native kernels here")
 
 

@@ -90,6 +90,8 @@ def counted(function: str, *modules: Any) -> Iterator[dict[str, int]]:
 # ---- kernels ----
 
 
+@pytest.mark.cpu_only
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("options", "environment", "face"),
     [
@@ -115,6 +117,7 @@ def test_the_attention_backend_computes_attention(
     assert {name for name, count in calls.items() if count} == {face}
 
 
+@pytest.mark.cpu_only
 def test_two_engines_in_one_process_have_each_its_own_kernels(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path, num_hidden_layers=1)
     with make_llm(tmp_path, attention_backend="REFERENCE") as plain, make_llm(tmp_path) as fast:
@@ -124,6 +127,7 @@ def test_two_engines_in_one_process_have_each_its_own_kernels(tmp_path: Path) ->
             assert {name for name, count in calls.items() if count} == {face}
 
 
+@pytest.mark.cpu_only
 def test_kernels_that_the_environment_forces_win_and_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,8 @@ from vllm_engine.execution.devices import cpu
 from vllm_engine.execution.step_threads import LONG_STEP_WORK, StepThreads
 from vllm_engine.execution.thread_plan import ThreadPlan
 
+pytestmark = pytest.mark.cpu_only
+
 
 @pytest.fixture(autouse=True)
 def _threads() -> object:
@@ -68,13 +70,13 @@ def test_tokens_and_logprobs_are_the_same_bits_with_more_threads(
     prompts = [{"prompt_token_ids": [(31 * place + 7 * index) % 500 for place in range(90)]} for index in range(4)]
     params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2, prompt_logprobs=1)
     seen: list[int] = []
-    forward = worker.ModelRunner.execute
+    forward = worker.ModelRunner.launch
 
-    def execute(self: worker.ModelRunner, batch: object) -> object:
+    def launch(self: worker.ModelRunner, batch: object) -> object:
         seen.append(torch.get_num_threads())
         return forward(self, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(worker.ModelRunner, "execute", execute)
+    monkeypatch.setattr(worker.ModelRunner, "launch", launch)
     monkeypatch.setattr(cpu, "plan_for_this_machine", lambda asked: ThreadPlan(2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     answers = []

@@ -18,6 +18,8 @@ from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.kv_layout import LayerKVSpec
 
+pytestmark = pytest.mark.cpu_only
+
 GIB = 2**30
 SPEC = LayerKVSpec(2, 16, "bfloat16")
 TOKEN = SPEC.bytes_per_token
