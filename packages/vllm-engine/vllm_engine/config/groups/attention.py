@@ -15,8 +15,8 @@ class AttentionConfig:
 
     backend: str | None = option(
         None,
-        help="kernels that compute attention: CPU_ATTN on a CPU, TRITON_ATTN on a GPU, TORCH_SDPA, REFERENCE; unset: the "
-        "fast ones",
+        help="kernels that compute attention: CPU_ATTN on a CPU, TRITON_ATTN on a GPU, TORCH_SDPA, REFERENCE; unset: "
+        "the fast ones",
         flag="--attention-backend",
         metavar="BACKEND",
     )

@@ -17,11 +17,15 @@ class CacheConfig:
     block_size: Annotated[int, Meta(ge=1, le=1024)] | None = option(None, help="tokens in one KV block; unset: 16")
     gpu_memory_utilization: Annotated[float, Meta(gt=0.0, le=1.0)] = option(
         0.92,
-        help="share of the device's memory (on a CPU: of main memory) that may be in use with the KV cache",
+        help="share of the device's memory for this engine, KV cache included; on a CPU: of main memory that may be in "
+        "use with it, by whomever",
         common=True,
     )
     kv_cache_memory_bytes: Positive | None = option(
-        None, help="bytes for the KV cache; unset: a share of free memory", metavar="BYTES", common=True
+        None,
+        help="bytes for the KV cache; unset: a share of free memory, on a GPU what --gpu-memory-utilization leaves",
+        metavar="BYTES",
+        common=True,
     )
     kv_cache_dtype: Literal[
         "auto",

@@ -13,10 +13,10 @@ class SchedulerConfig:
     """How requests share the steps of the engine."""
 
     max_num_batched_tokens: Positive | None = option(
-        None, help="most tokens in one step; unset: by --performance-mode", common=True
+        None, help="most tokens in one step; unset: by --performance-mode and device", common=True
     )
     max_num_seqs: Positive | None = option(
-        None, help="most requests running at once; unset: by --performance-mode", common=True
+        None, help="most requests running at once; unset: by --performance-mode and device", common=True
     )
     max_num_partial_prefills: Positive = option(1, help="most prompts that a step may leave part-way through prefill")
     max_long_partial_prefills: Positive = option(

@@ -12,6 +12,9 @@ from vllm_engine.execution.devices.cuda_runtime import Runtime
 from vllm_engine.execution.kernels_in_use import tell_kernels
 from vllm_engine.execution.memory import DeviceMemory, MemoryUse, NoRoom, amount
 
+LATER = 128 * 2**20
+"""Bytes for kernels that the largest step does not use, and that are loaded when another step first does."""
+
 
 class CudaDevice:
     """One GPU, the first that the process may see.
@@ -85,9 +88,9 @@ class CudaDevice:
         return self._runtime.reserved() - self._reserved_before
 
     def _non_torch(self) -> int:
-        """What neither torch nor anybody else has."""
+        """What neither torch nor anybody else has, and what will be added to that."""
         free, total = self._runtime.free_and_total()
-        return max(0, total - free - self._others - self._reserved())
+        return max(0, total - free - self._others - self._reserved()) + LATER
 
     def _too_large(self, step: Callable[[], None], what: str, weights: int) -> NoRoom | None:
         """Compute the step; the error, where it does not fit. It is not raised here: an exception holds the tensors of
