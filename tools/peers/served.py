@@ -26,6 +26,8 @@ class Served:
 
     url: str
     pid: int
+    api_key: str | None = None
+    """For what needs one."""
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -52,7 +54,7 @@ class Served:
 
     def metric(self, name: str) -> float:
         """A number of its metrics page, summed over its labels; 0 for one that is not there."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(_request(f"{self.url}/metrics", self.api_key), timeout=5) as answer:
             samples = _SAMPLE.finditer(answer.read().decode())
         return sum(float(sample["value"]) for sample in samples if sample["name"] == name)
 
@@ -64,8 +66,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]:
+def running(command: list[str], environment: dict[str, str], api_key: str | None = None) -> Iterator[Served]:
     """Run a server, whose command lacks nothing but ``--port``, until the block ends.
+
+    Args:
+        command: what to run.
+        environment: variables beside our own.
+        api_key: one that it takes, if it asks for any.
 
     Raises:
         RuntimeError: with its last words when it does not answer.
@@ -77,13 +84,13 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]
     url = f"http://127.0.0.1:{port}"
     with ServerProcess([*command, "--port", str(port)], {**environment, "HF_HUB_OFFLINE": "1"}) as process:
         deadline = time.perf_counter() + START_SECONDS
-        while not _healthy(url):
+        while not _healthy(url, api_key):
             try:
                 process.check(deadline)
             except CommandError as error:
                 raise RuntimeError(str(error)) from error
             time.sleep(0.2)
-        yield Served(url, process.pid)
+        yield Served(url, process.pid, api_key)
 
 
 def run_client(command: list[str]) -> None:
@@ -115,9 +122,13 @@ def our_command() -> list[str]:
     return [sys.executable, "-m", "vllm_cli"]
 
 
-def _healthy(url: str) -> bool:
+def _request(url: str, api_key: str | None) -> urllib.request.Request:
+    return urllib.request.Request(url, headers={"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def _healthy(url: str, api_key: str | None) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        with urllib.request.urlopen(_request(f"{url}/health", api_key), timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

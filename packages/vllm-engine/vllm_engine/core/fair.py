@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from vllm_engine.core.queue import WaitingRequests, fcfs_order
+from vllm_engine.core.recent_use import RecentUse
 from vllm_engine.core.request import Request
 
 PROMPT_TOKEN_COST = 1
@@ -23,13 +24,15 @@ class Tenants:
     for a moment. When no tenant is active, all are forgotten.
     """
 
-    def __init__(self, max_num_seqs: int, slack: int) -> None:
+    def __init__(self, max_num_seqs: int, slack: int, recent: RecentUse | None = None) -> None:
         """
         Args:
             max_num_seqs: places for running requests.
             slack: cost by which a tenant may be ahead of the least served one, and still be entitled to its share of
                 the places. Without any, one request could cost a light tenant the turn of the next.
+            recent: says who is heavy, and how large steps may be.
         """
+        self._recent = RecentUse() if recent is None else recent
         self._places = max_num_seqs
         self._slack = slack
         self._served: dict[str, int] = {}  # of the active tenants
@@ -56,6 +59,7 @@ class Tenants:
         if tenant not in self._served:
             self._served[tenant] = max(self._debtors.pop(tenant, 0), self._floor())
         self._num_requests[tenant] += 1
+        self._recent.charge(tenant, 0)
 
     def remove_request(self, tenant: str) -> None:
         """A request of an active tenant has ended, and does not run."""
@@ -79,23 +83,48 @@ class Tenants:
         if not self._num_running[tenant]:
             del self._num_running[tenant]
 
+    def begin_prompt(self, tenant: str, num_tokens: int) -> None:
+        """A request of an active tenant runs for the first time: so many tokens of its prompt are to be computed."""
+        if not self.is_heavy(tenant):
+            self._recent.note_light_prompt(num_tokens)
+        self.charge(tenant, PROMPT_TOKEN_COST * num_tokens)
+
     def charge(self, tenant: str, cost: int) -> None:
         """An active tenant is served."""
         self._served[tenant] += cost
+        self._recent.charge(tenant, cost)
+
+    def is_heavy(self, tenant: str) -> bool:
+        """Whether an active tenant had more than an even share lately, or is ahead of the least served one."""
+        return self._recent.is_heavy(tenant) or self._served[tenant] > self._floor() + self._slack
+
+    def heavy_tokens(self, num_decodes: int) -> int | None:
+        """Tokens that prompts of heavy tenants may take of the next step, see ``RecentUse``.
+
+        None is no limit: there are no light tenants.
+
+        Args:
+            num_decodes: requests that generate.
+        """
+        self._recent.forget()
+        ahead = self._floor() + self._slack
+        if self._recent.any_light(lambda tenant: self._served.get(tenant, 0) <= ahead):
+            return self._recent.heavy_tokens(num_decodes)
+        return None
 
     def order(self, request: Request) -> tuple[int, int]:
         """Sort key of running requests: least served tenant first, then first come. It changes with every step."""
         return (self._served[request.tenant], request.arrival_order)
 
     def next_of(self, requests: Iterable[Request]) -> Request | None:
-        """The next of waiting requests: of a tenant that is entitled to a place, of the least served tenant, the first.
-
-        None of none.
+        """The next of waiting requests: of a tenant that is not heavy, of one that is entitled to a place, of the least
+        served one, the first. None of none.
         """
         share, floor = self._share(), self._floor()
 
-        def key(request: Request) -> tuple[bool, int, int]:
-            return (not self._is_entitled(request.tenant, share, floor), *self.order(request))
+        def key(request: Request) -> tuple[bool, bool, int, int]:
+            tenant = request.tenant
+            return (self.is_heavy(tenant), not self._is_entitled(tenant, share, floor), *self.order(request))
 
         return min(requests, key=key, default=None)
 

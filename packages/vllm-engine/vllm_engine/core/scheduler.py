@@ -19,6 +19,7 @@ from vllm_engine.core.kv_cache.residency import BlockResidency
 from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.prefill_limits import PrefillLimits
 from vllm_engine.core.queue import OrderKey, WaitingRequests, fcfs_order, priority_order
+from vllm_engine.core.recent_use import LEAST_STEP_TOKENS, RecentUse
 from vllm_engine.core.request import Request
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.logging import get_logger
@@ -45,6 +46,8 @@ class _Step:
     """Tenant that waits while prefills of others run: one prompt of it may be part-way beside theirs."""
     num_partial: int = 0
     """Requests that may be part-way, where tenants have made them more than the settings say."""
+    heavy_tokens: int | None = None
+    """Tokens that prompts of heavy tenants can still take, where light tenants come by. None is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Scheduler:
         self._order: OrderKey
         self._waiting: WaitingRequests | FairWaitingRequests
         if config.scheduler.scheduling_policy == "fair":
-            self._tenants = Tenants(limits.max_num_seqs, slack=PROMPT_TOKEN_COST * limits.max_num_batched_tokens)
+            recent = RecentUse(LEAST_STEP_TOKENS[config.device.kind])
+            self._tenants = Tenants(limits.max_num_seqs, PROMPT_TOKEN_COST * limits.max_num_batched_tokens, recent)
             self._order = self._tenants.order
             self._waiting = FairWaitingRequests(self._tenants, self._prefills.is_long)
         else:
@@ -105,6 +109,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
         self._under_way: deque[list[_Flight]] = deque()
+        self._stood_back = False  # heavy tenants, in the step that was scheduled last
         self._arrivals = 0
         self._token_budget = limits.max_num_batched_tokens
         self._max_num_seqs = limits.max_num_seqs
@@ -149,8 +154,10 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Choose the tokens of the next step and give them their KV blocks."""
         step = _Step(self._token_budget)
-        if self._tenants is not None and self._tenants.num_active > 1:
-            self._share_out(step, self._tenants)
+        if self._tenants is not None:
+            if self._tenants.num_active > 1:
+                self._share_out(step, self._tenants)
+            self._keep_short(step, self._tenants)
         num_preempted = self._counters.num_preemptions
         self._schedule_running(step)
         if self._counters.num_preemptions == num_preempted:
@@ -204,6 +211,44 @@ class Scheduler:
             step.newcomer = request.tenant
             step.num_partial += 1
 
+    def _keep_short(self, step: _Step, tenants: Tenants) -> None:
+        """Policy ``fair``: leave heavy tenants no more of the step than a light one should have to wait for.
+
+        A step with a light tenant's prompt, and so its first token, is the light ones' own: heavy tenants stand back.
+        But not in two steps in a row, so that many light tenants cannot hold up the others for long.
+        """
+        stood_back, self._stood_back = self._stood_back, False
+        if not self._chunked:
+            return
+        step.heavy_tokens = tenants.heavy_tokens(sum(not request.is_prefilling for request in self._running))
+        if step.heavy_tokens is not None and not stood_back and self._has_light_prompt(tenants):
+            step.heavy_tokens, self._stood_back = 0, True
+
+    def _has_light_prompt(self, tenants: Tenants) -> bool:
+        """Whether the next step computes a prompt of a light tenant, one that runs or one that can start."""
+        if any(request.is_prefilling and not tenants.is_heavy(request.tenant) for request in self._running):
+            return True
+        request = self._waiting.first(with_long=True)
+        return request is not None and not tenants.is_heavy(request.tenant) and self._could_start(request)
+
+    def _stands_back(self, request: Request) -> bool:
+        """Whether a request that generates lets this step go by."""
+        if not self._stood_back or self._tenants is None:
+            return False
+        return not request.is_prefilling and self._tenants.is_heavy(request.tenant)
+
+    def _is_limited(self, step: _Step, request: Request) -> bool:
+        """Whether ``step.heavy_tokens`` is about a request."""
+        if step.heavy_tokens is None or self._tenants is None:
+            return False
+        return request.is_prefilling and self._tenants.is_heavy(request.tenant)
+
+    def _most_tokens(self, step: _Step, request: Request) -> int:
+        """Most tokens of a prefill that the step can compute, its budget apart."""
+        if step.heavy_tokens is None or not self._is_limited(step, request):
+            return self._max_prefill_tokens
+        return min(self._max_prefill_tokens, step.heavy_tokens)
+
     def _could_start(self, request: Request) -> bool:
         """Whether there are a place and blocks for a waiting request."""
         if len(self._running) >= self._max_num_seqs:
@@ -219,12 +264,13 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            if self._awaits_its_end(request):
+            if self._awaits_its_end(request) or self._stands_back(request):
                 index += 1
                 continue
             count = request.num_tokens_left
             if request.is_prefilling:
-                count = min(count, step.prefill_share, self._max_prefill_tokens)
+                # At least one: so nobody stands still who is part-way.
+                count = min(count, step.prefill_share, max(1, self._most_tokens(step, request)))
             blocks = self.kv.allocate(request, count)
             while blocks is None and self._preempt_last() is not request:
                 blocks = self.kv.allocate(request, count)
@@ -243,7 +289,9 @@ class Scheduler:
                 return
             prefix = self.kv.cached_prefix(request)
             remaining = request.num_tokens - prefix.num_tokens
-            count = min(remaining, step.budget, self._max_prefill_tokens)
+            count = min(remaining, step.budget, self._most_tokens(step, request))
+            if not count:
+                return
             if count < remaining:
                 if not self._chunked:
                     return
@@ -293,7 +341,7 @@ class Scheduler:
             request.num_cached_tokens = prefix.num_tokens
             request.scheduled_ts = time.monotonic()
             if self._tenants is not None:
-                self._tenants.charge(request.tenant, PROMPT_TOKEN_COST * (request.num_tokens - prefix.num_tokens))
+                self._tenants.begin_prompt(request.tenant, request.num_tokens - prefix.num_tokens)
             if self.kv.looks_up(request):
                 self._counters.prefix_cache_queries += request.num_tokens
                 self._counters.prefix_cache_hits += prefix.num_tokens
@@ -311,6 +359,8 @@ class Scheduler:
         """The step computes ``count`` tokens of a request that has its blocks."""
         step.batch.num_scheduled_tokens[request.request_id] = count
         step.budget -= count
+        if step.heavy_tokens is not None and self._is_limited(step, request):
+            step.heavy_tokens = max(0, step.heavy_tokens - count)
         if request.num_computed_tokens + count < request.num_prefill_tokens:
             step.partial.append(request)
 
@@ -320,6 +370,8 @@ class Scheduler:
             held = step.batch.num_scheduled_tokens[request.request_id]
             remaining = request.num_prefill_tokens - request.num_computed_tokens
             count = min(remaining, self._max_prefill_tokens, held + step.budget)
+            if step.heavy_tokens is not None and self._is_limited(step, request):
+                count = min(count, held + step.heavy_tokens)
             if count <= held:
                 continue
             more = self.kv.allocate(request, count)
@@ -329,6 +381,8 @@ class Scheduler:
                 _add_blocks(step.batch, request, more)
             step.batch.num_scheduled_tokens[request.request_id] = count
             step.budget -= count - held
+            if step.heavy_tokens is not None and self._is_limited(step, request):
+                step.heavy_tokens -= count - held
 
     def _preempt_last(self) -> Request:
         """Send the last running request back to the queue; its tokens will be computed again."""
