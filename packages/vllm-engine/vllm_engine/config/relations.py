@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+from vllm_engine.config.compiler import check_compiler
 from vllm_engine.config.graph_plan import check_graphs
 from vllm_engine.config.groups import EngineConfig
 from vllm_engine.config.groups.observability import ObservabilityConfig
@@ -21,6 +22,7 @@ def check_relations(config: EngineConfig) -> None:
     check_load_format(config.load)
     profiler_in_force(config.profiler)
     kernel_faces(config)
+    check_compiler(config)
     check_graphs(config)
     _check_metrics(config.observability)
     if config.model.max_model_len == 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.config.compiler import compiler_backend
 from vllm_engine.config.graph_plan import plan_graphs
 from vllm_engine.execution.decode_graphs import DecodeGraphs
 from vllm_engine.execution.graph_use import GraphUse
@@ -86,7 +87,9 @@ def graphs_for(
     """
     use = GraphUse(config.observability.cudagraph_metrics)
     if config.device.kind == "cpu":
-        return None if config.model.enforce_eager else DecodeGraphs(model, block_tables, device, use)
+        # A recorder of native kernels would miss what a compiler wrote.
+        eager = config.model.enforce_eager or compiler_backend(config) is not None
+        return None if eager else DecodeGraphs(model, block_tables, device, use)
     plan = plan_graphs(config, len(block_tables[0]))
     if plan is None:
         return None

@@ -94,7 +94,7 @@ class EngineConfig:
     optimization_level: Annotated[int, Meta(ge=0, le=3)] = option(
         2,
         help="how much start-up time to spend for speed on a GPU. 0: no CUDA graphs; 1: graphs of all but attention; "
-        "2 and 3: of whole decode steps, too",
+        "2: of whole decode steps, too; 3: and torch.compile for what lies between kernels",
         short=("-O",),
         no_effect="nothing is compiled on a CPU, and graphs cost nothing at start, so all levels are the same",
         cuda=HONOURED,

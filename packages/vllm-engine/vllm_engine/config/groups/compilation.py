@@ -13,14 +13,23 @@ class CompilationConfig:
     """What is compiled, and which step sizes are captured as CUDA graphs."""
 
     mode: Literal[0, 1, 2, 3] | None = key(
-        None, help="how models are compiled; 0: not at all", unsupported=NO_COMPILER, possible=(0,)
+        None,
+        help="how models are compiled. 0: not at all; 1: torch.compile gets what lies between kernels, which is little; "
+        "unset: 1 on a GPU with optimization level 3",
+        unsupported="a graph of the whole model would need kernels that a compiler sees into",
+        possible=(0, 1),
     )
     debug_dump_path: str | None = key(None, help="folder for what the compiler made", unsupported=NO_COMPILER)
-    cache_dir: str = key("", help="folder for compiled code", unsupported=NO_COMPILER)
+    cache_dir: str = key("", help="folder for what inductor compiled")
     compile_cache_save_format: Literal["binary", "unpacked"] = key(
         "binary", help="format of compiled code on disk", unsupported=NO_COMPILER
     )
-    backend: str = key("inductor", help="compiler to use", unsupported=NO_COMPILER, possible=("eager",))
+    backend: str = key(
+        "inductor",
+        help="what compiles in mode 1; eager: graphs run as they were traced",
+        unsupported="this version knows no other compiler",
+        possible=("eager",),
+    )
     custom_ops: list[str] = key([], help="operations kept out of the compiler", unsupported=NO_COMPILER)
     ir_enable_torch_wrap: bool | None = key(None, help="wrap operations for the compiler", unsupported=NO_COMPILER)
     splitting_ops: list[str] | None = key(None, help="operations that split the graph", unsupported=NO_COMPILER)
