@@ -52,7 +52,7 @@ def test_who_asks_for_it_gets_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
         assert backend(device, compilation_config={"mode": 1}) == "inductor"
         assert backend(device, compilation_config={"mode": 1, "backend": "eager"}) == "eager"
         assert backend(device, compilation_config={"mode": 1}, enforce_eager=True) is None
-        with pytest.raises(ConfigError, match="mode=3 cannot be honoured: .*possible: unset, 0, 1"):
+        with pytest.raises(ConfigError, match=r"mode=3 cannot be honoured: .*possible: unset, 0, 1"):
             backend(device, compilation_config={"mode": 3})
         with pytest.raises(ConfigError, match=r"cache_dir needs compilation_config\.mode=1"):
             backend(device, compilation_config={"cache_dir": "/tmp/x"})

@@ -13,10 +13,11 @@ _LEVEL = 3
 
 def compiler_backend(config: EngineConfig) -> Backend | None:
     """What compiles; None where nothing is compiled. ``enforce_eager`` wins."""
-    mode = config.compilation.mode
-    if mode is None:
-        mode = int(config.device.kind == "cuda" and config.optimization_level >= _LEVEL)
-    return cast(Backend, config.compilation.backend) if mode and not config.model.enforce_eager else None
+    if config.compilation.mode is None:
+        wanted = config.device.kind == "cuda" and config.optimization_level >= _LEVEL
+    else:
+        wanted = config.compilation.mode > 0
+    return cast(Backend, config.compilation.backend) if wanted and not config.model.enforce_eager else None
 
 
 def check_compiler(config: EngineConfig) -> None:

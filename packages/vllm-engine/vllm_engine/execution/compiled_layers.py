@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class CompiledLayers:
             time.perf_counter() - self._started,
         )
 
-    def _compile(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def _compile(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         """A backend of ``torch.compile``: what calls the graph."""
         from torch._dynamo import lookup_backend
 

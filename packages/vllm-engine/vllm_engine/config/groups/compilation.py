@@ -14,8 +14,8 @@ class CompilationConfig:
 
     mode: Literal[0, 1, 2, 3] | None = key(
         None,
-        help="how models are compiled. 0: not at all; 1: torch.compile gets what lies between kernels, which is little; "
-        "unset: 1 on a GPU with optimization level 3",
+        help="how models are compiled. 0: not at all; 1: torch.compile gets what lies between kernels, which is "
+        "little; unset: 1 on a GPU with optimization level 3",
         unsupported="a graph of the whole model would need kernels that a compiler sees into",
         possible=(0, 1),
     )
