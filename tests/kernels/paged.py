@@ -78,17 +78,21 @@ def step_of(
     *,
     first_kept: list[int] | None = None,
     format: CacheFormat | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> Step:
     """All sequences in one batch. Tokens before ``first_kept[i]`` are not in the cache, as if they slid out of it.
 
-    ``format``: of the cache; None is the type of the keys.
+    ``format``: of the cache; None is the type of the keys. ``k_scale`` and ``v_scale``: of the cache.
     """
     first_kept = first_kept or [0] * len(sequences)
     _, num_kv_heads, head_dim = sequences[0].key.shape
     blocks_of = [-(-sequence.seq_len // block_size) for sequence in sequences]
     num_blocks = sum(blocks_of) + 3
     format = format or format_of(sequences[0].key.dtype)
-    cache = allocate_kv_cache(num_blocks, block_size, num_kv_heads, head_dim, format, "cpu")
+    cache = allocate_kv_cache(
+        num_blocks, block_size, num_kv_heads, head_dim, format, "cpu", k_scale=k_scale, v_scale=v_scale
+    )
     poison(cache)
     free = (torch.randperm(num_blocks - 1) + 1).tolist()  # block 0 is never owned
     block_table = torch.zeros(len(sequences), max(blocks_of) + 1, dtype=torch.int32)

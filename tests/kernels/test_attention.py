@@ -11,6 +11,7 @@ from tests.kernels.paged import Sequence, Step, random_sequence, step_of
 from vllm_kernels.backend import FACES, use_face
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.attention import paged_attention
+from vllm_kernels.ops.cache import allocate_kv_cache
 
 # New and all tokens: decode, whole prompts, chunks of prompts, lengths at and around block and tile borders.
 LENGTHS = [(1, 1), (5, 5), (1, 37), (1, 16), (16, 16), (7, 33), (300, 310), (1, 17), (2, 2)]
@@ -65,6 +66,25 @@ def test_a_cache_of_any_format_equals_the_float64_reference_of_what_it_holds(fac
     assert result.dtype == dtype
     # A query with fewer digits than the cache reads the keys with as few.
     assert (result.double() - oracle(step)).abs().max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", features(4))
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_one_scale_of_all_keys_and_one_of_all_values(face, dtype, kind):
+    torch.manual_seed(0)
+    options = features(4)[kind]
+    sequences = [random_sequence(*lengths, dtype=dtype) for lengths in [(1, 37), (7, 33)]]
+    step = step_of(sequences, block_size=16, format="fp8_e4m3", k_scale=0.03, v_scale=0.005)  # some values saturate
+    # What is stored, in a cache without scales.
+    plain = allocate_kv_cache(step.cache.num_blocks, 16, 2, 16, "float32", "cpu")
+    exact = Step(step.query.double(), plain, step.metadata)
+    exact.cache.key.copy_(step.cache.key.float() * 0.03)
+    exact.cache.value.copy_(step.cache.value.float() * 0.005)
+    result = attend(step, **options)
+    assert result.dtype == dtype
+    assert (result.double() - oracle(exact, **options)).abs().max() < TOLERANCE[dtype]
+    out = torch.full_like(step.query, torch.nan)
+    assert attend(step, out=out, **options) is out and torch.equal(out, result)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -6,6 +6,7 @@ import torch
 from vllm_kernels.backend import use_face
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.cache import STORAGE, KVCache, allocate_kv_cache, copy_blocks, gather_kv, write_kv
+from vllm_kernels.ops.rotary import rope_and_cache
 
 FORMATS = get_args(CacheFormat)
 PLAIN = FORMATS[:3]
@@ -160,6 +161,28 @@ def test_a_new_cache_holds_zeros_only_and_knows_its_format(format):
         assert not tensor.any()
 
 
+@pytest.mark.parametrize("scales", [(0.1, 3.0), (1.0, 0.02), (7.0, 1.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_one_scale_of_all_keys_and_one_of_all_values(face, dtype, scales):
+    torch.manual_seed(0)
+    cache = allocate_kv_cache(3, 4, 2, 24, "fp8_e4m3", "cpu", k_scale=scales[0], v_scale=scales[1])
+    key, value = (20 * torch.randn(2, 7, 2, 24)).to(dtype)
+    slots = torch.tensor([3, 0, 11, -1, 5, 6, 8])
+    write_kv(key, value, cache, slots)
+    numbers = every_8_bit_number(torch.float8_e4m3fn)
+    written = slots >= 0
+    read = gather_kv(cache, slots[written], torch.float32)
+    for x, entries, scale, back in zip((key, value), tokens_of(cache), scales, read, strict=True):
+        units = (x[written].float() / torch.full(x[written].shape, scale)).double().clamp(-448, 448)
+        found = entries[slots[written]].double()
+        assert torch.equal((units - found).abs(), (units[..., None] - numbers).abs().amin(-1))
+        assert torch.equal(back, (found.float() * torch.tensor(scale)))
+    qkv = torch.cat([torch.zeros(7, 3, 24), key.float(), value.float()], dim=1).to(dtype).flatten(1)
+    twin = allocate_kv_cache(3, 4, 2, 24, "fp8_e4m3", "cpu", k_scale=scales[0], v_scale=scales[1])
+    rope_and_cache(qkv, 3, None, None, twin, slots)
+    assert torch.equal(twin.key.float(), cache.key.float()) and torch.equal(twin.value.float(), cache.value.float())
+
+
 def test_an_empty_step_writes_nothing(face):
     cache = allocate_kv_cache(1, 2, 1, 4, "float32", "cpu")
     write_kv(torch.zeros(0, 1, 4), torch.zeros(0, 1, 4), cache, torch.zeros(0, dtype=torch.int64))
@@ -188,6 +211,15 @@ def test_wrong_arguments_are_named():
         write_kv(key, key, cache, slots[:1])
     with pytest.raises(ValueError, match=r"slot_mapping must be torch.int64, got torch.int32"):
         write_kv(key, key, cache, slots.int())
+
+
+def test_scales_of_all_keys_and_values_are_for_e4m3_only():
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="k_scale must be finite and above 0"):
+            allocate_kv_cache(1, 1, 1, 8, "fp8_e4m3", "cpu", k_scale=scale)
+    for format in ("bfloat16", "fp8_e5m2", "fp8_per_token_head"):
+        with pytest.raises(ValueError, match=f"v_scale is for the format fp8_e4m3, got 2.0 for {format}"):
+            allocate_kv_cache(1, 1, 1, 8, format, "cpu", v_scale=2.0)
 
 
 def test_tensors_that_make_no_cache_are_refused():
@@ -256,15 +288,16 @@ def test_blocks_and_slots_outside_of_the_cache_are_refused(refusing_face, bad):
     assert torch.equal(cache.key, before)
 
 
-def test_triton_leaves_out_what_lies_outside_and_launches_what_is_compiled():
+@pytest.mark.parametrize("format", ["int8_per_token_head", "fp8_e4m3"])
+def test_triton_leaves_out_what_lies_outside_and_launches_what_is_compiled(format):
     pytest.importorskip("triton")
     from vllm_kernels.triton.kernel import recorded
 
-    cache = allocate_kv_cache(2, 16, 8, 128, "int8_per_token_head", "cpu")
+    cache = allocate_kv_cache(2, 16, 8, 128, format, "cpu")
     write_kv(torch.ones(1, 8, 128), torch.ones(1, 8, 128), cache, torch.tensor([3]))
     with use_face("triton"), recorded() as launches:
         copy_blocks(cache, torch.tensor([0, -1, 2, 2**40]), torch.tensor([-2, 0, 1, 1]))
-        assert not cache.key[1].any() and not cache.value_scale[1].any()
+        assert not cache.key[1].float().any() and (cache.value_scale is None or not cache.value_scale[1].any())
         key, value = gather_kv(cache, torch.tensor([3, 32, 2**40]), torch.float16)
         assert (key[0] == 1).all() and (value[0] == 1).all() and not key[1:].any() and not value[1:].any()
     assert len(launches) == 2

@@ -69,6 +69,10 @@ def paged_attention(
     sinks: torch.Tensor | None,
     out: torch.Tensor | None,
 ) -> torch.Tensor:
+    if cache.has_static_scales:
+        return eager.with_static_scales(
+            paged_attention, query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out
+        )
     key, key_scale, value_scale = cache.key, cache.key_scale, cache.value_scale
     query_type, storage = _TYPES.get(query.dtype), DTYPES.get(key.dtype)
     if query_type is None or storage is None:

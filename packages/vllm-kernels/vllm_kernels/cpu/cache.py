@@ -6,6 +6,7 @@ from vllm_kernels.cpu.native import DTYPES, FLOATS, INT32, INT64, POINTER, Kerne
 from vllm_kernels.eager import cache as eager
 from vllm_kernels.eager.cache import copy_blocks, gather_kv
 from vllm_kernels.ops.cache import KVCache
+from vllm_kernels.reference.cache import over
 
 __all__ = ["MAX_HEAD_DIM", "address_of", "copy_blocks", "gather_kv", "slot_outside", "write_kv"]
 
@@ -54,6 +55,8 @@ def _describe(cache: KVCache) -> _CacheView | None:
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+    if cache.has_static_scales:
+        key, value = over(key.float(), cache.k_scale), over(value.float(), cache.v_scale)
     key_token, key_head, key_entry = key.stride()
     value_token, value_head, value_entry = value.stride()
     view = address_of(cache)
@@ -65,7 +68,7 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
         or value_entry != 1
         or not slot_mapping.is_contiguous()
     ):
-        eager.write_kv(key, value, cache, slot_mapping)
+        eager.store(key, value, cache, slot_mapping)
         return
     refused = _write_kv.call(
         view,

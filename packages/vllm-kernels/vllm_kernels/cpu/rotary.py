@@ -31,6 +31,7 @@ def rope_and_cache(
     tokens, stride = qkv.shape[0], qkv.stride(0)
     if (
         view is None
+        or cache.has_static_scales
         or dtype not in FLOATS
         or qkv.stride(1) != 1
         or not slot_mapping.is_contiguous()

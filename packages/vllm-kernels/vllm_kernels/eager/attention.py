@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional
@@ -20,6 +20,10 @@ def paged_attention(
     sinks: torch.Tensor | None,
     out: torch.Tensor | None,
 ) -> torch.Tensor:
+    if cache.has_static_scales:
+        return with_static_scales(
+            paged_attention, query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out
+        )
     num_kv_heads = cache.num_kv_heads
     plan = plan_for(metadata, cache, sliding_window)
     score = _Score(scale, soft_cap, _by_kv_head(alibi_slopes, num_kv_heads), _by_kv_head(sinks, num_kv_heads))
@@ -30,6 +34,29 @@ def paged_attention(
     for call in plan.prefill:
         _prefill(query, cache, call, score, result)
     return result
+
+
+def with_static_scales(
+    attend: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    cache: KVCache,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    alibi_slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention by a function that knows nothing of ``k_scale`` and ``v_scale``: in fp32, around it, rounded once."""
+    entries = cache.memo.get("without static scales")
+    if entries is None:
+        entries = cache.memo["without static scales"] = KVCache(cache.key, cache.value)
+    wide = query.to(torch.promote_types(query.dtype, torch.float32))
+    result = attend(
+        wide, entries, metadata, scale * cache.k_scale, sliding_window, soft_cap, alibi_slopes, sinks, None
+    ).mul_(cache.v_scale)
+    return result.to(query.dtype) if out is None else out.copy_(result)
 
 
 class _Score:

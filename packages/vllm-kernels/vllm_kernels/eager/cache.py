@@ -2,10 +2,15 @@ import torch
 
 from vllm_kernels.cache_format import SCALED
 from vllm_kernels.ops.cache import KVCache
-from vllm_kernels.reference.cache import check_inside, to_storage
+from vllm_kernels.reference.cache import check_inside, over, to_storage
 
 
 def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+    store(over(key, cache.k_scale), over(value, cache.v_scale), cache, slot_mapping)
+
+
+def store(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+    """``write_kv`` of what is over the cache's one scale already."""
     written = slot_mapping >= 0
     if not written.all():
         key, value, slot_mapping = key[written], value[written], slot_mapping[written]
@@ -33,10 +38,15 @@ def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[
     rows = rows_of(inside, cache).T.reshape(-1)
     wide = torch.promote_types(dtype, torch.float32)
     found = []
-    for entries, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale)):
+    for entries, scales, scale in (
+        (cache.key, cache.key_scale, cache.k_scale),
+        (cache.value, cache.value_scale, cache.v_scale),
+    ):
         chosen = plain(entries).view(-1, cache.head_dim).index_select(0, rows).view(entries.dtype)
         if scales is not None:
             chosen = chosen.to(wide) * scales.view(-1).index_select(0, rows)[:, None].to(wide)
+        if scale != 1:
+            chosen = chosen.to(wide) * scale
         tokens = chosen.to(dtype).view(len(slots), cache.num_kv_heads, cache.head_dim)
         found.append(torch.where((slots >= 0)[:, None, None], tokens, 0.0))
     return found[0], found[1]

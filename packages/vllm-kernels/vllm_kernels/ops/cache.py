@@ -35,6 +35,8 @@ class KVCache:
         key, value: ``[num_blocks, num_kv_heads, block_size, head_dim]``, contiguous, in the storage type of the format.
         key_scale, value_scale: fp32 ``[num_blocks, num_kv_heads, block_size]``, contiguous: entry times scale is what
             was stored. None for formats without scales.
+        k_scale, v_scale: of ``fp8_e4m3``: one scale for all keys and one for all values, as checkpoints may have them;
+            entry times scale is what was stored, and what is beyond 448 of them is that. 1 in other formats.
         format: found from these.
         memo: what a face works out once for a cache. Faces only.
 
@@ -46,6 +48,8 @@ class KVCache:
     value: torch.Tensor
     key_scale: torch.Tensor | None = None
     value_scale: torch.Tensor | None = None
+    k_scale: float = 1.0
+    v_scale: float = 1.0
     format: CacheFormat = field(init=False)
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -70,6 +74,16 @@ class KVCache:
         if not formats:
             raise ValueError(f"no cache format stores {self.key.dtype} {'with' if scaled else 'without'} scales")
         object.__setattr__(self, "format", formats[0])
+        for name, factor in (("k_scale", self.k_scale), ("v_scale", self.v_scale)):
+            if not 0 < factor < math.inf:
+                raise ValueError(f"{name} must be finite and above 0, got {factor}")
+            if factor != 1 and self.format != "fp8_e4m3":
+                raise ValueError(f"{name} is for the format fp8_e4m3, got {factor} for {self.format}")
+
+    @property
+    def has_static_scales(self) -> bool:
+        """Whether ``k_scale`` or ``v_scale`` says something."""
+        return self.k_scale != 1 or self.v_scale != 1
 
     def tensors(self) -> list[torch.Tensor]:
         """All that it consists of."""
@@ -104,6 +118,9 @@ def allocate_kv_cache(
     head_dim: int,
     format: CacheFormat,
     device: torch.device | str,
+    *,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> KVCache:
     """The cache of one layer, filled with zeros.
 
@@ -113,9 +130,10 @@ def allocate_kv_cache(
         num_kv_heads, head_dim: heads of keys and values, and their width.
         format: how entries are stored.
         device: where the tensors live.
+        k_scale, v_scale: see ``KVCache``.
 
     Raises:
-        ValueError: a size is below 1, or the format is unknown.
+        ValueError: a size is below 1, the format is unknown, or a scale is not as described.
     """
     sizes = {"num_blocks": num_blocks, "num_kv_heads": num_kv_heads, "block_size": block_size, "head_dim": head_dim}
     for name, size in sizes.items():
@@ -126,8 +144,9 @@ def allocate_kv_cache(
     shape, dtype, where = tuple(sizes.values()), STORAGE[format], torch.device(device)
     key, value = _zeros(shape, dtype, where), _zeros(shape, dtype, where)
     if format not in SCALED:
-        return KVCache(key, value)
-    return KVCache(key, value, _zeros(shape[:3], torch.float32, where), _zeros(shape[:3], torch.float32, where))
+        return KVCache(key, value, k_scale=k_scale, v_scale=v_scale)
+    scales = (_zeros(shape[:3], torch.float32, where) for _ in range(2))
+    return KVCache(key, value, *scales, k_scale=k_scale, v_scale=v_scale)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

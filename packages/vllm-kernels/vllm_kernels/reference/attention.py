@@ -25,8 +25,8 @@ def paged_attention(
             first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
             visible = torch.arange(first, position + 1, device=query.device)
             blocks, offsets = metadata.block_table[seq, visible // cache.block_size].long(), visible % cache.block_size
-            keys = entries_of(cache.key, cache.key_scale, blocks, offsets, wide)
-            values = entries_of(cache.value, cache.value_scale, blocks, offsets, wide)
+            keys = entries_of(cache.key, cache.key_scale, blocks, offsets, wide, cache.k_scale)
+            values = entries_of(cache.value, cache.value_scale, blocks, offsets, wide, cache.v_scale)
             keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))  # [L, Hq, D]
             scores = scale * torch.einsum("hd,lhd->hl", query[token].to(wide), keys)
             if soft_cap is not None:

@@ -10,8 +10,9 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
             continue
         block, offset = divmod(slot, cache.block_size)
         for head in range(cache.num_kv_heads):
-            _store(key[token, head], cache.key, cache.key_scale, (block, head, offset), cache)
-            _store(value[token, head], cache.value, cache.value_scale, (block, head, offset), cache)
+            place = (block, head, offset)
+            _store(over(key[token, head], cache.k_scale), cache.key, cache.key_scale, place, cache)
+            _store(over(value[token, head], cache.v_scale), cache.value, cache.value_scale, place, cache)
 
 
 def copy_blocks(cache: KVCache, sources: torch.Tensor, targets: torch.Tensor) -> None:
@@ -30,8 +31,8 @@ def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[
     for token, slot in enumerate(slots.tolist()):
         if slot >= 0:
             block, offset = (torch.tensor([number]) for number in divmod(slot, cache.block_size))
-            found[0, token] = entries_of(cache.key, cache.key_scale, block, offset, wide)[0]
-            found[1, token] = entries_of(cache.value, cache.value_scale, block, offset, wide)[0]
+            found[0, token] = entries_of(cache.key, cache.key_scale, block, offset, wide, cache.k_scale)[0]
+            found[1, token] = entries_of(cache.value, cache.value_scale, block, offset, wide, cache.v_scale)[0]
     return found[0], found[1]
 
 
@@ -58,6 +59,12 @@ def _store(
     entries[place] = to_storage(x, entries.dtype)
 
 
+def over(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """``x`` over the one scale of a cache, in fp32; ``x`` as it is where there is none."""
+    # A tensor over a tensor of its shape: torch rounds the quotient of a tensor and a number twice.
+    return x if scale == 1 else x.float() / torch.full_like(x, scale, dtype=torch.float32)
+
+
 def to_storage(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Nearest number of a storage type, ties to the even one; 8 bit types saturate, and all but int8 keep NaN."""
     if dtype == torch.int8:
@@ -68,9 +75,14 @@ def to_storage(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def entries_of(
-    entries: torch.Tensor, scales: torch.Tensor | None, blocks: torch.Tensor, offsets: torch.Tensor, wide: torch.dtype
+    entries: torch.Tensor,
+    scales: torch.Tensor | None,
+    blocks: torch.Tensor,
+    offsets: torch.Tensor,
+    wide: torch.dtype,
+    scale: float = 1.0,
 ) -> torch.Tensor:
     """What was stored for tokens ``offsets`` of ``blocks``, in type ``wide``: [len(blocks), num_kv_heads, head_dim]."""
     found = entries.view(torch.uint8) if entries.dtype.itemsize == 1 else entries
-    result = found[blocks, :, offsets].view(entries.dtype).to(wide)
+    result = found[blocks, :, offsets].view(entries.dtype).to(wide) * scale
     return result if scales is None else result * scales[blocks, :, offsets, None].to(wide)

@@ -9,7 +9,7 @@ from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
 from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile
-from vllm_kernels.triton.cache import formats_of
+from vllm_kernels.triton.cache import factor_type, factors_of, formats_of
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 
@@ -46,6 +46,7 @@ def attention_kernel(
     window,
     scale,
     soft_cap,
+    v_factor,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -62,7 +63,7 @@ def attention_kernel(
     The GROUP query heads of a KV head are rows of the same tile, so that each key is read once for all of them. The
     result goes to ``out``; or, where there are several parts, its sum and the softmax's state go to ``part_*``
     (``[parts, num_tokens, HEADS * GROUP]``) from ``first_part`` on, as in flash decoding. Only keys from ``first_key``
-    to before ``last_key`` are seen.
+    to before ``last_key`` are seen. Sums of values are times ``v_factor`` where it is given.
     """
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -145,6 +146,8 @@ def attention_kernel(
         sum_of_values = sum_of_values * kept[:, None]
         sum_of_values += tl.dot(weight.to(q.dtype), values.to(q.dtype), input_precision="ieee")
 
+    if v_factor is not None:
+        sum_of_values *= v_factor
     if part_out is None:
         if sinks is not None:
             sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32)
@@ -273,8 +276,9 @@ def paged_attention(
             *keys,
             first_part,
             sliding_window or 0,
-            float(scale),
+            float(scale * cache.k_scale),
             float(soft_cap or 0.0),
+            factors_of(cache)[1],
             HEADS=cache.num_kv_heads,
             GROUP=group,
             HEAD_DIM=head_dim,
@@ -365,7 +369,8 @@ def _work(
 ) -> Work:
     keys_and_values = 2 * BLOCK_N * columns * entry_bits // 8
     bound: Literal["memory", "matrix"] = "memory" if tokens == "few" else "matrix"
-    return Work(bound, BLOCK_M * BLOCK_N, keys_and_values, BLOCK_M * columns * query_bits // 8)
+    # Rows share the keys that are loaded, and more than 64 keys at a time save nothing.
+    return Work(bound, BLOCK_M * min(BLOCK_N, 64), keys_and_values, BLOCK_M * columns * query_bits // 8)
 
 
 def _classes(family: str) -> list[dict[str, int | str]]:
@@ -450,6 +455,7 @@ def _attention_configuration(
         **dict.fromkeys(("first_key", "last_key", "first_part", "window"), "i32"),
         "scale": "fp32",
         "soft_cap": "fp32",
+        "v_factor": factor_type(format),
     }
     sizes = tile(choose(family, few, head_dim, dtype, STORAGE[format]), group, head_dim)
     num_warps, num_stages = sizes.pop("num_warps"), sizes.pop("num_stages")

@@ -71,6 +71,8 @@ def write_kernel(
     key_stride,
     value_stride,
     num_slots,
+    k_factor,
+    v_factor,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -79,7 +81,7 @@ def write_kernel(
     FORMAT: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """Keys and values of ROWS heads of one token go to the token's slot."""
+    """Keys and values of ROWS heads of one token go to the token's slot; over one scale each, where one is given."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
@@ -98,6 +100,9 @@ def write_kernel(
         tl.store(value_scale + row, v_scale, mask=heads)
         keys = tl.where((k_scale == k_scale)[:, None], keys / k_scale[:, None], 0.0)
         values = tl.where((v_scale == v_scale)[:, None], values / v_scale[:, None], 0.0)
+    if k_factor is not None:
+        keys = tl.div_rn(keys, k_factor + tl.zeros_like(keys))
+        values = tl.div_rn(values, v_factor + tl.zeros_like(values))
     tl.store(key_cache + target, to_entry(keys, FORMAT, LARGEST, key_cache), mask=present)
     tl.store(value_cache + target, to_entry(values, FORMAT, LARGEST, value_cache), mask=present)
 
@@ -143,6 +148,8 @@ def gather_kernel(
     key,
     value,
     num_slots,
+    k_factor,
+    v_factor,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -163,6 +170,9 @@ def gather_kernel(
     if key_scale is not None:
         keys *= tl.load(key_scale + row, mask=heads, other=0.0)[:, None]
         values *= tl.load(value_scale + row, mask=heads, other=0.0)[:, None]
+    if k_factor is not None:
+        keys *= k_factor
+        values *= v_factor
     target = (token * HEADS + head)[:, None] * HEAD_DIM + column[None, :]
     present = (head < HEADS)[:, None] & in_head
     tl.store(key + target, keys.to(key.dtype.element_ty), mask=present)
@@ -187,6 +197,7 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
         key.stride(0),
         value.stride(0),
         cache.num_blocks * cache.block_size,
+        *factors_of(cache),
         **layout(cache.num_kv_heads, cache.head_dim, cache.block_size, cache.format),
         ROWS=rows,
         BLOCK_D=block_d,
@@ -233,6 +244,7 @@ def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[
         key,
         value,
         cache.num_blocks * cache.block_size,
+        *factors_of(cache),
         HEADS=cache.num_kv_heads,
         HEAD_DIM=cache.head_dim,
         BLOCK_SIZE=cache.block_size,
@@ -240,6 +252,16 @@ def gather_kv(cache: KVCache, slots: torch.Tensor, dtype: torch.dtype) -> tuple[
         BLOCK_D=block_d,
     )
     return key, value
+
+
+def factors_of(cache: KVCache) -> tuple[float, float] | tuple[None, None]:
+    """``k_scale`` and ``v_scale``, in the format that may have them."""
+    return (float(cache.k_scale), float(cache.v_scale)) if cache.format == "fp8_e4m3" else (None, None)
+
+
+def factor_type(format: CacheFormat) -> str | None:
+    """Of each of ``factors_of``."""
+    return "fp32" if format == "fp8_e4m3" else None
 
 
 def layout(num_kv_heads: int, head_dim: int, block_size: int, format: CacheFormat) -> dict[str, Any]:
@@ -284,6 +306,7 @@ def _configurations(family: str) -> list[Configuration]:
                 }
                 types |= {"key_scale": scale, "value_scale": scale, "slots": "*i64"}
                 types |= dict.fromkeys(("key_stride", "value_stride", "num_slots"), "i32")
+                types |= dict.fromkeys(("k_factor", "v_factor"), factor_type(format))
                 constants = {**layout(heads, head_dim, 16, format), "ROWS": rows, "BLOCK_D": block_d}
                 found.append(Configuration(types, constants))
     return found
@@ -312,6 +335,7 @@ def _gather_configurations(family: str) -> list[Configuration]:
                 types: dict[str, str | None] = {"key_cache": entries, "value_cache": entries}
                 types |= {"key_scale": scale, "value_scale": scale, "slots": "*i64"}
                 types |= {"key": pointer(dtype), "value": pointer(dtype), "num_slots": "i32"}
+                types |= dict.fromkeys(("k_factor", "v_factor"), factor_type(format))
                 constants = {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "ROWS": rows, "BLOCK_D": block_d}
                 found.append(Configuration(types, constants))
     return found

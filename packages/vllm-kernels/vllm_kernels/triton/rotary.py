@@ -5,7 +5,7 @@ import triton.language as tl
 from vllm_kernels.cache_format import SCALED
 from vllm_kernels.eager import rotary as eager
 from vllm_kernels.ops.cache import STORAGE, KVCache
-from vllm_kernels.triton.cache import formats_of, head_scale, layout, to_entry, unusual
+from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, head_scale, layout, to_entry, unusual
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 
@@ -23,6 +23,8 @@ def rope_kernel(
     slots,
     num_positions,
     num_slots,
+    k_factor,
+    v_factor,
     eps,
     NUM_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
@@ -109,6 +111,11 @@ def rope_kernel(
         first = tl.where(usable, first / scale[:, None], 0.0)
         second = tl.where(usable, second / scale[:, None], 0.0)
         rest = tl.where(usable, rest / scale[:, None], 0.0)
+    if k_factor is not None:
+        factor = tl.where(is_value, v_factor, k_factor).to(tl.float32)[:, None]
+        first = tl.div_rn(first, factor + tl.zeros_like(first))
+        second = tl.div_rn(second, factor + tl.zeros_like(second))
+        rest = tl.div_rn(rest, factor + tl.zeros_like(rest))
     first_entry = to_entry(first, FORMAT, LARGEST, key_cache)
     second_entry = to_entry(second, FORMAT, LARGEST, key_cache)
     rest_entry = to_entry(rest, FORMAT, LARGEST, key_cache)
@@ -186,6 +193,7 @@ def rope_and_cache(
         slot_mapping.contiguous(),
         0 if cos_sin_cache is None else len(cos_sin_cache),
         cache.num_blocks * cache.block_size,
+        *factors_of(cache),
         float(norm_eps),
         NUM_HEADS=num_heads,
         **layout(cache.num_kv_heads, cache.head_dim, cache.block_size, cache.format),
@@ -237,6 +245,8 @@ def _configurations(family: str) -> list[Configuration]:
                     "slots": "*i64",
                     "num_positions": "i32",
                     "num_slots": "i32",
+                    "k_factor": factor_type(format),
+                    "v_factor": factor_type(format),
                     "eps": "fp32",
                 }
                 constants = {
