@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity
 
 from tests.engine.fake_cuda import GIB, MIB, FakeCuda, pretend_gpu, use_fake_cuda
 from tests.engine.models.tiny import make_tiny_model
@@ -259,3 +260,30 @@ def test_what_such_a_gpu_cannot_do_is_refused(
     with pytest.raises(ConfigError, match=words) as caught:
         plan_model(EngineArgs(str(tmp_path), dtype=asked).create_config(), tmp_path)
     assert caught.value.field == "dtype"
+
+
+@pytest.mark.parametrize("dump", [True, False])
+def test_a_profile_sees_the_gpu_and_tells_its_kernels_times(
+    dump: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tiny_model("llama", tmp_path, num_hidden_layers=1)
+    use_fake_cuda(monkeypatch, FakeCuda())
+    seen: list[Any] = []
+    real = torch.profiler.profile
+
+    def profile(*, activities: list[ProfilerActivity], **options: Any) -> Any:
+        seen.extend(activities)
+        made = real(activities=[ProfilerActivity.CPU], **options)
+        averages = made.key_averages
+        monkeypatch.setattr(made, "key_averages", lambda: seen.append("averages") or averages())
+        return made
+
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    settings = {"profiler": "torch", "torch_profiler_dir": str(tmp_path), "torch_profiler_dump_cuda_time_total": dump}
+    options: dict[str, Any] = {"max_num_seqs": 2, "max_num_batched_tokens": 8, "skip_tokenizer_init": True}
+    with LLM(str(tmp_path), profiler_config=settings, **options) as llm, caplog.at_level(logging.INFO, "vllm_engine"):
+        llm.start_profile()
+        llm.generate([{"prompt_token_ids": [1, 2]}], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+        llm.stop_profile()
+    assert seen == [ProfilerActivity.CPU, ProfilerActivity.CUDA, *(["averages"] if dump else [])]
+    assert ("GPU time by kernel:" in caplog.text) == dump

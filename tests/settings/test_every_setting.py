@@ -46,11 +46,16 @@ def _functions(file: str) -> dict[str, str]:
             parts[name] = "\n".join(sources)
             uses[name] = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
             uses[name] |= {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
-    return {
-        name: "\n".join([parts[name], *(parts[used] for used in uses[name] & parts.keys())])
-        for name in parts
-        if name.startswith("test_")
-    }
+    return {name: "\n".join(parts[part] for part in _closure(name, uses)) for name in parts if name.startswith("test_")}
+
+
+def _closure(name: str, uses: dict[str, set[str]]) -> set[str]:
+    """A name of a file with all that it uses of the file, and what these use."""
+    found, new = {name}, {name}
+    while new:
+        new = {used for one in new for used in uses[one] & uses.keys()} - found
+        found |= new
+    return found
 
 
 def proofs() -> dict[str, list[str]]:

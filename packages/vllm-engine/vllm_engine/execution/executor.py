@@ -38,7 +38,7 @@ class UniExecutor:
         from vllm_engine.execution.custom_worker import make_worker  # torch comes in here
 
         profiler = profiler_in_force(config.profiler)
-        self._profiler = None if profiler is None else StepProfiler(profiler)
+        self._profiler = None if profiler is None else StepProfiler(profiler, config.device.kind)
         self._worker: Worker | None = make_worker(config, model_path)
 
     @property

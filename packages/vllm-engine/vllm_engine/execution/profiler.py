@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vllm_engine.config.device import DeviceKind
 from vllm_engine.config.groups.profiler import ProfilerConfig
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+KERNELS_SHOWN = 50
+"""Rows of the table of GPU time."""
+
 
 class StepProfiler:
     """Records steps between ``start`` and ``stop``. All calls come from the thread that computes the steps."""
 
-    def __init__(self, config: ProfilerConfig) -> None:
+    def __init__(self, config: ProfilerConfig, device: DeviceKind) -> None:
         """Raises ``ConfigError`` for a folder that cannot be written."""
         self._config = config
+        self._has_gpu = device == "cuda"
         self._folder = Path(config.torch_profiler_dir).expanduser()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,7 @@ class StepProfiler:
                 wait=config.wait_iterations, warmup=config.warmup_iterations, active=config.active_iterations
             )
         self._profile = profile(
-            activities=[ProfilerActivity.CPU],
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._has_gpu else [])],
             schedule=rounds,
             on_trace_ready=self._write,
             record_shapes=config.torch_profiler_record_shapes,
@@ -116,3 +121,6 @@ class StepProfiler:
         profile.export_chrome_trace(str(self._folder / name))
         self._files.append(name)
         logger.info("a trace was written: %s", self._folder / name)
+        if self._has_gpu and self._config.torch_profiler_dump_cuda_time_total:
+            table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=KERNELS_SHOWN)
+            logger.info("GPU time by kernel:\n%s", table)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vllm_engine.config.groups.types import NonNegative
-from vllm_engine.config.option import key
+from vllm_engine.config.option import HONOURED, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,10 @@ class ProfilerConfig:
     torch_profiler_with_flops: bool = key(False, help="count operations")
     torch_profiler_use_gzip: bool = key(True, help="compress traces")
     torch_profiler_dump_cuda_time_total: bool = key(
-        True, help="print GPU time by kernel", no_effect="this version uses no GPU, so there is none to print"
+        True,
+        help="log GPU time by kernel with each trace",
+        no_effect="a CPU's trace has no GPU time",
+        cuda=HONOURED,
     )
     torch_profiler_record_shapes: bool = key(False, help="record shapes")
     torch_profiler_with_memory: bool = key(False, help="record memory")
