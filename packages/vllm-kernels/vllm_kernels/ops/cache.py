@@ -145,8 +145,8 @@ def allocate_kv_cache(
     key, value = _zeros(shape, dtype, where), _zeros(shape, dtype, where)
     if format not in SCALED:
         return KVCache(key, value, k_scale=k_scale, v_scale=v_scale)
-    scales = (_zeros(shape[:3], torch.float32, where) for _ in range(2))
-    return KVCache(key, value, *scales, k_scale=k_scale, v_scale=v_scale)
+    key_scale, value_scale = (_zeros(shape[:3], torch.float32, where) for _ in range(2))
+    return KVCache(key, value, key_scale, value_scale, k_scale, v_scale)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
