@@ -14,7 +14,6 @@ EFFECTS: dict[str, list[str]] = {
     "api_key_file": ["server/test_auth.py::test_keys_of_a_file_are_keys_beside_the_others"],
     "async_scheduling": [
         "engine/core/test_ahead.py::test_steps_are_scheduled_ahead_on_a_gpu_and_nowhere_else_unless_that_is_refused",
-        "engine/core/test_ahead.py::test_tokens_are_waited_for_when_the_layers_of_the_next_step_are_under_way",
     ],
     "attention_backend": ["engine/test_model_settings.py::test_the_attention_backend_computes_attention"],
     "attention_config": ["engine/test_model_settings.py::test_the_attention_backend_computes_attention"],
