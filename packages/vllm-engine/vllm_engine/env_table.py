@@ -124,7 +124,7 @@ NAMES = Kind("names with commas between", _names)
 _BUILD = "the wheels are built without it"
 _ONE_DEVICE = "this version runs on one device of one machine"
 _ONE_PATH = "there is one engine, and it is neither V0 nor V1"
-_NO_GPU = "this version has no kernels for GPUs"
+_OWN_KERNELS = "this version has kernels of its own for a GPU, and chooses among them"
 _NO_RAY = "this version does not use Ray"
 _NO_OPENVINO = "this version does not use OpenVINO"
 _NO_XLA = "this version does not run on TPUs"
@@ -277,11 +277,11 @@ VARIABLES: dict[str, EnvVar] = {
         False,
         "capture CUDA graphs while the engine has nothing to do, or when a step first needs one, instead of at start",
     ),
-    "VLLM_USE_TRITON_FLASH_ATTN": EnvVar(YES_NO, None, "flash attention written in Triton", _NO_GPU),
-    "VLLM_FLASH_ATTN_VERSION": EnvVar(COUNT, None, "version of flash attention, 2 or 3", _NO_GPU),
-    "VLLM_USE_FLASHINFER_SAMPLER": EnvVar(YES_NO, False, "sample with FlashInfer", _NO_GPU),
-    "VLLM_FLASHINFER_FORCE_TENSOR_CORES": EnvVar(YES_NO, False, "FlashInfer: tensor cores at every size", _NO_GPU),
-    "VLLM_CUDART_SO_PATH": EnvVar(FOLDER, None, "path of the CUDA runtime library", _NO_GPU),
+    "VLLM_USE_TRITON_FLASH_ATTN": EnvVar(YES_NO, None, "flash attention written in Triton", _OWN_KERNELS),
+    "VLLM_FLASH_ATTN_VERSION": EnvVar(COUNT, None, "version of flash attention, 2 or 3", _OWN_KERNELS),
+    "VLLM_USE_FLASHINFER_SAMPLER": EnvVar(YES_NO, False, "sample with FlashInfer", _OWN_KERNELS),
+    "VLLM_FLASHINFER_FORCE_TENSOR_CORES": EnvVar(YES_NO, False, "FlashInfer: tensor cores at every size", _OWN_KERNELS),
+    "VLLM_CUDART_SO_PATH": EnvVar(FOLDER, None, "path of the CUDA runtime library", "torch finds and loads it"),
     "VLLM_USE_TRITON_AWQ": EnvVar(YES_NO, False, "AWQ kernels written in Triton", _NO_QUANTIZED),
     "VLLM_DISABLED_KERNELS": EnvVar(NAMES, None, "kernels for quantized layers to leave out", _NO_QUANTIZED),
     "VLLM_MARLIN_USE_ATOMIC_ADD": EnvVar(YES_NO, False, "Marlin kernels: sum with atomic additions", _NO_QUANTIZED),
@@ -291,7 +291,9 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_TEST_DYNAMO_FULLGRAPH_CAPTURE": EnvVar(
         YES_NO, None, "insist on whole graphs when compiling (for tests)", "this version does not compile models"
     ),
-    "VLLM_ROCM_FP8_PADDING": EnvVar(YES_NO, None, "ROCm: pad FP8 weights to 256 bytes", _NO_GPU),
+    "VLLM_ROCM_FP8_PADDING": EnvVar(
+        YES_NO, None, "ROCm: pad FP8 weights to 256 bytes", "this version does not run on AMD GPUs"
+    ),
     "VLLM_USE_HPU_CONTIGUOUS_CACHE_FETCH": EnvVar(
         YES_NO, None, "Gaudi: read the cache in one piece", "this version does not run on Gaudi"
     ),

@@ -46,7 +46,7 @@ class ObservabilityConfig:
     enable_layerwise_nvtx_tracing: bool = option(
         False,
         help="NVTX ranges around layers",
-        unsupported="NVTX belongs to NVIDIA's tools, and this version runs on a CPU",
+        unsupported="this version marks no layers for NVIDIA's tools; see --profiler-config",
     )
     enable_mfu_metrics: bool = option(
         False, help="metrics of arithmetic and memory traffic", unsupported="this version does not count operations"
