@@ -102,8 +102,8 @@ class EngineConfig:
     performance_mode: Literal["balanced", "interactivity", "throughput"] = option(
         "balanced",
         help="what unset limits favour. balanced: 2048 tokens and 256 requests a step; throughput: 4096 and 512; "
-        "interactivity: 512 and 256, so that steps are short. On a GPU of 70 GiB and more: 8192 and 512; 16384 and 1024; "
-        "2048 and 256",
+        "interactivity: 512 and 256, so that steps are short. On a GPU of 70 GiB and more: 8192 and 512; 16384 and "
+        "1024; 2048 and 256",
     )
     weight_transfer_config: dict[str, Any] | None = option(
         None, help="how new weights arrive while serving", unsupported="this version takes no new weights while serving"
