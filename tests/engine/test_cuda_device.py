@@ -222,7 +222,33 @@ def test_a_worker_profiles_and_answers_as_on_a_cpu(tmp_path: Path, monkeypatch: 
     assert answers() == on_cpu
     assert cuda.calls[0] == "use"
     assert cuda.steps[0] == (24, 4), "the largest step comes first"
-    assert cuda.calls[-1] == "synchronize"
+    assert cuda.calls[-2:] == ["synchronize", "empty_cache"]
+
+
+def test_what_an_earlier_engine_left_in_torchs_cache_is_not_others() -> None:
+    cuda = FakeCuda(knows_others=False)
+    cuda.compute(4096, 1)
+    assert cuda.reserved() > GIB
+    executor = CountingExecutor(cuda)
+    use = executor.profile(None, max_num_batched_tokens=8, max_num_seqs=1, max_model_len=1).use
+    assert use.others == cuda.others + cuda.context
+
+
+def test_a_gpu_that_ends_with_an_error_does_not_keep_the_engine_from_ending(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = FakeCuda()
+    unused = CudaDevice(cuda)
+    unused.shutdown()
+    assert cuda.calls == [], "no context is made only to end"
+    executor = CountingExecutor(cuda)
+
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(cuda, "synchronize", fail)
+    executor.device.shutdown()
+    assert "the GPU's work ended with an error: CUDA error: an illegal" in caplog.text
 
 
 def test_the_whole_start_fails_with_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

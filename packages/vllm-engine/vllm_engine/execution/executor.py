@@ -151,3 +151,6 @@ class UniExecutor:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.shutdown()
+            device = worker.hardware
+            del worker  # and with it the model and the cache
+            device.release_unused()

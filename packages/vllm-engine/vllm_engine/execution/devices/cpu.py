@@ -1,6 +1,5 @@
 """The CPU: main memory, and the cores that the process may use."""
 
-import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -69,8 +68,7 @@ class CpuDevice:
         """Nothing to wait for: an operation is done when it returns."""
 
     def release_unused(self) -> None:
-        """Let go of what only cycles of objects hold."""
-        gc.collect()
+        """Nothing: memory that is let go of is there for the next who asks."""
 
     def shutdown(self) -> None:
         """Give the threads, one of which may be its user's own, the cores back that they had."""

@@ -11,6 +11,9 @@ from vllm_engine.config.device import DeviceKind
 from vllm_engine.execution.devices.cuda_runtime import Runtime
 from vllm_engine.execution.kernels_in_use import tell_kernels
 from vllm_engine.execution.memory import DeviceMemory, MemoryUse, NoRoom, amount
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
 
 LATER = 128 * 2**20
 """Bytes for kernels that the largest step does not use, and that are loaded when another step first does."""
@@ -28,17 +31,22 @@ class CudaDevice:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.torch_device = runtime.torch_device
+        self._is_prepared = False
         self._others = self._reserved_before = 0
 
     def prepare(self) -> None:
         """Make the device the thread's own: what allocates without naming one must not find another.
 
-        What is in use before this engine takes anything belongs to others: mostly other processes.
+        What is in use before this engine takes anything belongs to others: mostly other processes. What an earlier
+        engine of this process left in torch's cache does not.
         """
+        if self._runtime.reserved():
+            self.release_unused()
         free = self._runtime.free_without_context()
         self._reserved_before = self._runtime.reserved()
         self._runtime.use()
         now, total = self._runtime.free_and_total()
+        self._is_prepared = True
         self._others = max(0, total - (now if free is None else free))
 
     @contextmanager
@@ -126,4 +134,9 @@ class CudaDevice:
 
     def shutdown(self) -> None:
         """Leave nothing under way: what comes next on the device may be another engine's."""
-        self._runtime.synchronize()
+        if not self._is_prepared:
+            return
+        try:
+            self._runtime.synchronize()
+        except RuntimeError as error:  # the engine ends because of it, or for another reason; either way it ends
+            logger.warning("the GPU's work ended with an error: %s", error)
