@@ -5,6 +5,7 @@ import logging
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.execution.graph_memory import BYTES_PER_LAYER, graph_bytes
 from vllm_engine.execution.memory import DeviceMemory, MemoryUse
 from vllm_engine.kv_layout import LayerKVSpec
+from vllm_kernels.backend import use_face
 
 SPEC = LayerKVSpec(8, 128, "bfloat16")
 """4 KiB a token."""
@@ -198,17 +200,25 @@ def test_a_step_of_a_large_gpu_takes_more(
     assert (found.max_num_batched_tokens, found.max_num_seqs) == expected
 
 
-def test_a_worker_profiles_and_answers_as_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_tiny_model("gemma3", tmp_path)
+@pytest.mark.parametrize(
+    ("face", "family", "most"),
+    [("eager", "gemma3", {}), ("triton", "qwen3", {"max_num_batched_tokens": 8, "max_num_seqs": 2})],
+)
+def test_a_worker_profiles_and_answers_as_on_a_cpu(
+    face: str, family: str, most: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model(family, tmp_path, **({"num_hidden_layers": 1} if face == "triton" else {}))  # interpreted: slow
     options: dict[str, Any] = {
         "dtype": "float32",
         "skip_tokenizer_init": True,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 24,
-        "max_model_len": 128,
+        "max_model_len": 32,
+        "enforce_eager": True,  # a CUDA that counts bytes captures nothing
+        **most,
     }
-    prompts = [{"prompt_token_ids": list(range(5, 5 + count))} for count in (3, 40)]
-    params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": list(range(5, 5 + count))} for count in (3, 20)]
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True, detokenize=False)
 
     def answers(**more: Any) -> list[list[int]]:
         with LLM(str(tmp_path), **options, **more) as llm:
@@ -216,12 +226,14 @@ def test_a_worker_profiles_and_answers_as_on_a_cpu(tmp_path: Path, monkeypatch: 
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     on_cpu = answers(device="cpu", kv_cache_memory_bytes=2**24)
-    # A cache of 512 requests at full length is all that is taken of the fake's 80 GiB.
+    # A cache of few requests at full length is all that is taken of the fake's 80 GiB.
     cuda = FakeCuda(per_token=MIB)
     use_fake_cuda(monkeypatch, cuda)
-    assert answers() == on_cpu
+    with use_face(face):
+        assert answers() == on_cpu
     assert cuda.calls[0] == "use"
-    assert cuda.steps[0] == (24, 4), "the largest step comes first"
+    largest = (options["max_num_batched_tokens"], options["max_num_seqs"])
+    assert cuda.steps[0] == largest, "the largest step comes first"
     assert cuda.calls[-2:] == ["synchronize", "empty_cache"]
 
 
@@ -300,9 +312,12 @@ def test_a_profile_sees_the_gpu_and_tells_its_kernels_times(
     def profile(*, activities: list[ProfilerActivity], **options: Any) -> Any:
         seen.extend(activities)
         made = real(activities=[ProfilerActivity.CPU], **options)
-        averages = made.key_averages
-        monkeypatch.setattr(made, "key_averages", lambda: seen.append("averages") or averages())
+        made.key_averages = lambda: SimpleNamespace(table=table)
         return made
+
+    def table(**options: Any) -> str:
+        seen.append(options["sort_by"])
+        return "attention  12.3 ms"
 
     monkeypatch.setattr(torch.profiler, "profile", profile)
     settings = {"profiler": "torch", "torch_profiler_dir": str(tmp_path), "torch_profiler_dump_cuda_time_total": dump}
@@ -311,5 +326,5 @@ def test_a_profile_sees_the_gpu_and_tells_its_kernels_times(
         llm.start_profile()
         llm.generate([{"prompt_token_ids": [1, 2]}], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
         llm.stop_profile()
-    assert seen == [ProfilerActivity.CPU, ProfilerActivity.CUDA, *(["averages"] if dump else [])]
-    assert ("GPU time by kernel:" in caplog.text) == dump
+    assert seen == [ProfilerActivity.CPU, ProfilerActivity.CUDA, *(["self_cuda_time_total"] if dump else [])]
+    assert ("GPU time by kernel:\nattention  12.3 ms" in caplog.text) == dump

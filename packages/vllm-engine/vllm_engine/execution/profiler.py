@@ -122,5 +122,8 @@ class StepProfiler:
         self._files.append(name)
         logger.info("a trace was written: %s", self._folder / name)
         if self._has_gpu and self._config.torch_profiler_dump_cuda_time_total:
-            table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=KERNELS_SHOWN)
+            try:
+                table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=KERNELS_SHOWN)
+            except (RuntimeError, ValueError) as error:  # torch cannot always read the names that it recorded
+                table = f"not known ({error})"
             logger.info("GPU time by kernel:\n%s", table)
