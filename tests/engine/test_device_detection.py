@@ -14,6 +14,7 @@ from tests.engine.fake_cuda import GIB, pretend_gpu
 from vllm_engine.config import EngineArgs, device
 from vllm_engine.config.device import Gpu, Gpus
 from vllm_engine.errors import ConfigError
+from vllm_engine.execution.devices import nvml
 
 
 class FakeDriver:
@@ -157,3 +158,50 @@ def test_this_machines_gpu_is_the_one_that_torch_sees() -> None:
     assert first.capability == torch.cuda.get_device_capability(0)
     assert first.total == torch.cuda.get_device_properties(0).total_memory
     assert EngineArgs("demo").create_config().device.device == "cuda"
+
+
+class FakeNvml:
+    """NVIDIA's management library on a machine with one GPU. ``failing`` is the call that does not work."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.inits = 0
+
+    def nvmlInit_v2(self) -> int:
+        self.inits += 1
+        return int(self.failing == "init")
+
+    def nvmlShutdown(self) -> int:
+        self.inits -= 1
+        return 0
+
+    def nvmlDeviceGetHandleByPciBusId_v2(self, bus_id: bytes, handle: Any) -> int:
+        handle._obj.value = 7
+        return int(bus_id != H100.bus_id.encode())
+
+    def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p, memory: Any) -> int:
+        assert handle.value == 7
+        memory._obj.total, memory._obj.free, memory._obj.used = 82 * GIB, 60 * GIB, 22 * GIB
+        return int(self.failing == "memory")
+
+
+@pytest.mark.parametrize(
+    ("failing", "gpu", "expected"),
+    [
+        ("", H100, 60 * GIB),
+        ("", Gpu("MIG 3g.40gb", (9, 0), 40 * GIB, H100.bus_id), None),  # a part: what is free is of the whole
+        ("", T4, None),
+        ("memory", H100, None),
+    ],
+)
+def test_free_memory_is_asked_for_without_a_context(
+    failing: str, gpu: Gpu, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = FakeNvml(failing)
+    monkeypatch.setattr(nvml, "_library", lambda: library)
+    assert nvml.free_bytes(gpu.bus_id, gpu.total) == expected
+    assert library.inits == 0
+    monkeypatch.setattr(nvml, "_library", lambda: FakeNvml("init"))
+    assert nvml.free_bytes(gpu.bus_id, gpu.total) is None
+    monkeypatch.setattr(nvml, "_library", lambda: None)
+    assert nvml.free_bytes(gpu.bus_id, gpu.total) is None
