@@ -6,8 +6,10 @@ import pytest
 
 from tests.engine.models.tiny import make_tiny_model
 from tests.engine.step_graphs import Answers, Steps, answers, engine, pretend_graphs, same
+from vllm_kernels.triton.device import interpreted
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU: test_gpu_step_graphs.py")
 
 
 @pytest.fixture

@@ -15,9 +15,13 @@ from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, write_kv
 from vllm_kernels.ops.embedding import embedding
 from vllm_kernels.ops.norm import rms_norm
 from vllm_kernels.ops.rotary import rope_and_cache
+from vllm_kernels.triton.device import interpreted
 
 pytest.importorskip("triton")
-pytestmark = [pytest.mark.usefixtures("fake_graphs", "_triton")]
+pytestmark = [
+    pytest.mark.usefixtures("fake_graphs", "_triton"),
+    pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU: test_gpu_graphs.py has them on a GPU"),
+]
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,60 @@
+"""An engine on a GPU whose steps are replayed says what one without graphs says, and takes no memory for it later."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.models.tiny import make_tiny_model
+from vllm_engine import LLM, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS: list[Any] = [{"prompt_token_ids": list(range(5, 5 + length))} for length in (1, 3, 40, 17, 9)]
+
+
+def make_llm(path: Path, **options: Any) -> LLM:
+    settings: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 5, "kv_cache_memory_bytes": 2**26}
+    return LLM(str(path), device="cuda", skip_tokenizer_init=True, max_model_len=256, **settings | options)
+
+
+def answers(llm: LLM) -> list[tuple[list[int], list[float]]]:
+    """Of requests that end one after the other, so that steps get smaller."""
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=0, detokenize=False)
+        for length in (8, 12, 16, 20, 24)
+    ]
+    found = []
+    for output in llm.generate(PROMPTS, params, use_tqdm=False):
+        (answer,) = output.outputs
+        chosen = zip(answer.token_ids, answer.logprobs or (), strict=True)
+        found.append((list(answer.token_ids), [entry[token].logprob for token, entry in chosen]))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["FULL_AND_PIECEWISE", "PIECEWISE", "FULL_DECODE_ONLY"])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_captured_steps_say_what_the_others_say(tmp_path: Path, family: str, mode: str) -> None:
+    make_tiny_model(family, tmp_path)
+    with make_llm(tmp_path, enforce_eager=True) as llm:
+        truth = answers(llm)
+    with make_llm(
+        tmp_path, cudagraph_capture_sizes=[1, 2, 4, 8, 80], compilation_config={"cudagraph_mode": mode}
+    ) as llm:
+        for _ in range(2):
+            for (tokens, logprobs), (true_tokens, true_logprobs) in zip(answers(llm), truth, strict=True):
+                assert tokens == true_tokens
+                assert logprobs == pytest.approx(true_logprobs, abs=1e-3)
+
+
+def test_replays_take_no_more_memory(tmp_path: Path) -> None:
+    make_tiny_model("qwen3", tmp_path)
+    with make_llm(tmp_path) as llm:
+        answers(llm)
+        torch.cuda.synchronize()
+        reserved = torch.cuda.memory_reserved()
+        for _ in range(5):
+            answers(llm)
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_reserved() == reserved
