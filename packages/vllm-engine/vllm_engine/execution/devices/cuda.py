@@ -1,6 +1,7 @@
 """An NVIDIA GPU."""
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from traceback import clear_frames
@@ -80,12 +81,15 @@ class CudaDevice:
         self.release_unused()
         weights = self._reserved()
         self._runtime.forget_peak()
+        started = time.perf_counter()
         too_large = self._too_large(step, what, weights)
         if too_large is not None:
             self.release_unused()
             raise too_large
         activations = self._runtime.peak_reserved() - self._reserved_before - weights
         non_torch = self._non_torch()
+        seconds = time.perf_counter() - started
+        logger.info("computed %s in %.1f s, which compiled what it needs", what, seconds)
         self._runtime.empty_cache()
         free, total = self._runtime.free_and_total()
         use = MemoryUse(weights, activations, graphs(activations), non_torch, self._others)
