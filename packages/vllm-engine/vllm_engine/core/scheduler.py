@@ -74,7 +74,9 @@ class Scheduler:
     waits for ever: whoever is part-way gets tokens in each step, and a place that becomes free goes to the first one.
 
     With the policy ``fair`` the order is that of the tenants by what they were served (``core.fair``), and a waiting
-    request may take the place of a running one, when its tenant runs less than its share.
+    request may take the place of a running one, when its tenant runs less than its share. Where a light tenant comes by
+    now and then (``core.recent_use``), steps are kept short, and those of heavy ones that generate let every other step
+    go by if it has a light one's prompt.
 
     A step may be scheduled before those under way are known to ``update``, which takes them in the order in which they
     were scheduled. A request whose last token that can be is under way has no place in the next step; one that turns
