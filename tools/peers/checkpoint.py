@@ -23,15 +23,24 @@ def write_checkpoint(shape: Shape, folder: Path) -> None:
     """
     if (folder / "model.safetensors").exists():
         return
+    write_description(shape, folder)
+    unfinished = folder / "model.unfinished"
+    save_file(_random_weights(shape), unfinished, metadata={"format": "pt"})
+    unfinished.rename(folder / "model.safetensors")
+
+
+def write_description(shape: Shape, folder: Path) -> None:
+    """Write all but the weights.
+
+    Raises:
+        ValueError: the vocabulary has no room for the tokenizer's bytes.
+    """
     if shape.vocabulary < SMALLEST_VOCABULARY:
         raise ValueError(f"the vocabulary must have at least {SMALLEST_VOCABULARY} entries, got {shape.vocabulary}")
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", _config(shape))
     _write_json(folder / "generation_config.json", {**_special_ids(shape), "do_sample": False})
     _write_tokenizer(shape, folder)
-    unfinished = folder / "model.unfinished"
-    save_file(_random_weights(shape), unfinished, metadata={"format": "pt"})
-    unfinished.rename(folder / "model.safetensors")
 
 
 def _random_weights(shape: Shape) -> dict[str, torch.Tensor]:

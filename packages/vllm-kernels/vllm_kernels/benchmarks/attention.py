@@ -1,15 +1,12 @@
 """Paged attention: decode, whole prompts, and both in one step."""
 
-import itertools
-
 import torch
 
 from vllm_kernels.benchmarks.case import Case, Sizes
+from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of, hand_out, metadata_of
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, write_kv
-
-_BLOCK_SIZE = 16
 
 
 def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
@@ -17,11 +14,11 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
     plain: CacheFormat = "bfloat16" if dtype == torch.bfloat16 else "float16"
     context = sizes(4096, 40)
     return [
-        _case("decode attention", [(1, context)] * sizes(64, 3), plain, device, dtype, sizes, goal=0.8),
-        _case("decode attention", [(1, sizes(32768, 90))], plain, device, dtype, sizes),
-        _case("decode attention", [(1, context)] * sizes(64, 3), "fp8_e5m2", device, dtype, sizes),
-        _case("prefill attention", [(sizes(8192, 40),) * 2], plain, device, dtype, sizes, goal=0.6),
-        _case(
+        attention("decode attention", [(1, context)] * sizes(64, 3), plain, device, dtype, sizes, goal=0.8),
+        attention("decode attention", [(1, sizes(32768, 90))], plain, device, dtype, sizes),
+        attention("decode attention", [(1, context)] * sizes(64, 3), "fp8_e5m2", device, dtype, sizes),
+        attention("prefill attention", [(sizes(8192, 40),) * 2], plain, device, dtype, sizes, goal=0.6),
+        attention(
             "mixed attention",
             [(1, context)] * sizes(48, 2) + [(sizes(1024, 20), sizes(2048, 30))] * sizes(4, 1),
             plain,
@@ -32,7 +29,7 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
     ]
 
 
-def _case(
+def attention(
     name: str,
     lengths: list[tuple[int, int]],
     format: CacheFormat,
@@ -40,9 +37,10 @@ def _case(
     dtype: torch.dtype,
     sizes: Sizes,
     goal: float | None = None,
+    head_dim: int = 128,
 ) -> Case:
-    """``lengths``: new and all tokens of each sequence."""
-    heads, kv_heads, head_dim = sizes(32, 4), sizes(8, 2), sizes(128, 16)
+    """``lengths``: new and all tokens of each sequence. ``head_dim``: of a real shape."""
+    heads, kv_heads, head_dim = sizes(32, 4), sizes(8, 2), sizes(head_dim, 16)
     query_lens, seq_lens = [new for new, _ in lengths], [known for _, known in lengths]
     query = torch.randn(sum(query_lens), heads, head_dim, device=device).to(dtype)
     cache, metadata = _cached(query_lens, seq_lens, kv_heads, head_dim, format, device, dtype)
@@ -88,20 +86,12 @@ def _cached(
     dtype: torch.dtype,
 ) -> tuple[KVCache, AttentionMetadata]:
     """Random keys and values in blocks that are handed out in random order, and the step's metadata."""
-    blocks = [-(-length // _BLOCK_SIZE) for length in seq_lens]
-    cache = allocate_kv_cache(sum(blocks) + 1, _BLOCK_SIZE, kv_heads, head_dim, format, device)
-    order = (torch.randperm(sum(blocks)) + 1).split(blocks)
-    table = torch.zeros(len(blocks), max(blocks), dtype=torch.int32)
-    for row, own in enumerate(order):
-        table[row, : len(own)] = own
-        positions = torch.arange(seq_lens[row])
-        slots = (own[positions // _BLOCK_SIZE] * _BLOCK_SIZE + positions % _BLOCK_SIZE).to(device)
-        shape = (seq_lens[row], kv_heads, head_dim)
-        write_kv(torch.randn(shape, device=device).to(dtype), torch.randn(shape, device=device).to(dtype), cache, slots)
-    starts = torch.tensor([0, *itertools.accumulate(query_lens)], dtype=torch.int32)
-    lengths = torch.tensor(seq_lens, dtype=torch.int32)
-    metadata = AttentionMetadata(starts.to(device), lengths.to(device), table.to(device), query_lens, seq_lens)
-    return cache, metadata
+    table, slots = hand_out(seq_lens)
+    cache = allocate_kv_cache(sum(map(blocks_of, seq_lens)) + 1, BLOCK_SIZE, kv_heads, head_dim, format, device)
+    for length, own in zip(seq_lens, slots, strict=True):
+        keys, values = (torch.randn(length, kv_heads, head_dim, device=device).to(dtype) for _ in range(2))
+        write_kv(keys, values, cache, own.to(device))
+    return cache, metadata_of(query_lens, seq_lens, table, device)
 
 
 def _tokens(
@@ -109,7 +99,7 @@ def _tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of a sequence ``[length, kv_heads, head_dim]``, from a cache without scales."""
     positions = torch.arange(length, device=cache.key.device)
-    blocks, offsets = metadata.block_table[seq, positions // _BLOCK_SIZE].long(), positions % _BLOCK_SIZE
+    blocks, offsets = metadata.block_table[seq, positions // BLOCK_SIZE].long(), positions % BLOCK_SIZE
     found = []
     for entries in (cache.key, cache.value):
         stored = entries.view(torch.uint8) if entries.itemsize == 1 else entries
