@@ -14,7 +14,7 @@ on, over and over. What a prompt contains decides what goes wrong:
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,14 @@ class FakeLLM:
     async def wake_up(self, tags: list[str] | None = None) -> None:
         await self.call("wake_up", *(tags or []))
         self.asleep = False
+
+    async def collective_rpc(self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        await self.call(method, *args, *(kwargs or {}).items())
+        if method == "fail":
+            raise RuntimeError("ValueError: the worker has no method 'fail'")
+        if method == "take_long":
+            await asyncio.sleep(60)
+        return [{"one": 1}, b"ab", complex(1, 2), None]
 
     async def is_sleeping(self) -> bool:
         await self.call("is_sleeping")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -206,3 +207,33 @@ async def test_sleep_and_wake_up_reach_the_engine_in_development_only(monkeypatc
         assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}
         llm.dead = True
         assert (await client.get("/is_sleeping")).status_code == 503
+
+
+async def test_workers_are_called_in_development_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = FakeLLM()
+    async with make_client(build_app(make_context(llm))) as client:
+        assert (await client.post("/collective_rpc", json={"method": "reload_weights"})).status_code == 404
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    async with make_client(build_app(make_context(llm))) as client:
+
+        async def call(**body: Any) -> tuple[int, Any]:
+            response = await client.post("/collective_rpc", json=body)
+            return response.status_code, response.json()
+
+        assert await call(method="reload_weights") == (200, {"results": [{"one": 1}, "YWI=", "(1+2j)", None]})
+        assert (await call(method="resize", args=[3, "x"], kwargs={"by": 2}, timeout=9))[0] == 200
+        assert llm.control_calls == [("reload_weights",), ("resize", 3, "x", ("by", 2))]
+        status, body = await call(method="fail")
+        assert (status, body["error"]["message"]) == (500, "fail failed: ValueError: the worker has no method 'fail'")
+        status, body = await call(method="take_long", timeout=0.01)
+        assert (status, body["error"]["message"]) == (500, "take_long has not returned within 0.01 s")
+        for body, param in (
+            ({}, "method"),
+            ({"method": 3}, "method"),
+            ({"method": "x", "args": {}}, "args"),
+            ({"method": "x", "kwargs": []}, "kwargs"),
+            ({"method": "x", "timeout": 0}, "timeout"),
+            ({"method": "x", "wait": 1}, "wait"),
+        ):
+            status, answer = await call(**body)
+            assert (status, answer["error"]["param"]) == (400, param)

@@ -1,13 +1,18 @@
 """Routes for development, served only with ``VLLM_SERVER_DEV_MODE``: they touch what all requests share."""
 
+import asyncio
+
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.errors import InvalidRequest, RequestFailed, Unsupported
 from vllm_engine.frontend.sleeping import check_tags
 from vllm_server.context import context_of
+from vllm_server.json_body import convert, parse_object, read_json_body
+from vllm_server.openapi import body_docs
+from vllm_server.protocol.control import CollectiveRpcRequest, CollectiveRpcResults
 from vllm_server.server_facts import server_facts
 
 router = APIRouter()
@@ -59,6 +64,23 @@ async def wake_up(raw: Request) -> Response:
 async def is_sleeping(raw: Request) -> Response:
     """``is_sleeping``: whether requests are held."""
     return JSONResponse({"is_sleeping": await context_of(raw).llm.is_sleeping()})
+
+
+@router.post("/collective_rpc", openapi_extra=body_docs(CollectiveRpcRequest, CollectiveRpcResults))
+async def collective_rpc(raw: Request) -> Response:
+    """Call a method of every worker between two steps: ``reload_weights``, or one of ``--worker-extension-cls``."""
+    request = convert(parse_object(await read_json_body(raw)), CollectiveRpcRequest)
+    if request.timeout is not None and not request.timeout > 0:
+        raise InvalidRequest("timeout must be above 0", field="timeout")
+    try:
+        async with asyncio.timeout(request.timeout):
+            results = await context_of(raw).llm.collective_rpc(request.method, request.args, request.kwargs)
+    except TimeoutError as error:
+        raise RequestFailed(f"{request.method} has not returned within {request.timeout:g} s") from error
+    except RuntimeError as error:
+        raise RequestFailed(f"{request.method} failed: {error}") from error
+    body = msgspec.json.encode(CollectiveRpcResults(results), enc_hook=str)
+    return Response(body, media_type="application/json")
 
 
 @router.post("/reset_prefix_cache")
