@@ -18,11 +18,16 @@ from vllm_engine.execution.devices import nvml
 
 
 class FakeDriver:
-    """``libcuda`` of a machine with some GPUs; ``status`` is what ``cuInit`` returns."""
+    """``libcuda`` of a machine with some GPUs; ``status`` is what ``cuInit`` returns, ``version`` of CUDA it is for."""
 
-    def __init__(self, gpus: list[Gpu], status: int = 0) -> None:
+    def __init__(self, gpus: list[Gpu], status: int = 0, version: int = 12040) -> None:
         self.gpus = gpus
         self.status = status
+        self.version = version
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = self.version
+        return 0
 
     def cuInit(self, flags: int) -> int:
         assert flags == 0
@@ -75,16 +80,23 @@ def test_the_driver_describes_its_gpus_in_order(monkeypatch: pytest.MonkeyPatch)
         (FakeDriver([]), "12.8", "shows no device .CUDA_VISIBLE_DEVICES may hide them"),
         (FakeDriver([H100], status=100), "12.8", "shows no device"),
         (FakeDriver([H100], status=803), "12.8", "CUDA error 803"),
+        (FakeDriver([H100], version=12080), "13.0", "the NVIDIA driver is for CUDA 12.8 and older, .* for 13.0"),
     ],
 )
 def test_what_is_asked_for_and_not_there_is_refused_with_the_reason(
-    driver: FakeDriver | None, cuda: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+    driver: FakeDriver | None,
+    cuda: str | None,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     gpus = found(monkeypatch, driver, cuda)
     assert not gpus.found
     monkeypatch.setattr(device, "find_gpus", lambda: gpus)
     monkeypatch.delenv("VLLM_TARGET_DEVICE", raising=False)
     assert EngineArgs("demo").create_config().device.device == "cpu"
+    broken = driver is not None and (driver.status not in (0, 100) or driver.version > 12040)
+    assert ("running on the CPU: the NVIDIA driver" in caplog.text) == broken
     with pytest.raises(ConfigError, match=f"^device=cuda cannot be honoured: .*{reason}") as caught:
         EngineArgs("demo", device="cuda").create_config()
     assert caught.value.field == "device"

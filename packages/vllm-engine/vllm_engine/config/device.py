@@ -10,6 +10,9 @@ from typing import Literal
 
 from vllm_engine import envs
 from vllm_engine.errors import ConfigError
+from vllm_engine.logging import get_logger
+
+logger = get_logger(__name__)
 
 DeviceKind = Literal["cpu", "cuda"]
 VARIABLE = "VLLM_TARGET_DEVICE"
@@ -41,10 +44,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """The GPUs that this process may use; none, with the reason in ``why_none``."""
+    """The GPUs that this process may use; none, with the reason in ``why_none``.
+
+    ``are_unusable``: there is a driver, which does not work or not with the installed torch.
+    """
 
     found: tuple[Gpu, ...] = ()
     why_none: str = ""
+    are_unusable: bool = False
 
 
 def resolve_device(asked: str) -> DeviceKind:
@@ -66,6 +73,8 @@ def resolve_device(asked: str) -> DeviceKind:
         return "cuda"
     if asked == "cuda":
         raise ConfigError(f"{field}=cuda cannot be honoured: {gpus.why_none}", field=field)
+    if gpus.are_unusable:
+        logger.warning("running on the CPU: %s", gpus.why_none)
     return "cpu"
 
 
@@ -84,7 +93,7 @@ def find_gpus() -> Gpus:
     version, cuda = torch
     if cuda is None:
         return Gpus(why_none=f"the installed torch ({version}) is built without CUDA")
-    return _ask_driver()
+    return _ask_driver(cuda)
 
 
 def torch_build() -> tuple[str, str | None] | None:
@@ -101,8 +110,11 @@ def _string(text: str, name: str) -> str | None:
     return found[1] if found else None
 
 
-def _ask_driver() -> Gpus:
-    """What the driver's library says. It honours ``CUDA_VISIBLE_DEVICES`` and makes no context on any device."""
+def _ask_driver(cuda: str) -> Gpus:
+    """What the driver's library says to a torch that is built for a version of CUDA.
+
+    It honours ``CUDA_VISIBLE_DEVICES`` and makes no context on any device.
+    """
     driver = _driver()
     if driver is None:
         return Gpus(why_none="there is no NVIDIA driver (libcuda cannot be loaded)")
@@ -113,7 +125,14 @@ def _ask_driver() -> Gpus:
     if status == _NO_DEVICE or (status == 0 and count.value == 0):
         return Gpus(why_none="the NVIDIA driver shows no device (CUDA_VISIBLE_DEVICES may hide them)")
     if status != 0:
-        return Gpus(why_none=f"the NVIDIA driver cannot be used (CUDA error {status})")
+        return Gpus(why_none=f"the NVIDIA driver cannot be used (CUDA error {status})", are_unusable=True)
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    if version.value // 1000 < int(cuda.partition(".")[0]):  # within a major version, all work with all
+        has = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        return Gpus(
+            why_none=f"the NVIDIA driver is for CUDA {has} and older, the installed torch for {cuda}", are_unusable=True
+        )
     return Gpus(tuple(_describe(driver, number) for number in range(count.value)))
 
 
