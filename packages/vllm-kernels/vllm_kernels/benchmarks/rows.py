@@ -17,15 +17,15 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
     """All of them; inputs are random and made here."""
     tokens = sizes(16384, 3)
     return [
-        *(_norm(device, dtype, tokens, hidden) for hidden in (sizes(1024, 48), sizes(4096, 64))),
+        *(norm(device, dtype, tokens, hidden) for hidden in (sizes(1024, 48), sizes(4096, 64))),
         _added_norm(device, dtype, tokens, sizes(4096, 64)),
-        _gate(device, dtype, tokens, sizes(14336, 40)),
+        gate(device, dtype, tokens, sizes(14336, 40)),
         _lookup(device, dtype, tokens, sizes(4096, 64), sizes(128256, 11)),
         _rotation(device, dtype, tokens, sizes),
     ]
 
 
-def _norm(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int) -> Case:
+def norm(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int) -> Case:
     x = torch.randn(tokens, hidden, device=device).to(dtype)
     weight = torch.randn(hidden, device=device).to(dtype)
     return Case(
@@ -61,7 +61,7 @@ def _exact_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x / (x.square().mean(-1, keepdim=True) + _EPS).sqrt() * weight.double()
 
 
-def _gate(device: torch.device, dtype: torch.dtype, tokens: int, width: int) -> Case:
+def gate(device: torch.device, dtype: torch.dtype, tokens: int, width: int) -> Case:
     x = torch.randn(tokens, 2 * width, device=device).to(dtype)
 
     def exact() -> torch.Tensor:

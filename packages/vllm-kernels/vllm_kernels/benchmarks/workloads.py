@@ -10,6 +10,7 @@ from vllm_kernels.benchmarks.case import Case, Sizes
 from vllm_kernels.benchmarks.experts import experts
 from vllm_kernels.benchmarks.latents import latents
 from vllm_kernels.benchmarks.products import fp8_product, product
+from vllm_kernels.benchmarks.rows import gate, norm
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.triton.tuning import ShapeClass
 
@@ -82,7 +83,18 @@ def _experts(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: An
     )
 
 
+def _norm(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
+    wide = torch.float32 if shape["x_bits"] == 32 else dtype
+    return norm(device, wide, sizes(16384, 3), sizes(shape["columns"], 64))
+
+
+def _gate(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
+    return gate(device, torch.float32 if shape["x_bits"] == 32 else dtype, sizes(16384, 3), sizes(14336, 40))
+
+
 _MADE: dict[str, Callable[..., Case]] = {
+    "norm_kernel": _norm,
+    "gated_kernel": _gate,
     "attention_kernel": _attention,
     "latent_attention_kernel": _latents,
     "product_kernel": _product(None),

@@ -4,6 +4,7 @@ import triton.language as tl
 
 from vllm_kernels.eager import activation as eager
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer
+from vllm_kernels.triton.tuning import Choice, Tunable, Work
 
 BLOCK = 1024
 
@@ -91,7 +92,8 @@ def gated_by(x: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
     width = x.shape[-1] // 2
     out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
     rows = out.numel() // width if width else 0
-    gated.launch((rows, triton.cdiv(width, BLOCK)), x, out, WIDTH=width, BLOCK=BLOCK, KIND=kind)
+    choice = TILES.choose(x.device, x_bits=8 * x.itemsize)
+    gated.launch((rows, triton.cdiv(width, choice["BLOCK"])), x, out, WIDTH=width, KIND=kind, **choice)
     return out
 
 
@@ -106,14 +108,34 @@ def _plain(x: torch.Tensor, kind: str) -> torch.Tensor:
     return out
 
 
+def _rule(x_bits: int) -> Choice:
+    return {"BLOCK": BLOCK, "num_warps": 4}
+
+
+def _candidates(x_bits: int) -> dict[str, tuple[int, ...]]:
+    return {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8)}
+
+
+def _work(x_bits: int, BLOCK: int, num_warps: int) -> Work:
+    return Work("memory", BLOCK, 2 * BLOCK * x_bits // 8)
+
+
+TILES = Tunable(
+    "gated_kernel", ("x_bits",), _rule, _candidates, lambda family: [{"x_bits": bits} for bits in (16, 32)], _work
+)
+
+
 def _gated_configurations(family: str) -> list[Configuration]:
     widths = (3072, 4864, 11008, 14336, 28672)
     pairs = [(kind, width) for kind in ("silu", "gelu", "gelu_tanh") for width in widths]
-    return [
-        Configuration({"x": pointer(dtype), "out": pointer(dtype)}, {"WIDTH": width, "BLOCK": BLOCK, "KIND": kind})
-        for dtype in FLOATS
-        for kind, width in [*pairs, ("swigluoai", 2880)]
-    ]
+    found = []
+    for dtype in FLOATS:
+        choice = TILES.choose(family, x_bits=8 * dtype.itemsize)
+        for kind, width in [*pairs, ("swigluoai", 2880)]:
+            types = {"x": pointer(dtype), "out": pointer(dtype)}
+            constants = {"WIDTH": width, "BLOCK": choice["BLOCK"], "KIND": kind}
+            found.append(Configuration(types, constants, choice["num_warps"]))
+    return found
 
 
 def _plain_configurations(family: str) -> list[Configuration]:

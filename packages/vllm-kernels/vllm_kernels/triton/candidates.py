@@ -39,14 +39,15 @@ def distance(choice: Choice, other: Choice) -> float:
 
 
 def _of_warp(choice: Choice) -> float:
-    return math.log2(choice.get("BLOCK_M", 1) * choice["BLOCK_N"] / choice["num_warps"])
+    sizes = [choice.get(name, 1) for name in ("BLOCK", "BLOCK_M", "BLOCK_N", "ROWS")]
+    return math.log2(math.prod(sizes) / choice["num_warps"])
 
 
 def configurations_of(
     kernel: Kernel, tunable: Tunable, shape: ShapeClass, choice: Choice, family: str
 ) -> list[Configuration]:
     """The kernel's configurations that a choice is for: those that are others when another is made."""
-    never = {**tunable.rule(**shape), "num_warps": 1}  # no candidate has
+    never = {**tunable.rule(**shape), "num_warps": 3}  # as no candidate has
     with forced(tunable, shape, never):
         others = {configuration.label for configuration in kernel.configurations(family)}
     with forced(tunable, shape, choice):

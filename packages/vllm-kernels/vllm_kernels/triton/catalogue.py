@@ -81,6 +81,8 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 TUNABLES: tuple[Tunable, ...] = (
+    norm.TILES,
+    activation.TILES,
     attention.TILES,
     mla.TILES,
     quantized_product.TILES,

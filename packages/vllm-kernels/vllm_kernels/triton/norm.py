@@ -4,6 +4,7 @@ import triton.language as tl
 
 from vllm_kernels.eager import norm as eager
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 # A row is held in registers whole. Wider ones, which no model has, are left to torch.
 WIDEST = 1 << 16
@@ -117,9 +118,9 @@ def _normalise(
     new_residual = torch.empty_like(x) if residual is not None else out
     hidden = x.shape[-1]
     num_rows = x.numel() // hidden
-    block, rows, num_warps = tile(hidden)
+    sizes = choose(x.device, hidden, x.dtype)
     norm.launch(
-        (triton.cdiv(num_rows, rows),),
+        (triton.cdiv(num_rows, sizes["ROWS"]),),
         x,
         None if residual is None else residual.contiguous(),
         None if weight is None else weight.contiguous(),
@@ -129,11 +130,9 @@ def _normalise(
         num_rows,
         eps,
         HIDDEN=hidden,
-        BLOCK=block,
-        ROWS=rows,
         CENTERED=centered,
         UNIT_OFFSET=unit_offset,
-        num_warps=num_warps,
+        **sizes,
     )
     return out, new_residual
 
@@ -145,11 +144,42 @@ def tile(hidden: int) -> tuple[int, int, int]:
     return block, rows, min(max(block * rows // 512, 1), 16)
 
 
+def choose(where: Where, hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Columns, rows and warps of a launch."""
+    columns = power_of_two(hidden, 16)
+    return {"BLOCK": columns, **TILES.choose(where, columns=columns, x_bits=8 * dtype.itemsize)}
+
+
+def _rule(columns: int, x_bits: int) -> Choice:
+    _, rows, num_warps = tile(columns)
+    return {"ROWS": rows, "num_warps": num_warps}
+
+
+def _candidates(columns: int, x_bits: int) -> dict[str, tuple[int, ...]]:
+    most = max(1, 4 * ENTRIES // columns)
+    return {"ROWS": tuple(2**power for power in range(most.bit_length())), "num_warps": (1, 2, 4, 8, 16)}
+
+
+def _work(columns: int, x_bits: int, ROWS: int, num_warps: int) -> Work:
+    return Work("memory", columns * ROWS, columns * ROWS * x_bits // 8)
+
+
+def _classes(family: str) -> list[ShapeClass]:
+    columns = sorted({power_of_two(hidden, 16) for hidden in HIDDEN_SIZES})
+    return [{"columns": size, "x_bits": bits} for size in columns for bits in (16, 32)]
+
+
+HIDDEN_SIZES = (64, 128, 896, 1024, 2048, 2560, 3584, 4096, 5120, 8192, 16384)
+"""Of models, and of their heads."""
+
+TILES = Tunable("norm_kernel", ("columns", "x_bits"), _rule, _candidates, _classes, _work)
+
+
 def _configurations(family: str) -> list[Configuration]:
     found = []
     for dtype in FLOATS:
-        for hidden in (64, 128, 896, 1024, 2048, 2560, 3584, 4096, 5120, 8192, 16384):
-            block, rows, num_warps = tile(hidden)
+        for hidden in HIDDEN_SIZES:
+            sizes = choose(family, hidden, dtype)
             for residual in (False, True):
                 for centered, weighted, biased, offset in (
                     (False, True, False, False),
@@ -171,12 +201,12 @@ def _configurations(family: str) -> list[Configuration]:
                     }
                     constants = {
                         "HIDDEN": hidden,
-                        "BLOCK": block,
-                        "ROWS": rows,
+                        "BLOCK": sizes["BLOCK"],
+                        "ROWS": sizes["ROWS"],
                         "CENTERED": centered,
                         "UNIT_OFFSET": offset,
                     }
-                    found.append(Configuration(types, constants, num_warps))
+                    found.append(Configuration(types, constants, sizes["num_warps"]))
     return found
 
 
