@@ -175,7 +175,6 @@ class _Load:
     def light(self, waits: Waits, number: int) -> None:
         """Let the light client ask, and note what it waited."""
         options = self._options
-        print(f"round {number + 1}: the light client, {waits.name}", file=sys.stderr, flush=True)
         with self._computed(waits):
             run_client(
                 [
@@ -190,6 +189,9 @@ class _Load:
         if content["failed"]:
             raise RuntimeError(f"{content['failed']} light requests failed {waits.name}")
         waits.rounds.append(content["ttfts"])
+        median, last = (float(numpy.percentile(content["ttfts"], which)) * 1e3 for which in (50, 99))
+        said = f"round {number + 1}, {waits.name}: TTFT median {median:.1f} ms, p99 {last:.1f} ms"
+        print(f"{said}; {waits.tokens_per_second[-1]:.0f} tokens/s computed", file=sys.stderr, flush=True)
 
     def flood_alone(self, name: str) -> float:
         """Tokens that it lets the server compute in a second."""
