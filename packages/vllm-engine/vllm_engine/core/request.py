@@ -68,11 +68,6 @@ class Request:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property
-    def num_tokens_left(self) -> int:
-        """Tokens that are to be computed for the next one to be sampled."""
-        return len(self.token_ids) + self.num_unknown_tokens - self.num_computed_tokens
-
-    @property
     def is_prefilling(self) -> bool:
         """Whether tokens are missing from the cache that were known when it began: no token is sampled before."""
         return self.num_computed_tokens < self.num_prefill_tokens

@@ -50,15 +50,8 @@ class _Step:
     """Tokens that prompts of heavy tenants can still take, where light tenants come by. None is no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A request in a step under way."""
-
-    request: Request
-    life: int
-    """The request's when the step was scheduled."""
-    samples: bool
-    """Whether the step gives it a new token."""
+_Flight = tuple[Request, int, bool]
+"""A request in a step under way, its life when that was scheduled, and whether the step gives it a new token."""
 
 
 class Scheduler:
@@ -167,7 +160,7 @@ class Scheduler:
             self._schedule_waiting(step)
             self._hand_out_rest(step)
         step.batch.removed, self._removed = self._removed, []
-        self._under_way.append([self._take_off(*item) for item in step.batch.num_scheduled_tokens.items()])
+        self._under_way.append(self._take_off(step.batch))
         return step.batch
 
     def take_back(self, batch: ScheduledBatch) -> None:
@@ -175,18 +168,21 @@ class Scheduler:
         self._under_way.pop()
         self._removed[:0] = batch.removed
 
-    def _take_off(self, request_id: str, count: int) -> _Flight:
-        """The step that computes ``count`` tokens of a request is under way."""
-        request = self._requests[request_id]
-        request.num_computed_tokens += count
-        samples = not request.num_tokens_left
-        request.num_unknown_tokens += samples
-        return _Flight(request, request.life, samples)
+    def _take_off(self, batch: ScheduledBatch) -> list[_Flight]:
+        """The step is under way: what it computes counts as computed."""
+        flights = []
+        for request_id, count in batch.num_scheduled_tokens.items():
+            request = self._requests[request_id]
+            request.num_computed_tokens += count
+            samples = request.num_computed_tokens == len(request.token_ids) + request.num_unknown_tokens
+            request.num_unknown_tokens += samples
+            flights.append((request, request.life, samples))
+        return flights
 
     def _awaits_its_end(self, request: Request) -> bool:
-        """Whether the tokens of the steps under way are the last that it can have."""
+        """Whether the tokens of the steps under way, of which there are some, are the last that it can have."""
         unknown = request.num_unknown_tokens
-        return unknown > 0 and (
+        return (
             request.num_output_tokens + unknown >= request.request.max_tokens
             or request.num_tokens + unknown >= self._max_model_len
         )
@@ -266,10 +262,11 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            if self._awaits_its_end(request) or self._stands_back(request):
+            unknown = request.num_unknown_tokens
+            if (unknown and self._awaits_its_end(request)) or (self._stood_back and self._stands_back(request)):
                 index += 1
                 continue
-            count = request.num_tokens_left
+            count = len(request.token_ids) + unknown - request.num_computed_tokens
             if request.is_prefilling:
                 # At least one: so nobody stands still who is part-way.
                 count = min(count, step.prefill_share, max(1, self._most_tokens(step, request)))
@@ -412,12 +409,11 @@ class Scheduler:
         self._counters.num_corrupted += result.num_corrupted
         self._step_tokens.observe(batch.total_num_tokens)
         updates = []
-        for flight in self._under_way.popleft():
-            request = flight.request
+        for request, life, samples in self._under_way.popleft():
             request_id = request.request_id
-            if self._requests.get(request_id) is not request or request.life != flight.life:
+            if self._requests.get(request_id) is not request or request.life != life:
                 continue  # it has ended, or was sent back, while the step ran
-            request.num_unknown_tokens -= flight.samples
+            request.num_unknown_tokens -= samples
             if request_id in result.errors:
                 updates.append(self._fail(request, result.errors[request_id]))
                 continue
