@@ -68,7 +68,7 @@ def test_a_cache_of_any_format_equals_the_float64_reference_of_what_it_holds(fac
     assert (result.double() - oracle(step)).abs().max() < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("kind", features(4))
+@pytest.mark.parametrize("kind", ["plain", "all"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_one_scale_of_all_keys_and_one_of_all_values(face, dtype, kind):
     torch.manual_seed(0)

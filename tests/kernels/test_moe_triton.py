@@ -12,7 +12,7 @@ from vllm_kernels.ops.moe import moe, route
 
 pytest.importorskip("triton")
 
-from vllm_kernels.triton import fp8, moe_align, moe_product
+from vllm_kernels.triton import moe_align, moe_product, rounded
 from vllm_kernels.triton.kernel import recorded
 
 
@@ -46,7 +46,7 @@ def test_pairs_are_sorted_by_expert_into_blocks(count, top_k, num_experts, block
 def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch):
     """Of a small model in the list: its shapes are made as those of large ones are."""
     monkeypatch.setattr(moe_product, "MODELS", ((8, 2, 64, 32),))
-    monkeypatch.setattr(fp8, "ROUNDED", (64, 32))
+    monkeypatch.setattr(rounded, "WIDTHS", (64, 32))
     monkeypatch.setattr(moe_product, "GPT_OSS", (8, 2, 64, 32))
     monkeypatch.setattr(moe_product, "SCHEMES", ())
     torch.manual_seed(0)
@@ -76,6 +76,6 @@ def test_what_is_launched_is_what_is_compiled_ahead(monkeypatch):
         "expert_place_kernel",
         "expert_align_kernel",
         "expert_product_kernel",
-        "fp8_round_kernel",
+        "round_rows_kernel",
         "combine_kernel",
     }

@@ -50,7 +50,6 @@ HELD_ELSEWHERE = {
     "latent_attention_kernel",
     "write_latent_kernel",
     "copy_blocks_kernel",
-    "fp8_round_kernel",
     "fp8_product_kernel",
     "mxfp4_product_kernel",
     "round_rows_kernel",

@@ -46,7 +46,6 @@ KERNELS: tuple[Kernel, ...] = (
     quantized_product.product,
     quantized_product.rounded_product,
     quantized_product.add_parts,
-    fp8.rounding,
     fp8.product,
     mxfp4.product,
     moe_route.router,

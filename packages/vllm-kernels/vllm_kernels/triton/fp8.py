@@ -4,7 +4,6 @@ As in ``quantized_product``, the columns are cut into parts where there are few 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import triton
@@ -14,10 +13,9 @@ from vllm_kernels import batch_invariance
 from vllm_kernels.eager import fp8 as eager
 from vllm_kernels.fp8_weight import Fp8Weight
 from vllm_kernels.linear_weight import Activation
-from vllm_kernels.reference.fp8 import LARGEST, fill_rounded, rows_of
+from vllm_kernels.reference.fp8 import fill_rounded, rows_of
 from vllm_kernels.rounded_activations import Rounded
 from vllm_kernels.triton.activation import gated_by
-from vllm_kernels.triton.cache import rounded_to_fp8
 from vllm_kernels.triton.device import has_fp8, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
@@ -93,33 +91,6 @@ TILES = Tunable("fp8_product_kernel", ("rows", "block"), _rule, _candidates, _cl
 
 
 @triton.jit
-def fp8_round_kernel(x, entries, scales, IN: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, TOP: tl.constexpr):
-    """GROUP columns of a row: e4m3 entries, and their scale ``max|x| / TOP``, NaN where they are not finite."""
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
-    first = x + row * IN + group * GROUP
-    target = entries + row * IN + group * GROUP
-    peaks = tl.zeros([BLOCK], tl.float32)
-    unusual = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, GROUP, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        values = tl.abs(tl.load(first + column, mask=column < GROUP, other=0.0).to(tl.float32))
-        peaks = tl.maximum(peaks, values)
-        unusual += tl.where(values < float("inf"), 0, 1)
-    scale = tl.div_rn(tl.max(peaks, axis=0), TOP)
-    scale = tl.where(tl.sum(unusual, axis=0) > 0, float("nan"), scale)
-    tl.store(scales + row * tl.num_programs(1) + group, scale)
-    divisor = tl.where(scale > 0.0, scale, 1.0)
-    end = tl.where(scale > 0.0, GROUP, 0)
-    for start in range(0, GROUP, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        values = tl.load(first + column, mask=column < end, other=0.0).to(tl.float32)
-        units = tl.div_rn(values, divisor + tl.zeros_like(values))
-        units = tl.where(units > TOP, TOP, tl.where(units < -TOP, -TOP, units))
-        tl.store(target + column, rounded_to_fp8(units, TOP).to(entries.dtype.element_ty), mask=column < GROUP)
-
-
-@triton.jit
 def fp8_product_kernel(
     x,
     x_scales,
@@ -190,7 +161,7 @@ class TritonFp8Weight(Fp8Weight):
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
         if self.input_scale is None:
-            rounded = Rounded(*round_activations(x.contiguous(), self.block))
+            rounded = round_activations(x, self.block)
         else:
             rounded = round_tokens(x, torch.float8_e4m3fn, self.input_scale)
         return self.multiply_rounded(rounded, bias, residual, out_dtype)
@@ -233,25 +204,17 @@ def new_weight(out_features: int, in_features: int, dtype: torch.dtype, block: i
     return TritonFp8Weight(out_features, in_features, dtype, block, gated=gated)
 
 
-def round_activations(x: torch.Tensor, group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations ``[n, in_features]``, contiguous -> e4m3, and fp32 scales ``[n, in_features / group]``."""
-    count, in_features = x.shape
-    group = group or in_features
-    entries = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    scales = x.new_empty(count, in_features // group, dtype=torch.float32)
-    rounding.launch(scales.shape, x, entries, scales, **_rounding_constants(in_features, group))
-    return entries, scales
-
-
-def _rounding_constants(in_features: int, group: int) -> dict[str, Any]:
-    return {"IN": in_features, "GROUP": group, "BLOCK": min(power_of_two(group), 2048), "TOP": LARGEST}
+def round_activations(x: torch.Tensor, group: int | None) -> Rounded:
+    """Activations ``[n, in_features]`` -> e4m3, and fp32 scales ``[n, in_features / group]``, or ``[n]`` of rows."""
+    if group is None:
+        return round_tokens(x, torch.float8_e4m3fn, None)
+    # A group is a short row.
+    values, scales = round_tokens(x.reshape(-1, group), torch.float8_e4m3fn, None)
+    return Rounded(values.view(x.shape), scales.view(len(x), x.shape[1] // group))
 
 
 _LAYERS = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096), (4096, 14336), (7168, 2048))
 """Rows and columns of projections of the Qwen 3 0.6B, the Llama 8B and the DeepSeek-V3 shapes."""
-
-ROUNDED = (768, 1024, 2048, 3072, 4096, 7168, 14336)
-"""Columns of activations that are rounded, before projections and experts."""
 
 
 def _shapes(family: str) -> list[Shape]:
@@ -275,19 +238,4 @@ def _product_configurations(family: str) -> list[Configuration]:
     return found
 
 
-def _rounding_configurations(family: str) -> list[Configuration]:
-    if family == "sm_80":
-        return []
-    return [
-        Configuration(
-            {"x": pointer(dtype), "entries": "*fp8e4nv", "scales": "*fp32"},
-            _rounding_constants(in_features, group or in_features),
-        )
-        for dtype in FLOATS
-        for in_features in ROUNDED
-        for group in (None, BLOCK_K)
-    ]
-
-
 product = Kernel(fp8_product_kernel, _product_configurations)
-rounding = Kernel(fp8_round_kernel, _rounding_configurations)

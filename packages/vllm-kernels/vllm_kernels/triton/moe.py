@@ -8,13 +8,14 @@ from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.moe import rounded_to_fp8
 from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.reference.quantization import kept_scales, quantize
-from vllm_kernels.triton import fp8, moe_route
+from vllm_kernels.triton import moe_route
 from vllm_kernels.triton.device import has_fp8
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
 from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
 from vllm_kernels.triton.mxfp4 import tops_of
 from vllm_kernels.triton.quantized_product import round_activations
+from vllm_kernels.triton.rounded import round_tokens
 
 
 class TritonExperts(ExpertWeight):
@@ -122,8 +123,7 @@ class TritonExperts(ExpertWeight):
 
     def _rows_of(self, x: torch.Tensor) -> Rows:
         if self.scheme == "fp8":
-            entries, scales = fp8.round_activations(x, None)
-            return Rows(entries, scales.squeeze(1))
+            return Rows(*round_tokens(x, torch.float8_e4m3fn, None))
         if isinstance(self.scheme, Quantization) and self.scheme.activation_bits:
             rounded = round_activations(x, self.scheme)
             return Rows(rounded.q, rounded.scales, rounded.sums)

@@ -18,6 +18,8 @@ from vllm_kernels.triton.norm import WIDEST, normalise, tile
 
 COLUMNS = 2048
 """Of a row that are rounded at a time, where it does not stand in registers whole."""
+WIDTHS = (128, 768, 1024, 2048, 3072, 4096, 7168, 14336)
+"""Columns of activations that are rounded before projections and experts, or blocks of them."""
 
 
 @triton.jit
@@ -252,7 +254,7 @@ def _formats(family: str) -> list[torch.dtype]:
 
 
 def _row_configurations(family: str) -> list[Configuration]:
-    sizes = [("none", width) for width in (1024, 2048, 3072, 4096, 14336)]
+    sizes = [("none", width) for width in WIDTHS]
     sizes += [(kind, width) for kind in ("silu", "gelu", "gelu_tanh") for width in (3072, 14336)]
     return [
         Configuration(
