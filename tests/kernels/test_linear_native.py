@@ -109,6 +109,24 @@ def test_a_row_is_the_same_in_every_batch(kernels, dtype, invariant):
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("rows", [768, 1008])
+def test_many_rows_are_the_same_whichever_thread_takes_them(kernels, dtype, rows):
+    x, w = problem(rows, 70, 130, dtype)
+    weight, residual = filled(w), torch.randn(rows, 70).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = torch.cat(
+            [linear(x[row : row + 48], weight, residual=residual[row : row + 48]) for row in range(0, rows, 48)]
+        )
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(linear(x, weight, residual=residual), whole), threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("gated", [False, True])
 def test_weights_come_from_any_type_and_give_their_rows_back(kernels, dtype, gated):
     torch.manual_seed(0)

@@ -16,6 +16,10 @@ constexpr int kBlockRows = 32 * kTileRows;
 // first cache.
 constexpr int64_t kBlockSteps = 512;
 
+// Rows that a thread takes next, 50 to 200 us of work, where a weight is no larger than this.
+constexpr int64_t kRowsAtOnce = 16 * kTileRows;
+constexpr int64_t kSmallWeight = 768 * 1024;
+
 struct Problem {
   const Weight* weight;
   const void* x;  // [rows, k], rows `stride` elements apart
@@ -107,15 +111,31 @@ void multiply_share(const Problem& problem, const Share& share) {
   }
 }
 
-// The whole product with the vector instructions of this level.
+inline void multiply_share(const Problem& problem, const Share& share) {
+  switch (static_cast<DType>(problem.weight->dtype)) {
+    case DType::bf16: return multiply_share<BF16Format, BF16>(problem, share);
+    case DType::f16: return multiply_share<F16Format, F16>(problem, share);
+    default: return multiply_share<F32Format, F32>(problem, share);
+  }
+}
+
+// The whole product with the vector instructions of this level. Many rows by a weight that the second cache holds go to
+// whichever thread is free, some at a time: a thread whose core is busy with something else then holds up the others for
+// a few rows and not for its half.
 inline void multiply(const Problem& problem, int threads) {
-  run_team(useful_threads(problem, threads), [&](int thread, int num_threads) {
-    const Share share = share_of(panels_of(*problem.weight), problem.rows, thread, num_threads);
-    switch (static_cast<DType>(problem.weight->dtype)) {
-      case DType::bf16: return multiply_share<BF16Format, BF16>(problem, share);
-      case DType::f16: return multiply_share<F16Format, F16>(problem, share);
-      default: return multiply_share<F32Format, F32>(problem, share);
-    }
+  threads = useful_threads(problem, threads);
+  const int64_t panels = panels_of(*problem.weight);
+  if (threads > 1 && problem.rows >= kRowsAtOnce * 4 * threads && panels * panel_bytes(*problem.weight) <= kSmallWeight) {
+    int64_t taken = 0;
+    return run_team(threads, [&](int, int) {
+      for (int64_t row; (row = __atomic_fetch_add(&taken, kRowsAtOnce, __ATOMIC_RELAXED)) < problem.rows;) {
+        const int64_t end = row + kRowsAtOnce;
+        multiply_share(problem, {{0, panels}, {row, end < problem.rows ? end : problem.rows}});
+      }
+    });
+  }
+  run_team(threads, [&](int thread, int num_threads) {
+    multiply_share(problem, share_of(panels, problem.rows, thread, num_threads));
   });
 }
 
