@@ -1,16 +1,18 @@
 """How many threads compute a step: more for prompts than for a token of each sequence, with the same results."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from vllm_engine import LLM, SamplingParams
-from vllm_engine.execution import step_threads, worker
+from vllm_engine.execution import step_threads, thread_binding, worker
 from vllm_engine.execution.devices import cpu
 from vllm_engine.execution.step_threads import LONG_STEP_WORK, StepThreads
 from vllm_engine.execution.thread_plan import ThreadPlan
+from vllm_kernels.cpu.threads import team_thread_ids
 
 pytestmark = pytest.mark.cpu_only
 
@@ -45,6 +47,43 @@ def test_a_step_that_fails_gives_them_back() -> None:
     with pytest.raises(ZeroDivisionError), StepThreads(1, 2, LONG_STEP_WORK).computing(1):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("cores", "ids", "during"),
+    [
+        ({0, 1}, [11, 12], {11: {1}, 12: {0}}),  # the caller stays where it runs, on core 1
+        ({1, 2, 5}, [11, 12, 13], {11: {1}, 12: {2}, 13: {5}}),
+        ({0, 1, 2}, [11, 12], {}),  # the system has a choice
+        ({1}, [11, 12], {}),
+        ({0, 1}, [11], {}),
+        ({0, 1}, None, {}),
+    ],
+)
+def test_threads_are_kept_apart_for_as_long_as_a_step_takes(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], ids: list[int] | None, during: dict[int, set[int]]
+) -> None:
+    bound: dict[int, set[int]] = {}
+    monkeypatch.setattr(thread_binding, "team_thread_ids", lambda threads: ids)
+    monkeypatch.setattr(thread_binding, "current_core", lambda: 1)
+    monkeypatch.setattr(thread_binding.os, "sched_getaffinity", lambda thread_id: cores)
+    monkeypatch.setattr(thread_binding.os, "sched_setaffinity", bound.__setitem__)
+    threads = len(during) or 2
+    with pytest.raises(ZeroDivisionError), thread_binding.on_a_core_each(threads):
+        assert bound == during
+        raise ZeroDivisionError
+    assert bound == dict.fromkeys(during, cores)
+
+
+def test_real_threads_have_their_cores_back_after_a_long_step() -> None:
+    before = os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    with StepThreads(1, len(before), LONG_STEP_WORK, apart=True).computing(1):
+        ids = team_thread_ids(len(before)) or []
+        if len(ids) == len(before) > 1:
+            assert set().union(*(os.sched_getaffinity(thread_id) for thread_id in ids)) == before
+            assert all(len(os.sched_getaffinity(thread_id)) == 1 for thread_id in ids)
+    assert all(os.sched_getaffinity(thread_id) == before for thread_id in [0, *ids])
 
 
 def test_tokens_and_logprobs_are_the_same_bits_with_more_threads(

@@ -5,7 +5,7 @@ import ctypes
 import os
 import platform
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from vllm_engine.execution.thread_plan import ThreadPlan
 from vllm_engine.logging import get_logger
@@ -71,6 +71,36 @@ class ThreadBinding:
             logger.warning("a thread cannot be bound to its cores: %s", error)
             return
         self._before.setdefault(thread_id, before)
+
+
+def current_core() -> int:
+    """The core that the calling thread runs on."""
+    return int(ctypes.CDLL(None).sched_getcpu())
+
+
+@contextlib.contextmanager
+def on_a_core_each(threads: int) -> Iterator[None]:
+    """Keep the threads that compute for the caller apart, where there are as many as cores that it may use.
+
+    Threads that were asleep are woken on the core of the one that wakes them as soon as the others are busy, if only
+    for a moment, and then share it. Where there are more cores, or the threads are bound already, nothing is done.
+    """
+    cores = os.sched_getaffinity(0)
+    ids = team_thread_ids(threads) if len(cores) == threads else None
+    if ids is None or len(ids) < threads:
+        yield
+        return
+    here = current_core()
+    order = sorted(cores, key=lambda core: (core != here, core))
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
+        for thread_id, core in zip(ids, order, strict=True):
+            os.sched_setaffinity(thread_id, {core})
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for thread_id in ids:
+                os.sched_setaffinity(thread_id, cores)
 
 
 def _set_memory_policy(mode: int, nodes: Collection[int]) -> None:

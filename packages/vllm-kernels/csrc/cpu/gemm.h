@@ -120,12 +120,12 @@ inline void multiply_share(const Problem& problem, const Share& share) {
 }
 
 // The whole product with the vector instructions of this level. Many rows by a weight that the second cache holds go to
-// whichever thread is free, some at a time: a thread whose core is busy with something else then holds up the others for
-// a few rows and not for its half.
+// whichever thread is free, some at a time: one whose core is busy with something else then holds up the others for a
+// few rows and not for its half.
 inline void multiply(const Problem& problem, int threads) {
   threads = useful_threads(problem, threads);
-  const int64_t panels = panels_of(*problem.weight);
-  if (threads > 1 && problem.rows >= kRowsAtOnce * 4 * threads && panels * panel_bytes(*problem.weight) <= kSmallWeight) {
+  const int64_t panels = panels_of(*problem.weight), bytes = panels * panel_bytes(*problem.weight);
+  if (threads > 1 && bytes <= kSmallWeight && problem.rows >= kRowsAtOnce * 4 * threads) {
     int64_t taken = 0;
     return run_team(threads, [&](int, int) {
       for (int64_t row; (row = __atomic_fetch_add(&taken, kRowsAtOnce, __ATOMIC_RELAXED)) < problem.rows;) {

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from vllm_engine import envs
 from vllm_engine.config.device import DeviceKind
 from vllm_engine.execution.cores import usable_nodes
 from vllm_engine.execution.heap import keep_freed_memory
@@ -13,7 +14,7 @@ from vllm_engine.execution.kernels_in_use import tell_kernels
 from vllm_engine.execution.memory import DeviceMemory, main_memory
 from vllm_engine.execution.step_threads import StepThreads
 from vllm_engine.execution.thread_binding import ThreadBinding
-from vllm_engine.execution.thread_plan import plan_for_this_machine
+from vllm_engine.execution.thread_plan import BIND, plan_for_this_machine
 from vllm_engine.execution.threads import num_threads
 
 
@@ -46,7 +47,7 @@ class CpuDevice:
         most = count = self._threads.count
         if self._threads_asked is None and not self._threads.one_each:
             count = num_threads(layer_bytes, count)
-        self._step_threads = StepThreads(count, most, layer_bytes)
+        self._step_threads = StepThreads(count, most, layer_bytes, apart=envs.get(BIND) != "nobind")
         torch.set_num_threads(count)
         self._binding.bind_team(count)
         tell_kernels(self.torch_device, f"{'1 thread' if count == 1 else f'{count} threads'} {self._threads.words}")
