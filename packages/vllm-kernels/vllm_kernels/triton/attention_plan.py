@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vllm_kernels import batch_invariance
 from vllm_kernels.ops.attention import AttentionMetadata
+from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import power_of_two
 
@@ -130,6 +132,8 @@ def _make_plan(
     if few:
         own = longest - prefix.length if prefix else longest
         most = MOST_PREFIX_SPLITS if prefix else MOST_SPLITS
+        if batch_invariance.enabled():
+            most = 1  # where keys are cut depends on how many sequences there are, and on the longest
         splits = splits_of(len(few) * num_kv_heads, own, multiprocessors(device), most)
         launches.append(_tiles(few, few_rows, splits, device))
     return Plan(launches, prefix)
@@ -146,12 +150,10 @@ def _prefix_of(
         return None
     device = metadata.seq_lens.device
     splits = splits_of(len(firsts) * num_kv_heads, length, multiprocessors(device), MOST_PREFIX_SPLITS)
-    return Prefix(
-        _tiles([(0, first) for first in firsts], rows, splits, device),
-        torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
-        torch.tensor([length + num_tokens], dtype=torch.int32, device=device),
-        length,
-    )
+    numbers = np.array([0, num_tokens], dtype=np.int32), np.array([length + num_tokens], dtype=np.int32)
+    query_start_loc, seq_lens = upload_arrays(numbers, device)
+    tiles_of_prefix = _tiles([(0, first) for first in firsts], rows, splits, device)
+    return Prefix(tiles_of_prefix, query_start_loc, seq_lens, length)
 
 
 def _least_context(metadata: AttentionMetadata) -> int:
@@ -161,5 +163,5 @@ def _least_context(metadata: AttentionMetadata) -> int:
 
 
 def _tiles(places: list[tuple[int, int]], rows: int, splits: int, device: torch.device) -> Tiles:
-    seq, first = torch.tensor(places, dtype=torch.int32).T.contiguous().to(device)
+    seq, first = upload_arrays(list(np.array(places, dtype=np.int32).T.copy()), device)
     return Tiles(seq, first, rows, splits)

@@ -6,6 +6,7 @@ from itertools import chain
 import torch
 
 from vllm_kernels.ops.lora import LoRAMetadata
+from vllm_kernels.transfers import upload
 
 FEW_TOKENS = 128
 """Up to so many tokens of a step, tiles have the fewest rows that a product takes: an adapter has a token or two."""
@@ -44,7 +45,7 @@ def plan_for(metadata: LoRAMetadata, device: torch.device) -> Plan:
     if plan is None:
         num_tokens = len(metadata.adapters_host)
         rows = rows_of_tile(num_tokens)
-        numbers = _numbers(metadata, rows).to(device)
+        numbers = upload(_numbers(metadata, rows), device)
         tiles = most_tiles(num_tokens, metadata.num_adapters, rows)
         columns = numbers.split(_sizes(num_tokens, metadata.num_adapters, rows))
         order, *of_tiles = columns

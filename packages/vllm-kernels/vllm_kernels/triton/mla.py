@@ -7,6 +7,7 @@ latent once, as key and as value.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +18,7 @@ from vllm_kernels.eager import mla as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
+from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.attention import LOG2E, merge
 from vllm_kernels.triton.attention_plan import splits_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, to_entry
@@ -372,8 +374,8 @@ def _make_plan(metadata: AttentionMetadata, num_heads: int) -> _Plan:
 
 
 def _columns(pairs: list[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    both = torch.tensor(pairs, dtype=torch.int32).view(-1, 2).T.contiguous().to(device)
-    return both[0], both[1]
+    first, second = upload_arrays(list(np.array(pairs, dtype=np.int32).reshape(-1, 2).T.copy()), device)
+    return first, second
 
 
 def _formats(family: str) -> list[CacheFormat]:

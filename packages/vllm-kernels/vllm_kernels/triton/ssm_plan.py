@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vllm_kernels.ops.ssm import SSMMetadata
+from vllm_kernels.transfers import upload_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,6 @@ def tiles_for(metadata: SSMMetadata, size: int) -> Tiles:
             firsts.extend(of_seq)
             starts.append(len(seqs))
         device = metadata.query_start_loc.device
-        on_device = (torch.tensor(numbers, dtype=torch.int32).to(device) for numbers in (seqs, firsts, starts))
-        tiles = metadata.plans[key] = Tiles(*on_device)
+        arrays = [np.array(numbers, dtype=np.int32) for numbers in (seqs, firsts, starts)]
+        tiles = metadata.plans[key] = Tiles(*upload_arrays(arrays, device))
     return tiles

@@ -1,0 +1,61 @@
+"""Into how many parts the kernels for a GPU cut the keys of a step."""
+
+import pytest
+import torch
+
+from vllm_kernels.batch_invariance import use_batch_invariance
+from vllm_kernels.ops.attention import AttentionMetadata
+
+pytest.importorskip("triton")
+
+from vllm_kernels.triton.attention_plan import plan_for
+
+
+def splits(lengths: list[int], invariant: bool = False) -> int:
+    """Of a step with one new token of each sequence."""
+    count = len(lengths)
+    metadata = AttentionMetadata(
+        query_start_loc=torch.arange(count + 1, dtype=torch.int32),
+        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        block_table=torch.zeros(count, 4, dtype=torch.int32),
+        query_lens_host=[1] * count,
+        seq_lens_host=lengths,
+    )
+    with use_batch_invariance(invariant):
+        (launch,) = plan_for(metadata, group=4, prefill_rows=64, num_kv_heads=8, block_size=16, cascade=True).launches
+    return launch.splits
+
+
+def test_few_sequences_with_long_keys_are_cut_and_many_are_not() -> None:
+    assert splits([100]) == 1
+    assert splits([8000]) == 32
+    assert splits([8000] * 16) == 2
+    assert splits([8000] * 64) == 1
+
+
+def test_a_captured_step_is_cut_for_the_longest_sequence_that_may_come() -> None:
+    longest = 4000
+    metadata = AttentionMetadata(
+        query_start_loc=torch.arange(3, dtype=torch.int32),
+        seq_lens=torch.zeros(2, dtype=torch.int32),
+        block_table=torch.zeros(2, 300, dtype=torch.int32),
+        query_lens_host=[1, 1],
+        seq_lens_host=[longest, longest],
+    )
+    shape = {"group": 4, "prefill_rows": 64, "num_kv_heads": 8, "block_size": 16, "cascade": True}
+    plan = plan_for(metadata, **shape)
+    step = AttentionMetadata(
+        query_start_loc=torch.arange(2, dtype=torch.int32),
+        seq_lens=torch.tensor([9], dtype=torch.int32),
+        block_table=torch.zeros(1, 1, dtype=torch.int32),
+        query_lens_host=[1],
+        seq_lens_host=[9],
+    )
+    metadata.refill(step)
+    assert metadata.seq_lens.tolist() == [9, 0]
+    assert plan_for(metadata, **shape) is plan
+    assert plan.launches[0].splits == splits([longest] * 2) > splits([9])
+
+
+def test_with_batch_invariance_the_other_sequences_decide_nothing() -> None:
+    assert splits([8000], invariant=True) == splits([8000] * 16, invariant=True) == splits([9], invariant=True) == 1
