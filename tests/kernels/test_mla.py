@@ -74,7 +74,7 @@ def random_step(
     return Step(query_latent, query_rope, cache, metadata_of(lengths, table))
 
 
-def oracle(step: Step) -> torch.Tensor:
+def oracle(step: Step, scale: float = 0.2) -> torch.Tensor:
     """float64, token by token, head by head, from what the cache holds."""
     metadata, rows = step.metadata, step.cache.entries.double().flatten(0, 1)
     found, token = [], 0
@@ -83,7 +83,7 @@ def oracle(step: Step) -> torch.Tensor:
             table, size = metadata.block_table[seq].tolist(), step.cache.block_size
             entries = torch.stack([rows[table[at // size] * size + at % size] for at in range(position + 1)])
             query = torch.cat([step.query_latent[token], step.query_rope[token]], dim=-1).double()
-            found.append(torch.softmax(0.2 * query @ entries.T, dim=-1) @ entries[:, : step.cache.lora_rank])
+            found.append(torch.softmax(scale * query @ entries.T, dim=-1) @ entries[:, : step.cache.lora_rank])
             token += 1
     return torch.stack(found)
 
@@ -97,6 +97,15 @@ def test_latent_attention_equals_float64(face, dtype):
         result = step.attend()
     assert result.dtype == dtype and result.shape == step.query_latent.shape
     assert (result.double() - oracle(step)).abs().max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("format", ["float16", "fp8_e4m3"])
+def test_the_sizes_of_deepseek_equal_float64(format):
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    step = random_step([(1, 40), (3, 20)], num_heads=16, rank=512, rope=64, dtype=torch.float16, format=format)
+    with use_face("triton"):
+        assert (step.attend(0.07).double() - oracle(step, 0.07)).abs().max() < 3e-3
 
 
 @pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2", "float16"])

@@ -92,6 +92,17 @@ def test_any_number_of_query_heads_to_a_kv_head_equals_the_reference(group):
     assert (attend(step).double() - oracle(step)).abs().max() < 3e-3
 
 
+@pytest.mark.parametrize(
+    "head_dim, format",
+    [(64, "fp8_e5m2"), (80, "fp8_e4m3"), (96, "int8_per_token_head"), (192, "float16"), (256, "fp8_per_token_head")],
+)
+def test_any_width_of_heads_that_share_one_key_equals_the_reference(head_dim, format):
+    torch.manual_seed(0)
+    heads = {"num_heads": 8, "num_kv_heads": 1, "head_dim": head_dim, "dtype": torch.float16}
+    step = step_of([random_sequence(*lengths, **heads) for lengths in [(1, 40), (9, 20)]], 16, format=format)
+    assert (attend(step).double() - oracle(step)).abs().max() < 3e-3
+
+
 def test_blocks_outside_of_the_cache_are_not_read():
     torch.manual_seed(0)
     step = step_of([random_sequence(1, 40)], 16)
