@@ -50,6 +50,11 @@ def test_sizes_can_be_chosen() -> None:
         plan(cudagraph_capture_sizes=[16], max_cudagraph_capture_size=8)
 
 
+def test_the_earlier_setting_of_sizes_means_what_it_did() -> None:
+    assert sizes(cuda_graph_sizes=[20]) == sizes(max_cudagraph_capture_size=20)
+    assert sizes(cuda_graph_sizes=[3, 64]) == sizes(cudagraph_capture_sizes=[3, 64])
+
+
 def test_the_optimization_level_decides_what_is_captured() -> None:
     assert plan(optimization_level=0) is None
     assert sizes(4, optimization_level=1) == ((), (1, 2, 4, 8))

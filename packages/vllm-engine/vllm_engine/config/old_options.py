@@ -45,6 +45,13 @@ def _renamed(name: str) -> Any:
     return lambda value: {name: value}
 
 
+def _graph_sizes(value: list[int]) -> dict[str, Any]:
+    """One size was the largest of the usual ones, several were all."""
+    if len(value) == 1:
+        return {"max_cudagraph_capture_size": value[0]}
+    return {"cudagraph_capture_sizes": value}
+
+
 @dataclass(frozen=True, kw_only=True)
 class OldOptions:
     """Settings of earlier versions, accepted with a warning."""
@@ -110,7 +117,7 @@ class OldOptions:
     preemption_mode: Literal["recompute", "swap"] | None = old(None, "preempted requests are always computed again")
     scheduler_delay_factor: float = old(0.0, "the scheduler never waits")
     cuda_graph_sizes: list[int] = old(
-        [512], "use --cudagraph-capture-sizes", becomes=_renamed("cudagraph_capture_sizes")
+        [512], "use --cudagraph-capture-sizes or --max-cudagraph-capture-size", becomes=_graph_sizes
     )
     tokenizer_pool_size: int = old(0, "see --renderer-num-workers")
     tokenizer_pool_type: str = old("ray", "see --renderer-num-workers")
