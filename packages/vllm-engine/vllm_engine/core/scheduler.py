@@ -19,7 +19,7 @@ from vllm_engine.core.kv_cache.residency import BlockResidency
 from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.prefill_limits import PrefillLimits
 from vllm_engine.core.queue import OrderKey, WaitingRequests, fcfs_order, priority_order
-from vllm_engine.core.recent_use import LEAST_STEP_TOKENS, RecentUse
+from vllm_engine.core.recent_use import LEAST_STEP_TOKENS, MOST_STEPS_BACK, RecentUse
 from vllm_engine.core.request import Request
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.logging import get_logger
@@ -104,7 +104,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
         self._under_way: deque[list[_Flight]] = deque()
-        self._stood_back = False  # heavy tenants, in the step that was scheduled last
+        self._stood_back = 0  # steps in a row, the one that was scheduled last included, that heavy tenants let go by
         self._arrivals = 0
         self._token_budget = limits.max_num_batched_tokens
         self._max_num_seqs = limits.max_num_seqs
@@ -213,14 +213,15 @@ class Scheduler:
         """Policy ``fair``: leave heavy tenants no more of the step than a light one should have to wait for.
 
         A step with a light tenant's prompt, and so its first token, is the light ones' own: heavy tenants stand back.
-        But not in two steps in a row, so that many light tenants cannot hold up the others for long.
+        But not for long: of so many steps in a row one is everybody's, so that many light tenants cannot hold up the
+        others.
         """
-        stood_back, self._stood_back = self._stood_back, False
+        stood_back, self._stood_back = self._stood_back, 0
         if not self._chunked:
             return
         step.heavy_tokens = tenants.heavy_tokens(sum(not request.is_prefilling for request in self._running))
-        if step.heavy_tokens is not None and not stood_back and self._has_light_prompt(tenants):
-            step.heavy_tokens, self._stood_back = 0, True
+        if step.heavy_tokens is not None and stood_back < MOST_STEPS_BACK and self._has_light_prompt(tenants):
+            step.heavy_tokens, self._stood_back = 0, stood_back + 1
 
     def _has_light_prompt(self, tenants: Tenants) -> bool:
         """Whether the next step computes a prompt of a light tenant, one that runs or one that can start."""
