@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from tests.server.demo_process import until
 from tools.peers import environment, report
 from tools.peers.checkpoint import write_checkpoint
 from tools.peers.driver import SCRIPTS, Driver, DriverError
@@ -169,8 +170,8 @@ def test_a_driver_answers_sleeps_and_ends(fake: Any) -> None:
     with fake(0.25) as driver:
         assert driver.ask("load", model="", options={}) == {"seconds": 0.0}
         assert driver.ask("generate", prompts=[[1, 2], [3]], output_len=4) == {"seconds": 1.0}
-        state = Path(f"/proc/{driver._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        assert state == "T"  # stopped while others are measured
+        stat = Path(f"/proc/{driver._process.pid}/stat")
+        until(lambda: stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T", 5)
         with pytest.raises(DriverError, match="quantization: not in this version"):
             driver.ask("load", model="", options={"quantization": "int8"})
         with pytest.raises(DriverError, match=r"asked for 2 times 4 tokens, got \[4\]"):

@@ -9,6 +9,7 @@ from vllm_server.anthropic_errors import MessagesErrorBody
 from vllm_server.errors import ErrorBody
 from vllm_server.protocol.chat import ChatBatchRequest, ChatCompletion, ChatRequest
 from vllm_server.protocol.completions import Completion, CompletionRequest
+from vllm_server.protocol.control import CollectiveRpcRequest, CollectiveRpcResults
 from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
 from vllm_server.protocol.models import ModelList
 from vllm_server.protocol.responses import (
@@ -61,6 +62,8 @@ _TYPES = (
     ItemList,
     TokenCountRequest,
     InputTokens,
+    CollectiveRpcRequest,
+    CollectiveRpcResults,
     ErrorBody,
 )
 
