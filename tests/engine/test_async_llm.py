@@ -17,6 +17,7 @@ from vllm_engine import AsyncLLM, EngineArgs, OutputKind, RequestOutput, Samplin
 from vllm_engine.async_llm import MAX_STEPS_AT_ONCE
 from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
 from vllm_engine.frontend.engine_frontend import ModelFrontend
+from vllm_engine.frontend.pacing import Pacing
 from vllm_engine.messages import SchedulerStats
 from vllm_engine.metrics.stats import RequestStats
 
@@ -253,6 +254,18 @@ async def test_steps_of_a_core_that_is_ahead_come_together_but_not_without_end(s
     assert "".join(output.outputs[0].text for output in outputs) == "the cat sat on the mat and the dog sat"
     counts = [len(output.outputs[0].token_ids) for output in outputs]
     assert counts[:-1] == [MAX_STEPS_AT_ONCE] * (len(counts) - 1) and sum(counts) > 2 * MAX_STEPS_AT_ONCE
+
+
+async def test_where_handing_out_takes_most_of_the_time_steps_come_in_pairs_but_first_tokens_and_ends_at_once(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pacing, "patience", lambda *_: 0.004)
+    llm, client = await start(ScriptedCore(says("the cat sat on the mat and the dog sat")))
+    outputs = await collect(llm.generate("a", delta()))
+    assert "".join(output.outputs[0].text for output in outputs) == "the cat sat on the mat and the dog sat"
+    counts = [len(output.outputs[0].token_ids) for output in outputs]
+    assert counts[0] == 1 and set(counts[1:-1]) == {2} and counts[-1] <= 2
+    assert client.waits == [0.004] * sum(count == 2 for count in counts)
 
 
 async def test_a_request_id_can_run_only_once_at_a_time(start: Callable[..., Any]) -> None:

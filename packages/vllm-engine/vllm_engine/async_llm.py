@@ -17,6 +17,7 @@ from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, 
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
 from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
 from vllm_engine.frontend.output_queue import OutputQueue
+from vllm_engine.frontend.pacing import Pacing
 from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.renderer_threads import RendererThreads
@@ -479,13 +480,20 @@ class AsyncLLM:
         """Take what the core sends until it is gone; then tell everyone who waits.
 
         Consumers get their turn after each step. Where the core is ahead of them, they get it after several: each then
-        finds the tokens of all in one output, which takes little more time than one, and so they catch up.
+        finds the tokens of all in one output, which takes little more time than one, and so they catch up. Where they
+        are about to fall behind (``Pacing``), a step without a first token or an end waits a moment for the next.
         """
         steps = 0
+        pacing = Pacing()
         try:
             client = self._running_client
+            _, outputs = self._processors
             while True:
-                await self._handle_step(await client.next_outputs())
+                step = await client.next_outputs()
+                patience = pacing.patience(step.timestamp)
+                if patience and not (steps or client.has_outputs or outputs.is_urgent(step.updates)):
+                    await client.wait_for_outputs(patience)
+                await self._handle_step(step)
                 steps += 1
                 if steps == MAX_STEPS_AT_ONCE or not client.has_outputs:
                     steps = 0

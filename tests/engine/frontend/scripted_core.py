@@ -119,10 +119,12 @@ class AsyncDouble:
         self._go.set()
         self.fault: Exception | None = None
         self.is_ahead = False
+        self.waits: list[float] = []
+        self._has_come = False
 
     @property
     def has_outputs(self) -> bool:
-        return self.is_ahead and self._go.is_set() and self.core.has_unfinished()
+        return (self.is_ahead or self._has_come) and self._go.is_set() and self.core.has_unfinished()
 
     async def start(self) -> EngineReady:
         if self.fault is not None:
@@ -138,7 +140,13 @@ class AsyncDouble:
     def abort(self, request_ids: list[str]) -> None:
         self.core.abort(request_ids)
 
+    async def wait_for_outputs(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        await asyncio.sleep(0)
+        self._has_come = self.core.has_unfinished()
+
     async def next_outputs(self) -> EngineOutputs:
+        self._has_come = False
         while self.fault is None:
             await self._go.wait()
             if self.core.has_unfinished():

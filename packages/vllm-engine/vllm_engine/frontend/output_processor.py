@@ -76,6 +76,16 @@ class OutputProcessor:
         for completion in state.completions:
             self._by_engine_id[completion.engine_id] = (state, completion.index)
 
+    def is_urgent(self, updates: Iterable[RequestUpdate]) -> bool:
+        """Whether a request gets its first token from the updates of a step, or ends."""
+        for update in updates:
+            entry = self._by_engine_id.get(update.request_id)
+            if entry is not None and (
+                update.finish_reason is not None or not entry[0].completions[entry[1]].num_tokens
+            ):
+                return True
+        return False
+
     def process(self, updates: Iterable[RequestUpdate], timestamp: float) -> ProcessedUpdates:
         """Take updates of one step, of ``timestamp`` in monotonic seconds. One output per request at most.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
+from vllm_engine.core.clients.output_inbox import OutputInbox
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.messages import (
     AbortRequests,
@@ -31,7 +32,7 @@ class AsyncClient(ABC):
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         self._config = config
         self._model_path = model_path
-        self._outputs: asyncio.Queue[EngineOutputs | None] = asyncio.Queue()
+        self._outputs = OutputInbox()
         self._ready: asyncio.Future[EngineReady] | None = None
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._next_call_id = 0
@@ -63,6 +64,10 @@ class AsyncClient(ABC):
     def has_outputs(self) -> bool:
         """Whether outputs of another step are here already."""
         return not self._outputs.empty()
+
+    async def wait_for_outputs(self, seconds: float) -> None:
+        """Until outputs of another step are here, or for so long."""
+        await self._outputs.wait(seconds)
 
     async def next_outputs(self) -> EngineOutputs:
         """Wait for the outputs of the next step. Raises ``EngineDead`` when there will be none."""
