@@ -127,7 +127,7 @@ def test_hundreds_of_requests_of_the_schema_hurt_nothing(server: DemoProcess) ->
 
 @pytest.mark.fuzz
 def test_many_requests_of_the_schema_hurt_nothing(server: DemoProcess) -> None:
-    check(server, int(os.environ.get("FUZZ_CASES", "10000")))
+    check(server, int(os.environ.get("FUZZ_CASES", "12000")))
 
 
 def test_the_log_holds_no_stack(server: DemoProcess) -> None:
