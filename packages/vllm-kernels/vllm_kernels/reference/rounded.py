@@ -1,3 +1,6 @@
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
 import torch
 
 from vllm_kernels.linear_weight import Activation
@@ -29,34 +32,50 @@ def round_tokens(x: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None
     return Rounded(values, torch.where(finite, peak / top, torch.nan).squeeze(-1))
 
 
-def rms_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    scale: torch.Tensor | None,
-    unit_offset: bool,
-) -> Rounded:
-    return round_tokens(norm.rms_norm(x, weight, eps, unit_offset), dtype, scale)
+class RoundedAfter:
+    """The norms and gates of a face that has no kernels which round: its own, and ``round_tokens`` after them.
+
+    Args:
+        norm: the face's module of norms.
+        gates: activation -> its gated product.
+    """
+
+    def __init__(self, norm: ModuleType, gates: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> None:
+        self._norm = norm
+        self._gates = gates
+
+    def rms_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        dtype: torch.dtype,
+        scale: torch.Tensor | None,
+        unit_offset: bool,
+    ) -> Rounded:
+        return round_tokens(self._norm.rms_norm(x, weight, eps, unit_offset), dtype, scale)
+
+    def fused_add_rms_norm(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        dtype: torch.dtype,
+        scale: torch.Tensor | None,
+        unit_offset: bool,
+    ) -> tuple[Rounded, torch.Tensor]:
+        normed, new_residual = self._norm.fused_add_rms_norm(x, residual, weight, eps, unit_offset)
+        return round_tokens(normed, dtype, scale), new_residual
+
+    def activation_and_mul(
+        self, x: torch.Tensor, activation: Activation, dtype: torch.dtype, scale: torch.Tensor | None
+    ) -> Rounded:
+        return round_tokens(self._gates[activation](x), dtype, scale)
 
 
-def fused_add_rms_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    eps: float,
-    dtype: torch.dtype,
-    scale: torch.Tensor | None,
-    unit_offset: bool,
-) -> tuple[Rounded, torch.Tensor]:
-    normed, new_residual = norm.fused_add_rms_norm(x, residual, weight, eps, unit_offset)
-    return round_tokens(normed, dtype, scale), new_residual
-
-
-def activation_and_mul(
-    x: torch.Tensor, activation: Activation, dtype: torch.dtype, scale: torch.Tensor | None
-) -> Rounded:
-    return round_tokens(GATES[activation](x), dtype, scale)
+_face = RoundedAfter(norm, GATES)
+rms_norm, fused_add_rms_norm, activation_and_mul = _face.rms_norm, _face.fused_add_rms_norm, _face.activation_and_mul
 
 
 def gate(x: torch.Tensor, activation: Activation, dtype: torch.dtype) -> torch.Tensor:
