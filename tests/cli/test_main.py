@@ -91,14 +91,14 @@ def test_asking_for_help_imports_nothing_heavy(arguments):
     assert done.returncode == 0, done.stderr
 
 
-def test_help_imports_no_torch_though_it_looks_for_plugins():
+def test_help_imports_no_torch_and_no_numpy_though_it_looks_for_plugins():
     script = """
         import sys
         from vllm_cli.main import main
         try:
             main(["--help"])
         except SystemExit: pass
-        sys.exit(any(name in sys.modules for name in ("torch", "transformers", "httpx", "vllm_engine")))
+        sys.exit(any(name in sys.modules for name in ("torch", "transformers", "numpy", "httpx", "vllm_engine")))
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.DEVNULL).returncode == 0
 

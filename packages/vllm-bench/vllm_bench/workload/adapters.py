@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vllm_bench.workload.item import WorkItem
-from vllm_bench.workload.seeds import generator
 from vllm_cli.command import CommandError
 
 RANDOM, IN_TURN = "random", "round-robin"
@@ -39,6 +38,8 @@ def with_adapters(items: Iterator[WorkItem], options: Namespace) -> Iterator[Wor
     names: list[str] = options.lora_modules or []
     if not names:
         return items
+    from vllm_bench.workload.seeds import generator  # numpy, which the help can do without
+
     rng = generator(options.seed, "adapters")
     turns = itertools.cycle(names)
     chosen = (
