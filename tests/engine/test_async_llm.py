@@ -125,24 +125,31 @@ async def test_a_stop_string_ends_the_request_in_the_core(start: Callable[..., A
 async def test_a_consumer_that_goes_away_ends_its_request_at_once(start: Callable[..., Any], how: str) -> None:
     recorder = Recorder()
     llm, client = await start(ScriptedCore(says("the cat " * 20)), stat_loggers=[recorder])
+    client.pause()
     other = asyncio.create_task(collect(llm.generate("a", delta(), "other")))
     await until(lambda: client.core.added)
-    if how == "cancel before the first output":
-        client.pause()
     stream = llm.generate("a", delta(n=2), "mine")
-    if how == "leave":
+
+    async def leave() -> None:
         async for _ in stream:
             break
         await stream.aclose()
-    elif how == "close":
+
+    async def close() -> None:
         await anext(stream)
         await stream.aclose()
-    else:
-        task = asyncio.create_task(collect(stream))
-        await until(lambda: len(client.core.added) == 3)
+
+    task = asyncio.create_task({"leave": leave, "close": close}.get(how, lambda: collect(stream))())
+    await until(lambda: len(client.core.added) == 3)
+    if how != "cancel before the first output":
+        client.resume(num_steps=3)
+    if how.startswith("cancel"):
+        await until(lambda: recorder.generation_tokens == (9 if how == "cancel" else 0))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+    else:
+        await task
     assert sorted(client.core.aborted) == sorted(request.request_id for request in client.core.added[1:])
     client.resume()
     assert "".join(output.outputs[0].text for output in await other).startswith("the cat the cat")

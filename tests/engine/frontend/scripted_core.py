@@ -117,6 +117,7 @@ class AsyncDouble:
         self._awake = asyncio.Event()
         self._go = asyncio.Event()
         self._go.set()
+        self._num_steps: int | None = None
         self.fault: Exception | None = None
         self.is_ahead = False
         self.waits: list[float] = []
@@ -150,6 +151,10 @@ class AsyncDouble:
         while self.fault is None:
             await self._go.wait()
             if self.core.has_unfinished():
+                if self._num_steps is not None:
+                    self._num_steps -= 1
+                    if not self._num_steps:
+                        self.pause()
                 return self.core.step()
             self._awake.clear()
             await self._awake.wait()
@@ -171,7 +176,9 @@ class AsyncDouble:
     def pause(self) -> None:
         self._go.clear()
 
-    def resume(self) -> None:
+    def resume(self, num_steps: int | None = None) -> None:
+        """Go on; with ``num_steps`` pause again after so many of them."""
+        self._num_steps = num_steps
         self._go.set()
 
     def die(self, fault: Exception | None = None) -> None:
