@@ -136,6 +136,10 @@ class FakeLLM:
         await self.call("sleep", level)
         self.asleep = True
 
+    async def release_kv_cache_memory(self) -> None:
+        await self.call("release_kv_cache_memory")
+        self.asleep = True
+
     async def wake_up(self, tags: list[str] | None = None) -> None:
         await self.call("wake_up", *(tags or []))
         self.asleep = False

@@ -383,11 +383,12 @@ async def test_falling_asleep_is_timed_where_that_is_possible(monkeypatch: pytes
     llm.config = EngineArgs("fake/model", enable_sleep_mode=True).create_config()
     context = make_context(llm)
     async with make_client(build_app(context)) as client:
-        for path in ("/sleep", "/wake_up", "/sleep"):
+        for path in ("/sleep", "/wake_up", "/sleep", "/release_kv_cache_memory"):
             assert (await client.post(path)).status_code == 200
     found = samples(context.registry)
     assert found["vllm:sleep_mode_operation_duration_seconds_count{'operation': 'sleep'}"] == 2
     assert found["vllm:sleep_mode_operation_duration_seconds_count{'operation': 'wake_up'}"] == 1
+    assert found["vllm:sleep_mode_operation_duration_seconds_count{'operation': 'release_kv_cache_memory'}"] == 1
     assert found["vllm:sleep_mode_operations_in_flight{'operation': 'sleep'}"] == 0
     assert not any("sleep_mode" in name for name in samples(make_context(FakeLLM()).registry))
 

@@ -24,7 +24,10 @@ from vllm_server.routes.direct_route import DirectRoute
 
 KEY, ADMIN = "right-key", "admin-key"
 OPEN = {"/livez"}
-DEVELOPMENT = {"/server_info", "/sleep", "/wake_up", "/is_sleeping", "/reset_prefix_cache", "/collective_rpc"}
+DEVELOPMENT = {
+    *("/sleep", "/release_kv_cache_memory", "/wake_up", "/is_sleeping"),
+    *("/server_info", "/reset_prefix_cache", "/collective_rpc"),
+}
 PROFILER = ["/start_profile", "/stop_profile"]  # in this order
 DOCUMENTED_ADMIN = {*DEVELOPMENT, *PROFILER}
 EVERYTHING = {"enable_tokenizer_info_endpoint": True, "enable_server_load_tracking": True}

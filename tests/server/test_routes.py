@@ -194,6 +194,7 @@ async def test_sleep_and_wake_up_reach_the_engine_in_development_only(monkeypatc
             "/sleep",
             "/sleep?level=0&mode=keep",
             "/sleep?level=2",
+            "/release_kv_cache_memory",
             "/wake_up?tags=weights",
             "/wake_up?tags=kv_cache",
             "/wake_up?tags=kv_cache&tags=weights",
@@ -201,7 +202,7 @@ async def test_sleep_and_wake_up_reach_the_engine_in_development_only(monkeypatc
         ):
             assert (await client.post(route)).status_code == 200
         assert llm.control_calls == [
-            *(("sleep", 1), ("sleep", 0), ("sleep", 2)),
+            *(("sleep", 1), ("sleep", 0), ("sleep", 2), ("release_kv_cache_memory",)),
             *(("wake_up", "weights"), ("wake_up", "kv_cache"), ("wake_up", "kv_cache", "weights"), ("wake_up",)),
         ]
         assert (await client.get("/is_sleeping")).json() == {"is_sleeping": True}

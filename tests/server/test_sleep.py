@@ -18,7 +18,7 @@ async def test_weights_and_cache_come_back_one_by_one(tmp_path: Path, monkeypatc
     make_tiny_tokenizer(tmp_path)
     options = {"dtype": "float32", "max_model_len": 256, "kv_cache_memory_bytes": 2**22, "enable_sleep_mode": True}
     args = EngineArgs(str(tmp_path), **options)
-    body = {"prompt": [1, 2, 3], "max_tokens": 100, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    body = {"prompt": [1, 2, 3], "max_tokens": 200, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     file, aside = tmp_path / "model.safetensors", tmp_path / "aside"
     async with AsyncLLM(args, multiprocess=False) as llm, make_client(build_app(make_context(llm))) as client:  # type: ignore[arg-type]
 
@@ -35,7 +35,7 @@ async def test_weights_and_cache_come_back_one_by_one(tmp_path: Path, monkeypatc
             return bool((await client.get("/is_sleeping")).json()["is_sleeping"])
 
         before = await generate()
-        assert len(before) == 100
+        assert len(before) == 200
         running = asyncio.create_task(generate())
         await asyncio.sleep(0.02)
         assert await post("/sleep?level=2") == 200
@@ -55,4 +55,7 @@ async def test_weights_and_cache_come_back_one_by_one(tmp_path: Path, monkeypatc
         assert (await post("/wake_up?tags=kv_cache"), await sleeps()) == (200, False)
         assert await running == before
         assert await waiting == before
+        held = asyncio.create_task(generate())
+        assert (await post("/release_kv_cache_memory"), await sleeps(), await post("/wake_up")) == (200, True, 200)
+        assert await held == before
         assert (await client.get("/readyz")).status_code == 200

@@ -22,7 +22,7 @@ from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.renderer_threads import RendererThreads
 from vllm_engine.frontend.request_log import RequestLog
-from vllm_engine.frontend.sleeping import check_sleep, check_tags
+from vllm_engine.frontend.sleeping import check_can_sleep, check_sleep, check_tags
 from vllm_engine.frontend.tally import Tally
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
@@ -361,9 +361,22 @@ class AsyncLLM:
             EngineDead: when the engine is closed or gone.
         """
         check_sleep(self.config, level)
+        await self._go_to_sleep("sleep", level)
+
+    async def release_kv_cache_memory(self) -> None:
+        """Hold all requests and give back the memory of the KV cache alone, until ``wake_up``. The weights stay.
+
+        Raises:
+            InvalidRequest: without ``enable_sleep_mode``.
+            EngineDead: when the engine is closed or gone.
+        """
+        check_can_sleep(self.config)
+        await self._go_to_sleep("release_kv_cache_memory")
+
+    async def _go_to_sleep(self, method: str, *args: Any) -> None:
         was_asleep, self._asleep = self._asleep, True
         try:
-            await self._call_or_fail("sleep", level)
+            await self._call_or_fail(method, *args)
         except BaseException:
             self._asleep = was_asleep
             raise

@@ -22,7 +22,7 @@ from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.progress import NoProgress, Progress, TqdmProgress
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.request_log import RequestLog
-from vllm_engine.frontend.sleeping import check_sleep, check_tags
+from vllm_engine.frontend.sleeping import check_can_sleep, check_sleep, check_tags
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineReady
@@ -209,6 +209,17 @@ class LLM:
         check_sleep(self.config, level)
         with self._lock:
             self._running_client.call("sleep", level)
+            self._asleep = True
+
+    def release_kv_cache_memory(self) -> None:
+        """Give back the memory of the KV cache alone until ``wake_up``; the weights stay.
+
+        Raises:
+            InvalidRequest: without ``enable_sleep_mode``.
+        """
+        check_can_sleep(self.config)
+        with self._lock:
+            self._running_client.call("release_kv_cache_memory")
             self._asleep = True
 
     def wake_up(self, tags: Sequence[str] | None = None) -> None:

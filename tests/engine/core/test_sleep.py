@@ -64,10 +64,10 @@ def run(core: EngineCore, found: dict[str, list[int]], steps: int = 10**6) -> di
     return found
 
 
-@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("level", [0, 1, 2, None])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_memory_goes_back_and_requests_go_on_with_the_same_tokens(
-    model_path: Path, level: int, ahead: bool, monkeypatch: pytest.MonkeyPatch
+    model_path: Path, level: int | None, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CHECK_INVARIANTS", "1")
     monkeypatch.setattr(EngineConfig, "schedules_ahead", ahead)
@@ -81,14 +81,15 @@ def test_memory_goes_back_and_requests_go_on_with_the_same_tokens(
     caches = core.executor.worker.runner._kv_caches
     assert not any(holds_nothing(cache.tensors()) for cache in caches)
     for _ in range(2):  # a second time is as once
-        core.call("sleep", [level])
+        core.call(*(("release_kv_cache_memory", []) if level is None else ("sleep", [level])))
     assert core.call("is_sleeping", []) is True
     run(core, found)  # of the step that was under way
     core.add(others[1:])  # who comes now waits, too
     assert not core.has_unfinished()
-    if level:
+    if level != 0:
         assert all(holds_nothing(cache.tensors()) for cache in caches)
         assert core.scheduler.kv.usage == 0
+    assert holds_nothing(core.executor.worker.runner.model.weight_tensors()) == (level == 2)
     assert core.step().updates == []
     core.abort(["r1"])
     core.call("wake_up", [])
@@ -151,6 +152,32 @@ def test_requests_go_on_when_both_are_back(model_path: Path, level: int, order: 
     core.call("wake_up", [[order[0]]])
     assert core.sleep_level is None
     assert run(core, found) == alone
+    core.close()
+
+
+def test_the_cache_alone_goes_and_comes_back(model_path: Path) -> None:
+    core = make_core(model_path)
+    weights = list(core.executor.worker.runner.model.weight_tensors())
+    caches = [tensor for cache in core.executor.worker.runner._kv_caches for tensor in cache.tensors()]
+    core.add(requests()[:1])
+    alone = run(core, {})
+    for then in (["weights"], None):
+        core.add(requests()[:1])
+        found = run(core, {}, steps=6)
+        core.call("release_kv_cache_memory", [])
+        assert core.step().stats.sleep_level == 0
+        assert holds_nothing(caches) and not holds_nothing(weights)
+        if then is None:  # it may still sleep deeper, and then the cache is away already
+            core.call("sleep", [2])
+            core.call("release_kv_cache_memory", [])
+            assert core.sleep_level == 2 and holds_nothing(weights)
+        else:
+            core.call("wake_up", [then])  # they were never away
+            assert core.is_sleeping and holds_nothing(caches)
+        core.call("wake_up", [["kv_cache"]] if then else [])
+        assert not core.is_sleeping
+        assert run(core, found) == alone
+        assert not holds_nothing(caches)
     core.close()
 
 
@@ -381,6 +408,19 @@ def test_an_engine_in_the_call_stack_sleeps(model_path: Path) -> None:
         llm.sleep()
 
 
+def test_an_engine_in_the_call_stack_releases_its_cache(model_path: Path) -> None:
+    options = {"dtype": "float32", "max_model_len": 64, "kv_cache_memory_bytes": 2**22, "skip_tokenizer_init": True}
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    with LLM(str(model_path), enable_sleep_mode=True, **options) as llm:
+        before = llm.generate([1, 2, 3], params)
+        llm.release_kv_cache_memory()
+        llm.wake_up(["kv_cache"])
+        after = llm.generate([1, 2, 3], params)
+        assert [out.outputs[0].token_ids for out in after] == [out.outputs[0].token_ids for out in before]
+    with LLM(str(model_path), **options) as llm, pytest.raises(InvalidRequest, match="enable_sleep_mode"):
+        llm.release_kv_cache_memory()
+
+
 async def test_streams_pause_and_go_on(model_path: Path) -> None:
     args = EngineArgs(str(model_path), dtype="float32", max_model_len=128, block_size=4, enable_sleep_mode=True)
     args.kv_cache_memory_bytes, args.skip_tokenizer_init = 2**23, True
@@ -417,4 +457,6 @@ async def test_without_the_setting_nobody_sleeps(model_path: Path) -> None:
     async with AsyncLLM(args, multiprocess=False) as llm:
         with pytest.raises(InvalidRequest, match="enable_sleep_mode"):
             await llm.sleep()
+        with pytest.raises(InvalidRequest, match="enable_sleep_mode"):
+            await llm.release_kv_cache_memory()
         assert await llm.is_sleeping() is False

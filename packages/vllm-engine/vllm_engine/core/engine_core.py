@@ -93,6 +93,7 @@ class EngineCore:
         self._away: set[SleepTag] = set()
         self._calls: dict[str, Callable[..., Any]] = {
             "sleep": self.sleep,
+            "release_kv_cache_memory": self.release_kv_cache_memory,
             "wake_up": self.wake_up,
             "is_sleeping": lambda: self.is_sleeping,
             "reset_prefix_cache": self.reset_prefix_cache,
@@ -194,6 +195,21 @@ class EngineCore:
             self._away = set(SLEEP_TAGS)
         self._sleep_level = max(level, self._sleep_level or 0)
         logger.info("asleep at level %d: %d requests wait", self._sleep_level, len(self.scheduler))
+
+    def release_kv_cache_memory(self) -> None:
+        """Hold all requests and give the memory of the KV cache back; the weights stay where they are.
+
+        What runs is computed again from its tokens after ``wake_up``, as after ``sleep``, which may still go deeper.
+        Where that memory is away already, nothing changes.
+        """
+        if "kv_cache" in self._away:
+            return
+        self.executor.reset()
+        self.scheduler.start_over()
+        self.executor.release_kv_cache_memory()
+        self._away.add("kv_cache")
+        self._sleep_level = self._sleep_level or 0
+        logger.info("the KV cache's memory was given back: %d requests wait", len(self.scheduler))
 
     def wake_up(self, tags: Sequence[SleepTag] | None = None) -> None:
         """Take memory again, and go on with what was held once all is back.

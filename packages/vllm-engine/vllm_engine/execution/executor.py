@@ -127,6 +127,10 @@ class UniExecutor:
         """Give the memory of weights and KV cache back; level 2 loses the weights, too. Errors change nothing."""
         self.worker.sleep(level)
 
+    def release_kv_cache_memory(self) -> None:
+        """Give the memory of the KV cache alone back."""
+        self.worker.release_kv_cache_memory()
+
     def wake_up(self, tag: SleepTag) -> None:
         """Take the memory of one of them again, with the weights in it. Errors may be tried again."""
         self.worker.wake_up(tag)

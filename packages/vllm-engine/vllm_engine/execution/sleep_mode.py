@@ -54,11 +54,15 @@ class SleepMode:
             weights.discard()
             self._note("weights", weights)
         if "kv_cache" not in self._away:
-            caches = residence_of(self._runner.cache_tensors(), self._device)
-            caches.discard()
-            self._note("kv_cache", caches)
+            self._discard_caches()
         self._release_unused(weights)
-        logger.info("free memory: %.2f GiB, before %.2f GiB", self._device.memory(0).free / 2**30, before / 2**30)
+        self._log_gain(before)
+
+    def release_kv_cache(self) -> None:
+        """Give the memory of the KV cache alone back; what it held is lost."""
+        before = self._device.memory(0).free
+        self._release_unused(self._discard_caches())
+        self._log_gain(before)
 
     def wake_up(self, tag: SleepTag) -> None:
         """Take the memory of one kind again: the KV cache is empty, the weights are as they were.
@@ -89,6 +93,16 @@ class SleepMode:
             residence.restore()
         self._read_into(residence)
         self._back("weights")
+
+    def _discard_caches(self) -> Residence:
+        caches = residence_of(self._runner.cache_tensors(), self._device)
+        caches.discard()
+        self._note("kv_cache", caches)
+        return caches
+
+    def _log_gain(self, before: int) -> None:
+        free = self._device.memory(0).free
+        logger.info("free memory: %.2f GiB, before %.2f GiB", free / 2**30, before / 2**30)
 
     def _weights(self) -> Residence:
         return residence_of(self._runner.model.weight_tensors(), self._device)

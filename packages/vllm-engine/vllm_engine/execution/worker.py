@@ -193,6 +193,10 @@ class Worker:
         """Give memory back, that of the weights included; see ``SleepMode.sleep``. No step may be under way."""
         self._sleep_mode.sleep(level)
 
+    def release_kv_cache_memory(self) -> None:
+        """Give the memory of the KV cache alone back. No step may be under way."""
+        self._sleep_mode.release_kv_cache()
+
     def wake_up(self, tag: SleepTag) -> None:
         """Take the memory of weights or KV cache again; see ``SleepMode.wake_up``."""
         self._sleep_mode.wake_up(tag)

@@ -45,6 +45,17 @@ async def sleep(raw: Request) -> Response:
     return Response()
 
 
+@router.post("/release_kv_cache_memory")
+async def release_kv_cache_memory(raw: Request) -> Response:
+    """Hold all requests and give back the KV cache's memory alone, until ``/wake_up``. Needs ``--enable-sleep-mode``. Where
+    it is away already, nothing changes.
+    """
+    context = context_of(raw)
+    with context.sleep_metrics.operation("release_kv_cache_memory"):
+        await context.llm.release_kv_cache_memory()
+    return Response()
+
+
 @router.post("/wake_up")
 async def wake_up(raw: Request) -> Response:
     """Go on. ``?tags=`` may name ``weights`` or ``kv_cache``: that alone comes back, and requests wait for the other.

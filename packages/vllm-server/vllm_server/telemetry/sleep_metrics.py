@@ -3,23 +3,23 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 from vllm_engine.metrics.histogram import Histogram
 from vllm_server.telemetry.families import histogram_series, key_of
 from vllm_server.telemetry.snapshot import Family
 
-Operation = Literal["sleep", "wake_up"]
+Operation = Literal["sleep", "release_kv_cache_memory", "wake_up"]
 _SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class SleepMetrics:
-    """Counts the operations of ``/sleep`` and ``/wake_up``; a source of metrics."""
+    """Counts the operations of ``/sleep``, ``/release_kv_cache_memory`` and ``/wake_up``; a source of metrics."""
 
     moment = 0.0
 
     def __init__(self) -> None:
-        self._in_flight: dict[Operation, int] = {"sleep": 0, "wake_up": 0}
+        self._in_flight: dict[Operation, int] = dict.fromkeys(get_args(Operation), 0)
         self._seconds = {operation: Histogram(_SECONDS) for operation in self._in_flight}
 
     @contextmanager
