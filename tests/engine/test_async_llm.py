@@ -408,7 +408,7 @@ async def test_a_step_that_takes_longer_than_it_may_is_the_end_of_the_engine(
     begin = time.monotonic()
     with pytest.raises(EngineDead, match="no step of the engine has ended"):
         await collect(llm.generate("the cat"))
-    assert 0.15 < time.monotonic() - begin < 2
+    assert 0.15 < time.monotonic() - begin < 10
     with pytest.raises(EngineDead):
         llm.check_health()
 

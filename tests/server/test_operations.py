@@ -86,13 +86,13 @@ def test_health_follows_a_stopped_and_a_saturated_engine(busy: DemoProcess, to_e
     assert seconds > 1
     assert httpx.get(f"{demo.url}/health", headers=LIGHT).json()["error"]["code"] == "engine_stalled"
     assert demo.status("/livez") == 200
-    until(lambda: "stacks of the engine process" in demo.log.read_text(), 3)
+    until(lambda: "stacks of the engine process" in demo.log.read_text(), 10)
     os.kill(demo.core.pid, signal.SIGCONT)
-    until(lambda: demo.status("/readyz") == demo.status("/health") == 200, 3)
+    until(lambda: demo.status("/readyz") == demo.status("/health") == 200, 10)
     for reader in readers:
         reader.join(60)
         assert is_whole(reader)
-    until(lambda: "the engine makes progress again" in demo.log.read_text(), 3)
+    until(lambda: "the engine makes progress again" in demo.log.read_text(), 10)
     log = demo.log.read_text()
     assert log.count("the engine has made no progress") == log.count("the engine makes progress again") == 1
     assert "MainThread" in log and "T (stopped)" in log
@@ -105,7 +105,7 @@ def test_health_follows_a_stopped_and_a_saturated_engine(busy: DemoProcess, to_e
                 statuses = (client.get(f"{demo.url}/readyz").status_code, client.get(f"{demo.url}/livez").status_code)
             except httpx.HTTPError:
                 break
-            assert statuses in ((503, 503), (200, 503)) or (statuses == (200, 200) and time.monotonic() - killed < 0.5)
+            assert statuses in ((503, 503), (200, 503)) or (statuses == (200, 200) and time.monotonic() - killed < 2)
     assert demo.process.wait(10) == 1
     until(lambda: not demo.left_over(), 5)
 
@@ -116,7 +116,7 @@ def test_a_signal_drains_and_nothing_is_left(to_end: list[Future[DemoProcess]]) 
     for reader in readers:
         assert reader.begun.wait(20)
     demo.process.send_signal(signal.SIGTERM)
-    until(lambda: demo.status("/readyz") == 503, 1)
+    until(lambda: demo.status("/readyz") == 503, 5)
     answer = httpx.post(f"{demo.url}/v1/completions", json={"prompt": "Hello"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
     for reader in readers:
@@ -135,7 +135,7 @@ def test_a_second_signal_ends_streams_with_an_error_even_when_the_engine_hears_n
         assert reader.begun.wait(20)
     os.kill(demo.core.pid, signal.SIGSTOP)
     demo.process.send_signal(signal.SIGTERM)
-    until(lambda: demo.status("/readyz") == 503, 1)
+    until(lambda: demo.status("/readyz") == 503, 5)
     demo.process.send_signal(signal.SIGTERM)
     assert demo.process.wait(5) == 0
     assert not demo.left_over()

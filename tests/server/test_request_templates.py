@@ -98,7 +98,7 @@ async def test_what_slips_through_ends_a_process_that_serves_templates_only(temp
     with pytest.raises(InvalidRequest) as error:
         await process.render(call)
     assert error.value.field == "chat_template"
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20  # for ever, if nobody stopped it
     call.options = {"chat_template": "fine"}
     assert await process.render(call) == "fine"
     children = {child.pid for child in psutil.Process().children()}
@@ -118,7 +118,7 @@ async def test_a_slow_template_of_the_server_itself_is_stopped_and_holds_up_nobo
     assert await longest_pause(sent) < 0.5
     assert (await sent).status_code == 400
     assert (await sent).json()["error"]["param"] == "messages"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # for ever, if nobody stopped it
     assert llm.rendered == 1
 
 

