@@ -15,7 +15,7 @@ def fcfs_order(request: Request) -> tuple[int, int]:
 
 def priority_order(request: Request) -> tuple[int, int]:
     """Lower priority value first, then first come."""
-    return request.order
+    return (request.request.priority, request.arrival_order)
 
 
 class RequestQueue:
