@@ -5,7 +5,7 @@ import random
 import pytest
 
 from vllm_engine.config import SchedulerConfig
-from vllm_engine.core.fair import MAX_DEBTORS, Tenants
+from vllm_engine.core.policies.tenants import MAX_DEBTORS, Tenants
 
 from .harness import Harness, engine_request, expected_output
 
@@ -144,5 +144,5 @@ def test_the_scheduler_forgets_tenants_in_every_kind_of_end() -> None:
     load.harness.scheduler.fail_batch(load.harness.scheduler.schedule(), "as asked")
     while load.harness.scheduler.has_unfinished():
         load.harness.step()
-    tenants = load.harness.scheduler._tenants
-    assert tenants is not None and tenants.num_known == 0
+    tenants = load.harness.scheduler._policy.tenants
+    assert tenants.num_known == 0

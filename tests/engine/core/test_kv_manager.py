@@ -26,7 +26,7 @@ def test_a_request_holds_what_its_step_needs_and_no_block_more(
     rng = random.Random(block_size)
     manager = KVCacheManager(KVCacheLayout(400, block_size, groups), enable_prefix_caching=prefix_caching)
     prompt = [rng.randrange(100) for _ in range(13)]
-    request = Request(engine_request("r", prompt), block_hasher("sha256"), block_size, 1)
+    request = Request(engine_request("r", prompt), block_hasher("sha256"), block_size, 1, max_model_len=128)
     tables: list[list[int]] = [[] for _ in groups]
     for _ in range(80):
         count = max(1, min(request.num_tokens - request.num_computed_tokens, rng.randrange(1, 9)))
@@ -42,7 +42,9 @@ def test_a_request_holds_what_its_step_needs_and_no_block_more(
         if end == request.num_tokens:
             request.token_ids.append(rng.randrange(100))
     if prefix_caching:
-        again = Request(engine_request("again", list(request.token_ids)), block_hasher("sha256"), block_size, 2)
+        again = Request(
+            engine_request("again", list(request.token_ids)), block_hasher("sha256"), block_size, 2, max_model_len=128
+        )
         assert manager.cached_prefix(again).num_tokens == (again.num_tokens - 1) // block_size * block_size
     manager.free(request)
     assert manager.pool.num_used == 0

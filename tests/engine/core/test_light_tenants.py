@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from vllm_engine.config import SchedulerConfig
-from vllm_engine.core import recent_use
-from vllm_engine.core.recent_use import LEAST_STEP_TOKENS, MAX_TENANTS, MOST_STEPS_BACK, WINDOW_SECONDS, RecentUse
+from vllm_engine.core.policies import recent_use
+from vllm_engine.core.policies.fair import MOST_STEPS_BACK
+from vllm_engine.core.policies.recent_use import LEAST_STEP_TOKENS, MAX_TENANTS, WINDOW_SECONDS, RecentUse
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 
 from .harness import Harness, engine_request
@@ -29,7 +30,7 @@ class VirtualServer:
     ) -> None:
         self.now = 0.0
         monkeypatch.setattr(
-            "vllm_engine.core.scheduler.RecentUse", lambda least: RecentUse(least, clock=lambda: self.now)
+            "vllm_engine.core.policies.choice.RecentUse", lambda least: RecentUse(least, clock=lambda: self.now)
         )
         self.scheduler = Harness(
             config=SchedulerConfig(scheduling_policy=policy),  # type: ignore[arg-type]

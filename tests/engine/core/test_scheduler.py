@@ -272,7 +272,7 @@ def test_requests_that_give_up_while_they_wait_leave_nothing_in_the_queue() -> N
     for index in range(2000):
         harness.scheduler.add(engine_request(f"r{index}", [1, 2, 3], 1))
         harness.scheduler.abort([f"r{index}"])
-    assert len(harness.scheduler._waiting._short._heap) < 100
+    assert len(harness.scheduler._policy._waiting._short._heap) < 100
 
 
 def test_stop_tokens_end_a_request_and_only_a_real_stop_token_is_a_stop_reason() -> None:

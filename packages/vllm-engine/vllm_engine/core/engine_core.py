@@ -116,7 +116,7 @@ class EngineCore:
         prompt = request.prompt_token_ids
         if request.request_id in self.scheduler:
             return "request id is already in use"
-        if not 0 < len(prompt) < self.limits.max_model_len + 1:
+        if not 0 < len(prompt) <= self.limits.max_model_len:
             return f"prompt has {len(prompt)} tokens, the model takes 1 to {self.limits.max_model_len}"
         if min(prompt) < 0 or max(prompt) >= self.ready.vocab_size:
             return "prompt has a token id outside the vocabulary"
@@ -274,7 +274,7 @@ class EngineCore:
             elif self._scheduled:
                 self._take_in(launched, updates)
         if self._batch_sizes is not None:
-            self._batch_sizes.on_step(sum(batch.num_scheduled_tokens.values()))
+            self._batch_sizes.on_step(batch.total_num_tokens)
         if self._logs_iterations:
             log_iteration(
                 self.scheduler.stats(),

@@ -1,5 +1,7 @@
 """How many requests may be part-way through their prefill after a step, and how they share its tokens."""
 
+from collections.abc import Sequence
+
 from vllm_engine.config import SchedulerConfig
 from vllm_engine.core.request import Request
 
@@ -25,6 +27,14 @@ class PrefillLimits:
     def is_long(self, request: Request) -> bool:
         """Whether a request that waits, or is in its prefill, counts as long."""
         return self._long_from is not None and request.num_prefill_tokens > self._long_from
+
+    def has_place(self, request: Request, partial: Sequence[Request]) -> bool:
+        """Whether a request may be part-way through its prefill beside those of ``partial``."""
+        if len(partial) >= self.max_partial:
+            return False
+        if not self.is_long(request):
+            return True
+        return sum(map(self.is_long, partial)) < self.max_partial_long
 
     def share(self, num_tokens: int, num_partial: int = 0) -> int:
         """What one prefill that cannot be completed gets at first of the tokens that a step has for all prefills.

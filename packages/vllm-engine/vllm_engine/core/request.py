@@ -19,6 +19,7 @@ class Request:
         "arrival_order",
         "block_hashes",
         "life",
+        "max_num_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
@@ -33,7 +34,15 @@ class Request:
         "wants_prompt_logprobs",
     )
 
-    def __init__(self, request: EngineRequest, hasher: BlockHasher, block_size: int, arrival_order: int) -> None:
+    def __init__(
+        self,
+        request: EngineRequest,
+        hasher: BlockHasher,
+        block_size: int,
+        arrival_order: int,
+        *,
+        max_model_len: int,
+    ) -> None:
         self.request = request
         self.request_id = request.request_id
         self.tenant = request.tenant
@@ -41,6 +50,8 @@ class Request:
         self.num_computed_tokens = 0
         self.num_unknown_tokens = 0
         self.num_prefill_tokens = len(self.token_ids)
+        self.max_num_tokens = min(len(self.token_ids) + request.max_tokens, max_model_len)
+        """Tokens, prompt and output, with which it ends at the latest."""
         self.life = 0
         """How often it began again. What a step under way computes for an earlier life is of no use."""
         self.num_cached_tokens: int | None = None
@@ -58,16 +69,6 @@ class Request:
         return len(self.token_ids)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt_token_ids)
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
-
-    @property
     def is_prefilling(self) -> bool:
         """Whether tokens are missing from the cache that were known when it began: no token is sampled before."""
         return self.num_computed_tokens < self.num_prefill_tokens
@@ -79,11 +80,6 @@ class Request:
         self.num_unknown_tokens = 0
         self.num_prefill_tokens = len(self.token_ids)
         self.prompt_logprobs.clear()
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sort key of the priority policy: lower priority value first, then earlier arrival."""
-        return (self.request.priority, self.arrival_order)
 
 
 def _name_salt(request: EngineRequest) -> str | None:

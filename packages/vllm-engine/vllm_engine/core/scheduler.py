@@ -7,19 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vllm_engine.config import EngineConfig
-from vllm_engine.core.fair import (
-    OUTPUT_TOKEN_COST,
-    PROMPT_TOKEN_COST,
-    FairWaitingRequests,
-    Tenants,
-)
 from vllm_engine.core.kv_cache.hashing import block_hasher
 from vllm_engine.core.kv_cache.manager import CachedPrefix, KVCacheManager
 from vllm_engine.core.kv_cache.residency import BlockResidency
 from vllm_engine.core.limits import EngineLimits
+from vllm_engine.core.policies.choice import make_policy
+from vllm_engine.core.policies.policy import StepRules
 from vllm_engine.core.prefill_limits import PrefillLimits
-from vllm_engine.core.queue import OrderKey, WaitingRequests, fcfs_order, priority_order
-from vllm_engine.core.recent_use import LEAST_STEP_TOKENS, MOST_STEPS_BACK, RecentUse
 from vllm_engine.core.request import Request
 from vllm_engine.execution.batch import BatchResult, NewRequest, ScheduledBatch
 from vllm_engine.logging import get_logger
@@ -37,17 +31,13 @@ class _Step:
 
     budget: int
     """Tokens that the step can still take."""
-    batch: ScheduledBatch = field(default_factory=ScheduledBatch)
+    rules: StepRules
+    """What the policy says about it."""
     prefill_share: int = 0
     """Tokens that a prefill gets at first which the step cannot complete."""
+    batch: ScheduledBatch = field(default_factory=ScheduledBatch)
     partial: list[Request] = field(default_factory=list)
     """Requests of the batch that will be part-way through their prefill after the step."""
-    newcomer: str | None = None
-    """Tenant that waits while prefills of others run: one prompt of it may be part-way beside theirs."""
-    num_partial: int = 0
-    """Requests that may be part-way, where tenants have made them more than the settings say."""
-    heavy_tokens: int | None = None
-    """Tokens that prompts of heavy tenants can still take, where light tenants come by. None is no limit."""
 
 
 _Flight = tuple[Request, int, bool]
@@ -58,18 +48,14 @@ class Scheduler:
     """Token-budget scheduling: every step, each request may move toward its last known token.
 
     Running requests come first, in the order of the policy, then waiting ones as long as tokens, places and KV
-    blocks last. When a running request finds no blocks, the last one in the order is preempted: its blocks go back
-    and it waits to be computed again.
+    blocks last. The ``Policy`` may also give a waiting request the place of a running one, limit what prefills take of
+    a step, and let requests stand back from it. When a running request finds no blocks, the last one in the order is
+    preempted: its blocks go back and it waits to be computed again.
 
     Every request that generates has its token in each step; prefills, which is also what a preempted request has to
     do again, share the rest. No more of them are left part-way than the settings allow (``PrefillLimits``). A waiting
     request that may not be left part-way lets no other pass, except that a long one lets short ones pass. So nobody
     waits for ever: whoever is part-way gets tokens in each step, and a place that becomes free goes to the first one.
-
-    With the policy ``fair`` the order is that of the tenants by what they were served (``core.fair``), and a waiting
-    request may take the place of a running one, when its tenant runs less than its share. Where a light tenant comes by
-    now and then (``core.recent_use``), steps are kept short, and those of heavy ones that generate let every other step
-    go by if it has a light one's prompt.
 
     A step may be scheduled before those under way are known to ``update``, which takes them in the order in which they
     were scheduled. A request whose last token that can be is under way has no place in the next step; one that turns
@@ -89,26 +75,14 @@ class Scheduler:
             residency = BlockResidency(config.observability.kv_cache_metrics_sample, bounds["kv_cache_residency"])
         self.kv = KVCacheManager(limits.layout, enable_prefix_caching=config.cache.prefix_caching, residency=residency)
         self._prefills = PrefillLimits(config.scheduler, max_model_len=limits.max_model_len)
-        self._tenants: Tenants | None = None
-        self._order: OrderKey
-        self._waiting: WaitingRequests | FairWaitingRequests
-        if config.scheduler.scheduling_policy == "fair":
-            recent = RecentUse(LEAST_STEP_TOKENS[config.device.kind])
-            self._tenants = Tenants(limits.max_num_seqs, PROMPT_TOKEN_COST * limits.max_num_batched_tokens, recent)
-            self._order = self._tenants.order
-            self._waiting = FairWaitingRequests(self._tenants, self._prefills.is_long)
-        else:
-            self._order = priority_order if config.scheduler.scheduling_policy == "priority" else fcfs_order
-            self._waiting = WaitingRequests(self._order, self._prefills.is_long)
+        self._policy = make_policy(config, limits, self._prefills.is_long)
         self._running: list[Request] = []  # sorted by the policy: the last one is preempted first
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
         self._under_way: deque[list[_Flight]] = deque()
-        self._stood_back = 0  # steps in a row, the one that was scheduled last included, that heavy tenants let go by
         self._arrivals = 0
         self._token_budget = limits.max_num_batched_tokens
         self._max_num_seqs = limits.max_num_seqs
-        self._max_model_len = limits.max_model_len
         self._chunked = config.scheduler.chunked_prefill
         self._reserves_prompts = config.scheduler.scheduler_reserve_full_isl
         self._max_prefill_tokens = min(self._prefills.max_tokens or self._token_budget, self._token_budget)
@@ -121,11 +95,15 @@ class Scheduler:
     def add(self, request: EngineRequest) -> None:
         """Queue a validated request."""
         self._arrivals += 1
-        entry = Request(request, self._hasher, self.limits.layout.block_size, self._arrivals)
+        entry = Request(
+            request,
+            self._hasher,
+            self.limits.layout.block_size,
+            self._arrivals,
+            max_model_len=self.limits.max_model_len,
+        )
         self._requests[entry.request_id] = entry
-        if self._tenants is not None:
-            self._tenants.add_request(entry.tenant)
-        self._waiting.push(entry)
+        self._policy.add(entry)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drop requests, whatever they are doing. Unknown ids (finished meanwhile) are ignored."""
@@ -148,11 +126,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Choose the tokens of the next step and give them their KV blocks."""
-        step = _Step(self._token_budget)
-        if self._tenants is not None:
-            if self._tenants.num_active > 1:
-                self._share_out(step, self._tenants)
-            self._keep_short(step, self._tenants)
+        step = _Step(self._token_budget, self._policy.begin_step(self._running, self._could_start, self._preempt))
         num_preempted = self._counters.num_preemptions
         self._schedule_running(step)
         if self._counters.num_preemptions == num_preempted:
@@ -179,75 +153,6 @@ class Scheduler:
             flights.append((request, request.life, samples))
         return flights
 
-    def _awaits_its_end(self, request: Request) -> bool:
-        """Whether the tokens of the steps under way, of which there are some, are the last that it can have."""
-        unknown = request.num_unknown_tokens
-        return (
-            request.num_output_tokens + unknown >= request.request.max_tokens
-            or request.num_tokens + unknown >= self._max_model_len
-        )
-
-    def _share_out(self, step: _Step, tenants: Tenants) -> None:
-        """Policy ``fair``: let a waiting request have the place, or the blocks, of a tenant that has been served more.
-
-        One request a step comes in that way, so that work is not thrown away in heaps; what it takes is mostly found
-        again in the prefix cache.
-        """
-        self._running.sort(key=self._order)  # who was served least has changed
-        prefilling = [one for one in self._running if one.is_prefilling]
-        step.num_partial = len(prefilling)
-        request = self._waiting.first(with_long=True)
-        if request is None:
-            return
-        while self._running and not self._could_start(request):
-            victim = tenants.who_gives_way(request, self._running)
-            if victim is None:
-                return
-            self._running.remove(victim)
-            self._preempt(victim)
-        if prefilling and all(one.tenant != request.tenant for one in prefilling):
-            step.newcomer = request.tenant
-            step.num_partial += 1
-
-    def _keep_short(self, step: _Step, tenants: Tenants) -> None:
-        """Policy ``fair``: leave heavy tenants no more of the step than a light one should have to wait for.
-
-        A step with a light tenant's prompt, and so its first token, is the light ones' own: heavy tenants stand back.
-        But not for long: of so many steps in a row one is everybody's, so that many light tenants cannot hold up the
-        others.
-        """
-        stood_back, self._stood_back = self._stood_back, 0
-        if not self._chunked:
-            return
-        step.heavy_tokens = tenants.heavy_tokens(sum(not request.is_prefilling for request in self._running))
-        if step.heavy_tokens is not None and stood_back < MOST_STEPS_BACK and self._has_light_prompt(tenants):
-            step.heavy_tokens, self._stood_back = 0, stood_back + 1
-
-    def _has_light_prompt(self, tenants: Tenants) -> bool:
-        """Whether the next step computes a prompt of a light tenant, one that runs or one that can start."""
-        if any(request.is_prefilling and not tenants.is_heavy(request.tenant) for request in self._running):
-            return True
-        request = self._waiting.first(with_long=True)
-        return request is not None and not tenants.is_heavy(request.tenant) and self._could_start(request)
-
-    def _stands_back(self, request: Request) -> bool:
-        """Whether a request that generates lets this step go by."""
-        if not self._stood_back or self._tenants is None:
-            return False
-        return not request.is_prefilling and self._tenants.is_heavy(request.tenant)
-
-    def _is_limited(self, step: _Step, request: Request) -> bool:
-        """Whether ``step.heavy_tokens`` is about a request."""
-        if step.heavy_tokens is None or self._tenants is None:
-            return False
-        return request.is_prefilling and self._tenants.is_heavy(request.tenant)
-
-    def _most_tokens(self, step: _Step, request: Request) -> int:
-        """Most tokens of a prefill that the step can compute, its budget apart."""
-        if step.heavy_tokens is None or not self._is_limited(step, request):
-            return self._max_prefill_tokens
-        return min(self._max_prefill_tokens, step.heavy_tokens)
-
     def _could_start(self, request: Request) -> bool:
         """Whether there are a place and blocks for a waiting request."""
         if len(self._running) >= self._max_num_seqs:
@@ -257,48 +162,48 @@ class Scheduler:
         return wanted <= self.kv.pool.num_available
 
     def _schedule_running(self, step: _Step) -> None:
+        rules = step.rules
         # There are never more running requests than tokens in a step: each prefill has at least one, too.
         prefill_budget = step.budget - sum(not request.is_prefilling for request in self._running)
-        step.prefill_share = self._prefills.share(prefill_budget, step.num_partial)
-        index = 0
-        while index < len(self._running):
-            request = self._running[index]
+        step.prefill_share = self._prefills.share(prefill_budget, rules.num_partial)
+        for request in self._running:  # of which only later ones are preempted meanwhile
             unknown = request.num_unknown_tokens
-            if (unknown and self._awaits_its_end(request)) or (self._stood_back and self._stands_back(request)):
-                index += 1
-                continue
-            count = len(request.token_ids) + unknown - request.num_computed_tokens
+            num_tokens = len(request.token_ids) + unknown
+            if unknown and num_tokens >= request.max_num_tokens:
+                continue  # its last tokens are under way
+            count = num_tokens - request.num_computed_tokens
             if request.is_prefilling:
                 # At least one: so nobody stands still who is part-way.
-                count = min(count, step.prefill_share, max(1, self._most_tokens(step, request)))
+                count = max(1, rules.limit(request, min(count, step.prefill_share, self._max_prefill_tokens)))
+            elif rules.stands_back is not None and rules.stands_back(request):
+                continue
             blocks = self.kv.allocate(request, count)
             while blocks is None and self._preempt_last() is not request:
                 blocks = self.kv.allocate(request, count)
             if blocks is None:
-                break
+                return
             if any(blocks):
                 step.batch.new_block_ids[request.request_id] = blocks
             self._take_in(step, request, count)
-            index += 1
 
     def _schedule_waiting(self, step: _Step) -> None:
         with_long = True
         while step.budget > 0 and len(self._running) < self._max_num_seqs:
-            request = self._waiting.first(with_long=with_long)
+            request = self._policy.first(with_long=with_long)
             if request is None:
                 return
             prefix = self.kv.cached_prefix(request)
             remaining = request.num_tokens - prefix.num_tokens
-            count = min(remaining, step.budget, self._most_tokens(step, request))
+            count = step.rules.limit(request, min(remaining, step.budget, self._max_prefill_tokens))
             if not count:
                 return
             if count < remaining:
                 if not self._chunked:
                     return
                 if not self._may_leave_partial(step, request):
-                    if not with_long or not self._prefills.is_long(request):
+                    if not self._prefills.is_long(request):
                         return
-                    with_long = False
+                    with_long = False  # it waits for its turn, and short ones pass
                     continue
                 count = min(count, step.prefill_share)
             if not self._has_room(step, request, prefix):
@@ -311,13 +216,7 @@ class Scheduler:
 
     def _may_leave_partial(self, step: _Step, request: Request) -> bool:
         """Whether one more request may be part-way through its prefill after the step."""
-        if request.tenant == step.newcomer and all(other.tenant != step.newcomer for other in step.partial):
-            return True
-        if len(step.partial) >= self._prefills.max_partial:
-            return False
-        if not self._prefills.is_long(request):
-            return True
-        return sum(map(self._prefills.is_long, step.partial)) < self._prefills.max_partial_long
+        return self._prefills.has_place(request, step.partial) or step.rules.admits(request, step.partial)
 
     def _has_room(self, step: _Step, request: Request, prefix: CachedPrefix) -> bool:
         """Whether the whole of a waiting request fits the KV cache beside those that are part-way, if that is asked.
@@ -332,16 +231,13 @@ class Scheduler:
 
     def _start(self, step: _Step, request: Request, prefix: CachedPrefix, blocks: list[list[int]]) -> None:
         """Let a waiting request run, from the end of a cached prefix."""
-        self._waiting.remove(request.request_id)
-        bisect.insort(self._running, request, key=self._order)
+        bisect.insort(self._running, request, key=self._policy.order)
+        self._policy.start(request)
         request.num_computed_tokens = prefix.num_tokens
-        if self._tenants is not None:
-            self._tenants.start(request.tenant)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = prefix.num_tokens
             request.scheduled_ts = time.monotonic()
-            if self._tenants is not None:
-                self._tenants.begin_prompt(request.tenant, request.num_tokens - prefix.num_tokens)
+            self._policy.charge_prompt(request, request.num_tokens - prefix.num_tokens)
             if self.kv.looks_up(request):
                 self._counters.prefix_cache_queries += request.num_tokens
                 self._counters.prefix_cache_hits += prefix.num_tokens
@@ -359,50 +255,48 @@ class Scheduler:
         """The step computes ``count`` tokens of a request that has its blocks."""
         step.batch.num_scheduled_tokens[request.request_id] = count
         step.budget -= count
-        if step.heavy_tokens is not None and self._is_limited(step, request):
-            step.heavy_tokens = max(0, step.heavy_tokens - count)
-        if request.num_computed_tokens + count < request.num_prefill_tokens:
-            step.partial.append(request)
+        missing = request.num_prefill_tokens - request.num_computed_tokens
+        if missing > 0:
+            step.rules.take(request, count)
+            if count < missing:
+                step.partial.append(request)
 
     def _hand_out_rest(self, step: _Step) -> None:
         """Give tokens that nobody else could use to the prefills that got no more than their share."""
         for request in step.partial:
             held = step.batch.num_scheduled_tokens[request.request_id]
             remaining = request.num_prefill_tokens - request.num_computed_tokens
-            count = min(remaining, self._max_prefill_tokens, held + step.budget)
-            if step.heavy_tokens is not None and self._is_limited(step, request):
-                count = min(count, held + step.heavy_tokens)
-            if count <= held:
+            wanted = min(remaining, self._max_prefill_tokens, held + step.budget) - held
+            added = step.rules.limit(request, wanted) if wanted > 0 else 0
+            if not added:
                 continue
-            more = self.kv.allocate(request, count)
+            more = self.kv.allocate(request, held + added)
             if more is None:
                 return
             if any(more):
                 _add_blocks(step.batch, request, more)
-            step.batch.num_scheduled_tokens[request.request_id] = count
-            step.budget -= count - held
-            if step.heavy_tokens is not None and self._is_limited(step, request):
-                step.heavy_tokens -= count - held
+            step.batch.num_scheduled_tokens[request.request_id] = held + added
+            step.budget -= added
+            step.rules.take(request, added)
 
     def _preempt_last(self) -> Request:
         """Send the last running request back to the queue; its tokens will be computed again."""
-        request = self._running.pop()
+        request = self._running[-1]
         self._preempt(request)
         logger.debug("preempted %s: out of KV blocks", request.request_id)
         return request
 
     def _preempt(self, request: Request) -> None:
+        self._running.remove(request)
         self._send_back(request)
         self._counters.num_preemptions += 1
         request.num_preemptions += 1
 
     def _send_back(self, request: Request) -> None:
-        if self._tenants is not None:
-            self._tenants.stop(request.tenant)
         self.kv.free(request)
         self._removed.append(request.request_id)
         request.start_over()
-        self._waiting.push(request)
+        self._policy.send_back(request)
 
     def update(self, batch: ScheduledBatch, result: BatchResult) -> list[RequestUpdate]:
         """Take in what the oldest step under way computed: new tokens, and which requests are finished by them."""
@@ -437,8 +331,7 @@ class Scheduler:
             reason, stop_reason = self._finish_reason(request, token_id)
             if reason is not None:
                 break
-        if self._tenants is not None:
-            self._tenants.charge(request.tenant, OUTPUT_TOKEN_COST * accepted)
+        self._policy.charge_output(request, accepted)
         update = RequestUpdate(
             request_id=request.request_id,
             new_token_ids=sampled[:accepted],
@@ -461,21 +354,18 @@ class Scheduler:
         if token_id in wanted.stop_token_ids:
             is_eos = token_id in wanted.eos_token_ids and token_id not in (wanted.params.stop_token_ids or ())
             return "stop", None if is_eos else token_id
-        if request.num_output_tokens >= wanted.max_tokens or request.num_tokens >= self._max_model_len:
+        if len(request.token_ids) >= request.max_num_tokens:
             return "length", None
         return None, None
 
     def _finish(self, request: Request) -> None:
         """Forget a request and give back what it holds."""
         del self._requests[request.request_id]
-        if self._waiting.remove(request.request_id) is None:
+        was_waiting = self._policy.remove(request)
+        if not was_waiting:
             self._running.remove(request)
             self._removed.append(request.request_id)
-            if self._tenants is not None:
-                self._tenants.stop(request.tenant)
         self.kv.free(request)
-        if self._tenants is not None:
-            self._tenants.remove_request(request.tenant)
 
     def _fail(self, request: Request, message: str) -> RequestUpdate:
         self._finish(request)
@@ -528,7 +418,7 @@ class Scheduler:
         counters = self._counters
         return SchedulerStats(
             num_running=len(self._running),
-            num_waiting=len(self._waiting),
+            num_waiting=self._policy.num_waiting,
             kv_cache_usage=self.kv.usage,
             prefix_cache_queries=counters.prefix_cache_queries,
             prefix_cache_hits=counters.prefix_cache_hits,

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from vllm_server.errors import ErrorBody, ErrorDetail
 from vllm_server.json_body import MAX_BODY_BYTES
+from vllm_server.running.joined_writes import JoinedTransport, WriteTurn
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     max_head_bytes: ClassVar[int]
     max_headers: ClassVar[int]
+    turn: ClassVar[WriteTurn]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,7 +63,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
-        super().connection_made(transport)
+        super().connection_made(JoinedTransport(transport, self.turn))
         self._begun = self._last_data = self.loop.time()
         self._check = self.loop.call_later(CHECK_SECONDS, self._look)
 
@@ -229,4 +231,5 @@ class _BoundedProtocol(HttpToolsProtocol):
 
 def bounded_protocol(max_head_bytes: int, max_headers: int) -> type[HttpToolsProtocol]:
     """The class of connections with these bounds, for ``uvicorn.Config``."""
-    return type("BoundedProtocol", (_BoundedProtocol,), {"max_head_bytes": max_head_bytes, "max_headers": max_headers})
+    bounds = {"max_head_bytes": max_head_bytes, "max_headers": max_headers, "turn": WriteTurn()}
+    return type("BoundedProtocol", (_BoundedProtocol,), bounds)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+OBJECTS_BETWEEN_COLLECTIONS = 10_000
+"""What a step makes for some dozen streams is gone with the next one: most of it before anybody looks through it."""
+
 
 async def serve(
     engine_config: EngineConfig,
@@ -120,6 +123,7 @@ async def serve(
                 )
                 one.tell_listening(*example_of(context))
             gc.freeze()  # a collection of all objects would stop every stream to go through those of the start again
+            gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
             async with refreshed(tls, server_config):
                 return await serve_until_the_end(
                     serving,

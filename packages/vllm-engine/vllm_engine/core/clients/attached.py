@@ -3,17 +3,18 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.cpu_time import process_cpu_seconds
-from vllm_engine.core.clients.socket_client import SocketClient
+from vllm_engine.core.clients.socket_client import PROCESS_POLL_SECONDS, SocketClient
 from vllm_engine.core.stacks import stacks_of
-from vllm_engine.messages import EngineReady, Hello
+from vllm_engine.messages import Hello
 
-PROCESS_POLL_SECONDS = 0.2
-"""How often a core is looked after where the system cannot tell of its end."""
+if TYPE_CHECKING:
+    import zmq.asyncio
 
 
 class CoreAddress(msgspec.Struct, frozen=True):
@@ -45,20 +46,17 @@ class AttachedClient(SocketClient):
         """Where the threads of the core's process are; empty where that is for another client to ask."""
         return await stacks_of(self._address.pid, folder) if (folder := self._address.stacks_folder) else ""
 
-    async def start(self) -> EngineReady:
-        """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
+    def _connect(self) -> "zmq.asyncio.Socket":
         import zmq
 
-        ready = self._begin()
         socket = self._open(zmq.DEALER)
         socket.setsockopt(zmq.ROUTING_ID, self._address.name.encode())
         socket.connect(f"ipc://{self._address.path}")
-        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._watch())]
         self._send(Hello())
-        return await ready
+        return socket
 
-    async def _watch(self) -> None:
-        """Notice the end of a process that is not a child of this one."""
+    async def _end_of_core(self) -> str:
+        """The process is not a child of this one."""
         try:
             descriptor = os.pidfd_open(self._address.pid)
         except ProcessLookupError:
@@ -75,8 +73,7 @@ class AttachedClient(SocketClient):
             finally:
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
-        await asyncio.sleep(0.05)  # its last words may still be on the way
-        self._die("the engine process has ended")
+        return "the engine process has ended"
 
     def _ask_to_end(self) -> None:
         self._stop_reading()

@@ -1,4 +1,4 @@
-"""What the asynchronous clients share."""
+"""The clients for an event loop: what does not depend on where the core is."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ from vllm_engine.messages import (
 
 
 class AsyncClient(ABC):
-    """What the two asynchronous clients share: outputs in order, answers to calls, and the news of a death."""
+    """What all asynchronous clients share: outputs in order, answers to calls, and the news of a death."""
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         self._config = config

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,20 +16,19 @@ from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.attached import CoreAddress
 from vllm_engine.core.clients.cpu_time import process_cpu_seconds
-from vllm_engine.core.clients.socket_client import SocketClient
+from vllm_engine.core.clients.socket_client import PROCESS_POLL_SECONDS, SocketClient
 from vllm_engine.core.process import LENGTH, Launch
 from vllm_engine.core.stacks import stacks_of
 from vllm_engine.errors import ConfigError, EngineDead
-from vllm_engine.logging import get_logger, logging_in_force
-from vllm_engine.messages import ClientGone, EngineReady, Shutdown
+from vllm_engine.logging import logging_in_force
+from vllm_engine.messages import ClientGone, Shutdown
 
-logger = get_logger(__name__)
+if TYPE_CHECKING:
+    import zmq.asyncio
 
 SOCKET_NAME = "core.sock"
 CLIENTS_NAME = "clients.sock"
 """Where clients beside the parent connect."""
-PROCESS_POLL_SECONDS = 0.2
-"""How often a silent engine process is looked after."""
 SHUTDOWN_SECONDS = 2.0
 """How long an engine process may take to end when it is asked to."""
 PIPE_SECONDS = 1.0
@@ -90,21 +90,17 @@ class ProcessClient(SocketClient):
         if self._death is None:
             self._send(ClientGone(name))
 
-    async def start(self) -> EngineReady:
-        """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
+    def _connect(self) -> "zmq.asyncio.Socket":
         import zmq
 
-        ready = self._begin()
         socket = self._open(zmq.PAIR)
         socket.bind(f"ipc://{self.socket_path}")
-        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._watch())]
-        return await ready
+        return socket
 
-    async def _watch(self) -> None:
+    async def _end_of_core(self) -> str:
         while self._process.poll() is None:
             await asyncio.sleep(PROCESS_POLL_SECONDS)
-        await asyncio.sleep(0.05)  # its last words may still be on the way
-        self._die(f"the engine process ended with code {self._process.returncode}")
+        return f"the engine process ended with code {self._process.returncode}"
 
     def _ask_to_end(self) -> None:
         self._stop_reading()

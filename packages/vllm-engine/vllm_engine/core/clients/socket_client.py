@@ -1,6 +1,7 @@
 """What the clients share that talk to a core over a socket."""
 
 import asyncio
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,21 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.base import AsyncClient
 from vllm_engine.errors import EngineDead
 from vllm_engine.logging import get_logger
-from vllm_engine.messages import FromCore, ToCore
+from vllm_engine.messages import EngineReady, FromCore, ToCore
 
 if TYPE_CHECKING:
     import zmq.asyncio
 
 logger = get_logger(__name__)
 
+PROCESS_POLL_SECONDS = 0.2
+"""How often a core's process is looked after where nobody tells of its end."""
+LAST_WORDS_SECONDS = 0.05
+"""How long messages of a process that has ended may still be on the way."""
+
 
 class SocketClient(AsyncClient):
-    """Messages as msgpack over a ZMQ socket, which ``_open`` makes."""
+    """Messages as msgpack over a ZMQ socket, which ``_connect`` makes, and an eye on the core's process."""
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         super().__init__(config, model_path)
@@ -28,6 +34,21 @@ class SocketClient(AsyncClient):
         self._tasks: list[asyncio.Task[None]] = []
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+
+    async def start(self) -> EngineReady:
+        """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
+        ready = self._begin()
+        socket = self._connect()
+        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._watch())]
+        return await ready
+
+    @abstractmethod
+    def _connect(self) -> "zmq.asyncio.Socket":
+        """Open the socket to the core. Does not wait."""
+
+    @abstractmethod
+    async def _end_of_core(self) -> str:
+        """Wait until the core's process has ended. Returns a sentence that says so."""
 
     def _open(self, kind: int) -> "zmq.asyncio.Socket":
         """A new socket, without limits to what waits in it; it is neither bound nor connected yet."""
@@ -47,6 +68,11 @@ class SocketClient(AsyncClient):
         except Exception as error:
             logger.exception("a message of the engine process cannot be read")
             self._die(f"a message of the engine process cannot be read ({type(error).__name__})")
+
+    async def _watch(self) -> None:
+        news = await self._end_of_core()
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        self._die(news)
 
     def _send(self, message: ToCore) -> None:
         if self._death is not None:

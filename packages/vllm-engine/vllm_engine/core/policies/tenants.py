@@ -5,8 +5,8 @@ Large Language Models" (2023).
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from vllm_engine.core.queue import WaitingRequests, fcfs_order
-from vllm_engine.core.recent_use import RecentUse
+from vllm_engine.core.policies.recent_use import RecentUse
+from vllm_engine.core.policies.waiting import WaitingRequests, fcfs_order
 from vllm_engine.core.request import Request
 
 PROMPT_TOKEN_COST = 1

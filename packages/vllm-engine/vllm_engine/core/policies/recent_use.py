@@ -15,8 +15,6 @@ LEAST_STEP_TOKENS: dict[DeviceKind, int] = {"cpu": 64, "cuda": 256}
 """What prompts of heavy tenants may always take of a step. With less, it would be little but the cost of a step: a CPU
 computes each token for itself, a GPU so many in hardly more time than one.
 """
-MOST_STEPS_BACK = 3
-"""Steps in a row that heavy tenants let go by while light ones have prompts: two light requests that meet want two."""
 _FORGETTING = 0.8
 """What a light tenant's prompt counts for when its next one comes: of the long ones among them one waits longest."""
 

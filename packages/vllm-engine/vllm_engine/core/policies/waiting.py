@@ -15,11 +15,11 @@ def fcfs_order(request: Request) -> tuple[int, int]:
 
 def priority_order(request: Request) -> tuple[int, int]:
     """Lower priority value first, then first come."""
-    return request.order
+    return (request.request.priority, request.arrival_order)
 
 
 class RequestQueue:
-    """Push, pop and removal in O(log n). Removed entries stay in the heap until they surface or are the most of it."""
+    """Push, peek and removal in O(log n). Removed entries stay in the heap until they surface or are the most of it."""
 
     def __init__(self, order: OrderKey) -> None:
         self._order = order
@@ -39,13 +39,6 @@ class RequestQueue:
         while not self._is_waiting(self._heap[0][1]):
             heapq.heappop(self._heap)
         return self._heap[0][1]
-
-    def pop(self) -> Request:
-        """Take the next request out. The queue must not be empty."""
-        request = self.peek()
-        heapq.heappop(self._heap)
-        del self._requests[request.request_id]
-        return request
 
     def remove(self, request_id: str) -> Request | None:
         """Take out a request by id, if it waits here."""

@@ -1,0 +1,1 @@
+"""Who comes first: the answers of ``--scheduling-policy`` to what the scheduler asks."""
