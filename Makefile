@@ -1,6 +1,7 @@
 # Needs Python 3.11 or later, pip, make and a C++ compiler; everything else goes into $(VENV).
 #   make serve MODEL=./my-model ARGS="--port 9000 --max-model-len 256"
 #   make test ARGS="tests/cli -x"
+#   make test ARGS="-m gpu" JOBS=0
 #   make install TORCH="torch==2.11.0" PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,6 +9,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 MODEL ?= demo
 ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
@@ -54,8 +56,9 @@ $(STAMP).triton: $(STAMP)
 	@$(PIP) install --group triton
 	@touch $@
 
+# Many tests wait for a server or a clock: two processes share the files, each on its own (JOBS=0: none but this one).
 test: install native $(STAMP).triton ## every quick test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 aot: install $(STAMP).triton ## compile the GPU kernels without a GPU: a subset with every value of every parameter
 	@$(BIN)/python -m vllm_kernels.aot --cover $(ARGS)
