@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.bench.mock_server import Plan, running
-from vllm_bench.load.progress import Progress
+from vllm_bench.load.progress import Progress, _Counts
 from vllm_bench.load.run import LoadRun
 from vllm_bench.records import RequestRecord
 
@@ -45,6 +45,19 @@ def shown(stream: io.StringIO, total: int | None, seconds: float | None) -> list
 def test_plain_lines_where_nobody_looks_at_a_terminal():
     line = shown(io.StringIO(), 10, None)[0]
     assert line.startswith(" 30% 3 of 10 requests, 1 under way, 1 failed; now 1.0 req/s, 12 tok/s; 2 s, 5 s to go")
+
+
+def test_what_is_not_read_yet_is_counted_by_pieces_until_its_end_tells():
+    run = LoadRun(records=[RequestRecord(0.0, 0.0, text_times=[0.1]) for _ in range(2)])
+    for record in run.records:
+        record.unread.extend([(0.2, b"data: "), (0.3, b"data: ")])
+    counts = _Counts(run)
+    counts.update(1.0)
+    assert counts.tokens == 2 * 3
+    run.records[0].ended, run.records[0].announced_tokens = 1.5, 10
+    run.records[1].ended = 1.5
+    counts.update(2.0)
+    assert (counts.tokens, counts.done) == (10 + 3, 2)
 
 
 def test_a_bar_on_a_terminal():

@@ -14,8 +14,8 @@ import pytest
 
 from tests.engine.frontend.scripted_core import AsyncDouble, ScriptedCore, echo, ids, model_folder, says
 from vllm_engine import AsyncLLM, EngineArgs, OutputKind, RequestOutput, SamplingParams
-from vllm_engine.async_llm import MAX_STEPS_AT_ONCE
 from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest, Overloaded, RequestFailed
+from vllm_engine.frontend.delivery import MAX_STEPS_AT_ONCE
 from vllm_engine.frontend.engine_frontend import ModelFrontend
 from vllm_engine.frontend.pacing import Pacing
 from vllm_engine.messages import SchedulerStats
@@ -389,9 +389,9 @@ async def test_a_large_step_leaves_the_event_loop_free_in_between(
     monkeypatch.setenv("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "4")
     llm, _ = await start(ScriptedCore(says("a")))
     slices: list[int] = []
-    process = llm._outputs.process  # type: ignore[union-attr]
+    take = llm._outputs.take  # type: ignore[union-attr]
     monkeypatch.setattr(
-        llm._outputs, "process", lambda updates, ts: slices.append(len(updates)) or process(updates, ts)
+        llm._outputs, "take", lambda updates, *rest: slices.append(len(updates)) or take(updates, *rest)
     )
     await collect(llm.generate("a", delta(n=10)))
     assert slices == [4, 4, 2]

@@ -69,6 +69,7 @@ def measure(options: Namespace, body_options: dict[str, Any]) -> dict[str, Any]:
         before = warm_ups(first, options.num_warmups, text, generator(options.seed, "warm-ups"))
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             run = runner.run(_run(client, sender, before, itertools.chain(made, rest), options))
+        sender.read_rest()
         if run.hopeless:
             raise CommandError(run.stopped or "", exit_code=2)
         version = facts.version()
@@ -106,7 +107,9 @@ async def _run(
     limit = options.max_concurrency
     async with client:
         if before:
-            _check_warm_ups(await supervised_run(sender.send, iter(before), max_concurrency=limit))
+            run = await supervised_run(sender.send, iter(before), max_concurrency=limit)
+            sender.read_rest()
+            _check_warm_ups(run)
         await client.open(_connections(options))
         progress = None if options.disable_tqdm else Progress(num_requests(options), options.duration)
         return await supervised_run(

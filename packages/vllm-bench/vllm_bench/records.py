@@ -1,6 +1,7 @@
 """What was measured of one request: moments as they were read, nothing worked out."""
 
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 
 
@@ -25,6 +26,10 @@ class RequestRecord:
     """Arrival of each chunk of tokens, mostly with text; equal ones where several were read at once."""
     texts: list[str] = field(default_factory=list)
     """What each of them adds to the answer; an answer that is no stream has one without a moment."""
+    unread: deque[tuple[float, bytes]] = field(default_factory=deque)
+    """Pieces of the answer, each with its moment, that wait to be read: most of them are one chunk of tokens."""
+    announced_tokens: int | None = field(default=None, compare=False)
+    """``completion_tokens`` by the end of an answer that is not read yet, for whoever watches."""
     ended: float = 0.0
     """The end of the answer, or the moment of failure."""
     finished: bool = False

@@ -13,11 +13,11 @@ from vllm_engine.core.clients.pulse import LOOK_SECONDS, Pulse
 from vllm_engine.core.stacks import own_stacks
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, RequestFailed
 from vllm_engine.frontend.admission import Admission
+from vllm_engine.frontend.delivery import Delivery
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
-from vllm_engine.frontend.output_processor import OutputProcessor, ProcessedUpdates
+from vllm_engine.frontend.output_processor import OutputProcessor
 from vllm_engine.frontend.output_queue import OutputQueue
-from vllm_engine.frontend.pacing import Pacing
 from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.frontend.renderer_threads import RendererThreads
@@ -26,7 +26,7 @@ from vllm_engine.frontend.sleeping import check_can_sleep, check_sleep, check_ta
 from vllm_engine.frontend.tally import Tally
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
-from vllm_engine.messages import EngineOutputs, EngineReady, SchedulerStats
+from vllm_engine.messages import EngineReady, SchedulerStats
 from vllm_engine.metrics.logging_stats import LoggingStatLogger
 from vllm_engine.metrics.stats import StatLogger
 from vllm_engine.outputs import RequestOutput
@@ -45,8 +45,6 @@ T = TypeVar("T")
 
 STEP_POLL_SECONDS = 0.5
 """How often it is looked whether a step takes too long, where that has a limit."""
-MAX_STEPS_AT_ONCE = 4
-"""Steps that consumers find in one piece at most, when the core is ahead of them."""
 LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
 
@@ -55,7 +53,7 @@ class AsyncLLM:
     """An engine whose requests run side by side in one event loop.
 
     ``await start()`` before anything else, ``await close()`` at the end, or ``async with``. One task takes the core's
-    outputs and hands them to the consumers; a consumer that falls behind gets what it missed in one piece.
+    outputs and hands them to the consumers (``Delivery``); one that falls behind gets what it missed in one piece.
     """
 
     def __init__(
@@ -91,8 +89,6 @@ class AsyncLLM:
             self._stat_loggers.append(LoggingStatLogger())
         self._request_log = RequestLog(max_log_len) if self.config.async_engine.enable_log_requests else None
         self._renderers = RendererThreads(self.config.model.renderer_num_workers)
-        self.scheduler_stats = SchedulerStats()
-        """State of the scheduler after the last step."""
         self._model: ModelFrontend | None = None
         self._ready: EngineReady | None = None
         self._client: CoreClient | None = None
@@ -104,11 +100,8 @@ class AsyncLLM:
         self._step_watch: asyncio.Task[None] | None = None
         self._pulse: Pulse | None = None
         self._pulse_watch: asyncio.Task[None] | None = None
-        self._last_step = 0.0
-        self._asleep = False
-        self._slice_updates: int = envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE")
+        self._delivery = Delivery(self._stat_loggers, slice_updates=envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"))
         self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
-        self._queues: dict[str, OutputQueue] = {}
         self._aborted_early: set[str] = set()
         self._death: EngineDead | None = None
 
@@ -144,12 +137,12 @@ class AsyncLLM:
             await asyncio.gather(loading, return_exceptions=True)
             raise error
         self._inputs, self._outputs = self._model.processors(self.config, self._ready)
-        self._output_task = asyncio.create_task(self._handle_outputs(), name="engine-outputs")
         if self._bounded:
             requests, tokens = self._tallies
             self.admission = Admission(
                 self.config.scheduler, self._ready.max_num_seqs, requests=requests, tokens=tokens
             )
+        self._output_task = asyncio.create_task(self._deliver_outputs(client, self._outputs), name="engine-outputs")
         self._pulse = Pulse(client.ping, client.cpu_seconds)
         client.on_message = self._pulse.heard
         self._pulse_watch = asyncio.create_task(self._watch_pulse(client, self._pulse), name="pulse-watch")
@@ -170,7 +163,7 @@ class AsyncLLM:
         if self._death is None:
             self._death = EngineDead("the engine is closed")
             if self._outputs is not None:
-                self._deliver(self._outputs.abort_all()[1])
+                self._delivery.deliver(self._outputs.abort_all()[1])
         self._renderers.close()
         for watch in (self._step_watch, self._pulse_watch):
             if watch is not None:
@@ -233,7 +226,12 @@ class AsyncLLM:
     @property
     def num_requests(self) -> int:
         """Requests that are being served, queued ones included."""
-        return len(self._queues)
+        return len(self._delivery.queues)
+
+    @property
+    def scheduler_stats(self) -> SchedulerStats:
+        """State of the scheduler after the last step."""
+        return self._delivery.scheduler_stats
 
     @property
     def _loaded(self) -> ModelFrontend:
@@ -246,7 +244,7 @@ class AsyncLLM:
         """Whether ``sleep`` has been called, here or by another client, and not ``wake_up`` since, as far as is known
         here. ``is_sleeping`` asks the core itself.
         """
-        return self._asleep
+        return self._delivery.asleep
 
     def check_health(self) -> None:
         """Do nothing if the engine can serve. Raises ``EngineDead`` if it is closed, or its core is gone."""
@@ -303,13 +301,13 @@ class AsyncLLM:
         """
         self.check_health()
         label = uuid.uuid4().hex if request_id is None else request_id
-        if not isinstance(label, str) or label in self._queues:
+        if not isinstance(label, str) or label in self._delivery.queues:
             raise InvalidRequest("request_id must be a text that no running request has", field="request_id")
         params = self._loaded.default_params() if params is None else check_params(params)
         count = params.n
         if self.admission is not None:
             self.admission.take(count, tenant)
-        queue = self._queues[label] = OutputQueue(params.output_kind)
+        queue = self._delivery.queues[label] = OutputQueue(params.output_kind)
         prepared = None
         try:
             processed = await self._prepare(label, prompt, params, priority, cache_salt, tenant)
@@ -328,13 +326,13 @@ class AsyncLLM:
                 self.admission.leave(count, () if prepared is None else prepared.requests, tenant)
             self._aborted_early.discard(label)
             self._abort([label])
-            del self._queues[label]
+            del self._delivery.queues[label]
             if on_abandoned is not None and (rest := queue.take()) is not None:
                 on_abandoned(rest)
 
     async def abort(self, request_id: str) -> None:
         """End a request; its consumer gets a last output with ``finish_reason`` ``abort``. Unknown ids are ignored."""
-        if request_id in self._queues and self._outputs is not None and request_id not in self._outputs:
+        if request_id in self._delivery.queues and self._outputs is not None and request_id not in self._outputs:
             self._aborted_early.add(request_id)  # its prompt is still being tokenized
         self._abort([request_id])
 
@@ -374,11 +372,11 @@ class AsyncLLM:
         await self._go_to_sleep("release_kv_cache_memory")
 
     async def _go_to_sleep(self, method: str, *args: Any) -> None:
-        was_asleep, self._asleep = self._asleep, True
+        was_asleep, self._delivery.asleep = self._delivery.asleep, True
         try:
             await self._call_or_fail(method, *args)
         except BaseException:
-            self._asleep = was_asleep
+            self._delivery.asleep = was_asleep
             raise
 
     async def wake_up(self, tags: Sequence[str] | None = None) -> None:
@@ -395,7 +393,7 @@ class AsyncLLM:
         """
         check_tags(tags)
         await self._call_or_fail("wake_up", *([list(tags)] if tags else []))
-        self._asleep = await self.is_sleeping()
+        self._delivery.asleep = await self.is_sleeping()
 
     async def _call_or_fail(self, method: str, *args: Any) -> None:
         """``call``, where the message of a failure is meant for who asked."""
@@ -475,7 +473,7 @@ class AsyncLLM:
         if self._request_log is not None:
             self._request_log.write(prepared)
         if prepared.request_id in self._aborted_early:
-            self._deliver(outputs.abort([prepared.request_id])[1])
+            self._delivery.deliver(outputs.abort([prepared.request_id])[1])
         else:
             self._running_client.add(prepared.requests)
 
@@ -485,67 +483,19 @@ class AsyncLLM:
         engine_ids, result = self._outputs.abort(request_ids)
         if engine_ids and self._death is None:
             self._running_client.abort(engine_ids)
-        self._deliver(result)
+        self._delivery.deliver(result)
 
-    # ---- outputs ----
+    # ---- watching ----
 
-    async def _handle_outputs(self) -> None:
-        """Take what the core sends until it is gone; then tell everyone who waits.
-
-        Consumers get their turn after each step. Where the core is ahead of them, they get it after several: each then
-        finds the tokens of all in one output, which takes little more time than one, and so they catch up. Where they
-        are about to fall behind (``Pacing``), a step without a first token or an end waits a moment for the next.
-        """
-        steps = 0
-        pacing = Pacing()
+    async def _deliver_outputs(self, client: "CoreClient", outputs: OutputProcessor) -> None:
+        """Deliver what the core sends until it is gone; then tell everyone who waits."""
         try:
-            client = self._running_client
-            _, outputs = self._processors
-            while True:
-                step = await client.next_outputs()
-                patience = pacing.patience(step.timestamp)
-                if patience and not (steps or client.has_outputs or outputs.is_urgent(step.updates)):
-                    await client.wait_for_outputs(patience)
-                await self._handle_step(step)
-                steps += 1
-                if steps == MAX_STEPS_AT_ONCE or not client.has_outputs:
-                    steps = 0
-                    await asyncio.sleep(0)
+            await self._delivery.run(client, outputs, self.admission)
         except EngineDead as error:
             self._die(error)
         except Exception as error:
             logger.exception("the outputs of the engine could not be handled")
             self._die(EngineDead(f"the engine's outputs could not be handled ({type(error).__name__})"))
-
-    async def _handle_step(self, step: EngineOutputs) -> None:
-        _, outputs = self._processors
-        self._last_step = time.monotonic()
-        if self.admission is not None:
-            self.admission.on_updates(step.updates)
-        total = ProcessedUpdates()
-        for start in range(0, len(step.updates), self._slice_updates):
-            if start:
-                await asyncio.sleep(0)
-            part = outputs.process(step.updates[start : start + self._slice_updates], step.timestamp)
-            if part.aborts:
-                self._running_client.abort(part.aborts)
-            self._deliver(part)
-            total.extend(part)
-        if step.stats.sleep_level != self.scheduler_stats.sleep_level:
-            self._asleep = step.stats.sleep_level is not None
-        self.scheduler_stats = step.stats
-        for stat_logger in self._stat_loggers:
-            try:
-                stat_logger.on_step(
-                    step.stats,
-                    total.num_prompt_tokens,
-                    total.num_generation_tokens,
-                    num_cached_tokens=total.num_cached_tokens,
-                    times_to_first_token=total.times_to_first_token,
-                    inter_token_latencies=total.inter_token_latencies,
-                )
-            except Exception:
-                logger.exception("a statistics logger failed")
 
     async def _watch_steps(self, limit: float) -> None:
         """Take the engine for dead when requests wait, and no step ends for ``limit`` seconds."""
@@ -554,9 +504,9 @@ class AsyncLLM:
         while True:
             await asyncio.sleep(min(limit / 4, STEP_POLL_SECONDS))
             now = time.monotonic()
-            if self._asleep or not outputs.num_requests:
-                self._last_step = now
-            is_late = now - self._last_step > limit
+            if self._delivery.asleep or not outputs.num_requests:
+                self._delivery.last_step = now
+            is_late = now - self._delivery.last_step > limit
             # Seen twice, as after a pause of this process a step may have come that nobody has handled yet.
             if is_late and was_late:
                 logger.error("no step of the engine has ended for %g s (VLLM_ENGINE_ITERATION_TIMEOUT_S)", limit)
@@ -580,23 +530,10 @@ class AsyncLLM:
                 if stacks := await client.stacks():
                     logger.error("stacks of the engine process:\n%s", stacks)
 
-    def _deliver(self, result: ProcessedUpdates) -> None:
-        for output in result.outputs:
-            queue = self._queues.get(output.request_id)
-            if queue is not None:
-                queue.put(output)
-        for stats in result.finished:
-            for stat_logger in self._stat_loggers:
-                try:
-                    stat_logger.on_finished(stats)
-                except Exception:
-                    logger.exception("a statistics logger failed")
-
     def _die(self, error: EngineDead) -> None:
         if self._death is None:
             self._death = error
-        for queue in self._queues.values():
-            queue.fail(self._death)
+        self._delivery.fail(self._death)
 
 
 def _raise_failure(output: RequestOutput) -> None:

@@ -1,5 +1,6 @@
 """How layers are grouped and the cache is sized."""
 
+import functools
 from typing import get_args
 
 import pytest
@@ -16,6 +17,10 @@ from vllm_kernels.ops.cache import allocate_kv_cache
 
 FULL = LayerKVSpec(2, 16, "bfloat16")
 WINDOW = LayerKVSpec(2, 16, "bfloat16", sliding_window=64)
+BLOCK_BYTES = 16 * 2 * 2 * 16 * 2  # of ``FULL``: tokens, keys and values, heads, their size, bytes of a number
+plan_full = functools.partial(
+    plan_layout, (KVGroup((0,), None),), block_size=16, block_bytes=BLOCK_BYTES, max_step_tokens=64, max_num_seqs=3
+)
 
 
 def test_equal_layers_form_one_group() -> None:
@@ -57,22 +62,15 @@ def test_a_sliding_group_needs_blocks_for_its_window_and_the_step_only() -> None
 
 
 def test_the_cache_takes_no_more_than_all_requests_can_use() -> None:
-    layout = plan_layout(
-        [FULL], block_size=16, memory_bytes=2**40, max_model_len=160, max_step_tokens=64, max_num_seqs=3
-    )
+    layout = plan_full(memory_bytes=2**40, max_model_len=160)
     assert layout.num_blocks == 3 * 10 + 1
 
 
 def test_a_cache_too_small_for_one_request_is_refused_with_a_length_that_fits() -> None:
-    block_bytes = 16 * 2 * 2 * 16 * 2
     with pytest.raises(ConfigError, match=r"lower max_model_len to 64 ") as caught:
-        plan_layout(
-            [FULL], block_size=16, memory_bytes=5 * block_bytes, max_model_len=160, max_step_tokens=64, max_num_seqs=3
-        )
+        plan_full(memory_bytes=5 * BLOCK_BYTES, max_model_len=160)
     assert caught.value.field == "kv_cache_memory_bytes"
-    fitting = plan_layout(
-        [FULL], block_size=16, memory_bytes=5 * block_bytes, max_model_len=64, max_step_tokens=64, max_num_seqs=3
-    )
+    fitting = plan_full(memory_bytes=5 * BLOCK_BYTES, max_model_len=64)
     assert fitting.num_blocks == 5
 
 
@@ -85,4 +83,4 @@ def test_a_cache_larger_than_the_free_memory_is_refused() -> None:
 
 def test_without_room_for_a_single_block_no_length_is_proposed() -> None:
     with pytest.raises(ConfigError, match=r": raise kv_cache_memory_bytes"):
-        plan_layout([FULL], block_size=16, memory_bytes=1, max_model_len=16, max_step_tokens=16, max_num_seqs=1)
+        plan_full(memory_bytes=1, max_model_len=16)

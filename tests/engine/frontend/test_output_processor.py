@@ -277,14 +277,18 @@ def test_times_and_counts_add_up() -> None:
     run = Run(n=2, stop=["!"], max_tokens=9)
     start = run.prepared.queued_ts
     run.feed(*ids("a"), index=0, scheduled_ts=start + 0.25, num_cached_tokens=3, num_preemptions=1)
-    assert run.last.num_prompt_tokens == len(run.prepared.prompt_token_ids)
-    assert run.last.times_to_first_token == [1.0]
+    assert run.last.totals.num_prompt_tokens == len(run.prepared.prompt_token_ids)
+    assert run.last.totals.times_to_first_token == [1.0]
     run.feed(*ids("a"), index=1, num_cached_tokens=9, num_preemptions=2)
-    assert (run.last.num_prompt_tokens, run.last.times_to_first_token, run.last.inter_token_latencies) == (0, [], [])
+    assert (
+        run.last.totals.num_prompt_tokens,
+        run.last.totals.times_to_first_token,
+        run.last.totals.inter_token_latencies,
+    ) == (0, [], [])
     run.feed(*ids("b"), *ids("c"), index=0, num_preemptions=1, finish_reason="length")
-    assert run.last.inter_token_latencies == [1.0, 1.0]
+    assert run.last.totals.inter_token_latencies == [1.0, 1.0]
     run.feed(*ids("!"), *ids("x"), *ids("y"), index=1, num_preemptions=2)
-    assert run.last.num_generation_tokens == 1
+    assert run.last.totals.num_generation_tokens == 1
     (stats,) = run.last.finished
     assert stats.num_generation_tokens == 5
     assert (stats.num_prompt_tokens, stats.num_cached_tokens, stats.num_preemptions) == (

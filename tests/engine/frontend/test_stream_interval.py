@@ -90,7 +90,7 @@ def test_the_statistics_do_not_wait_for_the_parts() -> None:
     counted = 0
     for token in ids("the cat sat on the mat"):
         run.feed(token)
-        counted += run.last.num_generation_tokens
+        counted += run.last.totals.num_generation_tokens
     assert counted == len(ids("the cat sat on the mat"))
 
 

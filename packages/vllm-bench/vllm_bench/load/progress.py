@@ -102,7 +102,7 @@ class _Counts:
             self._open[id(record)] = (record, 0)
         self._seen = len(self._run.records)
         for key, (record, counted) in list(self._open.items()):
-            tokens = record.output_tokens if record.ended and record.error is None else len(record.text_times)
+            tokens = _tokens(record)
             self.tokens += tokens - counted
             if record.ended:
                 del self._open[key]
@@ -117,3 +117,13 @@ class _Counts:
         then, done, tokens = self._history[0] if len(self._history) > 1 else (self._run.began, 0, 0)
         span = max(now - then, 1e-9)
         self.request_rate, self.token_rate = (self.done - done) / span, (self.tokens - tokens) / span
+
+
+def _tokens(record: RequestRecord) -> int:
+    """Output tokens so far, as well as they are known: of what is not read yet, each piece is taken for one."""
+    if record.ended and record.error is None:
+        if record.completion_tokens is not None:
+            return record.completion_tokens
+        if record.announced_tokens is not None:
+            return record.announced_tokens
+    return len(record.text_times) + len(record.unread)

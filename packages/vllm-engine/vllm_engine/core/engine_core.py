@@ -9,6 +9,7 @@ from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.import_path import load_class
 from vllm_engine.core.limits import EngineLimits, find_limits
+from vllm_engine.core.request_check import problem_of
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.errors import EngineDead
 from vllm_engine.execution.batch import ScheduledBatch
@@ -16,13 +17,11 @@ from vllm_engine.execution.executor import UniExecutor
 from vllm_engine.execution.launched import Launched
 from vllm_engine.logging import get_logger, startup_phase
 from vllm_engine.messages import (
-    EMBEDS_ITEM_BYTES,
     SLEEP_LEVELS,
     SLEEP_TAGS,
     EngineOutputs,
     EngineReady,
     EngineRequest,
-    PromptEmbeds,
     RequestUpdate,
     SleepTag,
 )
@@ -104,36 +103,14 @@ class EngineCore:
         }
 
     def add(self, requests: list[EngineRequest]) -> None:
-        """Queue requests. One that would index out of bounds is refused here even if the frontend let it through."""
+        """Queue requests. One that cannot be computed ends with an error."""
         for request in requests:
-            problem = self._problem(request)
+            is_known = request.request_id in self.scheduler
+            problem = "request id is already in use" if is_known else problem_of(request, self.ready)
             if problem is None:
                 self.scheduler.add(request)
             else:
                 self._untold.append(RequestUpdate(request.request_id, [], finish_reason="error", error=problem))
-
-    def _problem(self, request: EngineRequest) -> str | None:
-        prompt = request.prompt_token_ids
-        if request.request_id in self.scheduler:
-            return "request id is already in use"
-        if not 0 < len(prompt) <= self.limits.max_model_len:
-            return f"prompt has {len(prompt)} tokens, the model takes 1 to {self.limits.max_model_len}"
-        if min(prompt) < 0 or max(prompt) >= self.ready.vocab_size:
-            return "prompt has a token id outside the vocabulary"
-        embeds = request.prompt_embeds
-        return None if embeds is None else self._embeds_problem(embeds, len(prompt))
-
-    def _embeds_problem(self, embeds: PromptEmbeds, num_tokens: int) -> str | None:
-        spec = self.ready.prompt_embeds
-        if spec is None:
-            return "prompt_embeds are not enabled"
-        if embeds.shape != (num_tokens, spec.width) or embeds.dtype != spec.dtype:
-            return f"prompt_embeds must be {num_tokens} rows of {spec.width} values of type {spec.dtype}"
-        if len(embeds.data) != num_tokens * spec.width * EMBEDS_ITEM_BYTES[spec.dtype]:
-            return "prompt_embeds has not as many bytes as its shape says"
-        if not embeds.digest:
-            return "prompt_embeds has no digest, so its blocks would have no names of their own"
-        return None
 
     def abort(self, request_ids: list[str]) -> None:
         """Drop requests at once; what they hold is free for the next step."""

@@ -17,7 +17,7 @@ from vllm_engine.core.kv_cache.layout import (
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.executor import LoadedModel, UniExecutor
 from vllm_engine.execution.memory import DeviceMemory, NoRoom, amount
-from vllm_engine.kv_layout import KVCacheLayout
+from vllm_engine.kv_layout import KVCacheLayout, KVGroup
 from vllm_engine.logging import get_logger
 
 logger = get_logger(__name__)
@@ -82,8 +82,7 @@ def _profile(config: EngineConfig, model: LoadedModel, executor: UniExecutor) ->
     """The memory with the largest step that the settings allow. Raises ``NoRoom`` where that does not fit."""
     longest = _longest(config, model)
     step_tokens, max_num_seqs = _step_limits(config, longest, executor.memory())
-    groups = group_layers(model.kv_specs, hybrid=not config.scheduler.disable_hybrid_kv_cache_manager)
-    layout = KVCacheLayout(1, config.cache.block_size or DEFAULT_BLOCK_SIZE, groups)
+    layout = KVCacheLayout(1, _block_size(config), _groups(config, model))
     return executor.profile(
         layout, max_num_batched_tokens=step_tokens, max_num_seqs=max_num_seqs, max_model_len=longest
     )
@@ -152,9 +151,7 @@ def _resolve(config: EngineConfig, model: LoadedModel, memory: DeviceMemory) -> 
     auto = config.model.max_model_len == AUTO
     max_model_len = _longest(config, model)
     step_tokens, max_num_seqs = _step_limits(config, max_model_len, memory)
-    block_size = config.cache.block_size or DEFAULT_BLOCK_SIZE
-    hybrid = not config.scheduler.disable_hybrid_kv_cache_manager
-    groups = group_layers(model.kv_specs, hybrid=hybrid)
+    block_size, groups = _block_size(config), _groups(config, model)
     block_bytes = bytes_per_block(model.kv_specs, groups, block_size)
     asked = 1 if auto else max_model_len
     needed = (blocks_per_request(groups, block_size, asked, step_tokens) + 1) * block_bytes
@@ -167,15 +164,15 @@ def _resolve(config: EngineConfig, model: LoadedModel, memory: DeviceMemory) -> 
         max_model_len = fitting
         step_tokens, max_num_seqs = _step_limits(config, max_model_len, memory)
     layout = plan_layout(
-        model.kv_specs,
+        groups,
         block_size=block_size,
+        block_bytes=block_bytes,
         memory_bytes=budget.num_bytes,
         memory_setting=budget.setting,
         max_model_len=max_model_len,
         max_step_tokens=step_tokens,
         max_num_seqs=max_num_seqs,
         num_blocks_override=config.cache.num_gpu_blocks_override,
-        hybrid=hybrid,
     )
     cache_bytes = layout.num_blocks * block_bytes
     if cache_bytes > memory.free:
@@ -185,6 +182,14 @@ def _resolve(config: EngineConfig, model: LoadedModel, memory: DeviceMemory) -> 
             field="kv_cache_memory_bytes",
         )
     return EngineLimits(max_model_len, step_tokens, max_num_seqs, layout), budget, block_bytes
+
+
+def _block_size(config: EngineConfig) -> int:
+    return config.cache.block_size or DEFAULT_BLOCK_SIZE
+
+
+def _groups(config: EngineConfig, model: LoadedModel) -> tuple[KVGroup, ...]:
+    return group_layers(model.kv_specs, hybrid=not config.scheduler.disable_hybrid_kv_cache_manager)
 
 
 def _longest(config: EngineConfig, model: LoadedModel) -> int:

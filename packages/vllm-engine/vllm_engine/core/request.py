@@ -2,6 +2,7 @@
 
 from vllm_engine.core.kv_cache.hashing import BlockHasher, BlockHashes
 from vllm_engine.messages import EngineRequest, PositionLogprobs
+from vllm_engine.outputs import FinishReason
 
 
 class Request:
@@ -72,6 +73,16 @@ class Request:
     def is_prefilling(self) -> bool:
         """Whether tokens are missing from the cache that were known when it began: no token is sampled before."""
         return self.num_computed_tokens < self.num_prefill_tokens
+
+    def end_at(self, token_id: int) -> tuple[FinishReason | None, int | None]:
+        """Why it ends with its last token, and by which stop token; None where it goes on."""
+        wanted = self.request
+        if token_id in wanted.stop_token_ids:
+            is_eos = token_id in wanted.eos_token_ids and token_id not in (wanted.params.stop_token_ids or ())
+            return "stop", None if is_eos else token_id
+        if len(self.token_ids) >= self.max_num_tokens:
+            return "length", None
+        return None, None
 
     def start_over(self) -> None:
         """Nothing of it is in the cache any more: all tokens known by now are to be computed again."""

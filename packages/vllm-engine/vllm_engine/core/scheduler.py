@@ -39,6 +39,16 @@ class _Step:
     partial: list[Request] = field(default_factory=list)
     """Requests of the batch that will be part-way through their prefill after the step."""
 
+    def take(self, request: Request, count: int) -> None:
+        """Compute ``count`` tokens of a request that has its blocks."""
+        self.batch.num_scheduled_tokens[request.request_id] = count
+        self.budget -= count
+        missing = request.num_prefill_tokens - request.num_computed_tokens
+        if missing > 0:
+            self.rules.take(request, count)
+            if count < missing:
+                self.partial.append(request)
+
 
 _Flight = tuple[Request, int, bool]
 """A request in a step under way, its life when that was scheduled, and whether the step gives it a new token."""
@@ -184,7 +194,7 @@ class Scheduler:
                 return
             if any(blocks):
                 step.batch.new_block_ids[request.request_id] = blocks
-            self._take_in(step, request, count)
+            step.take(request, count)
 
     def _schedule_waiting(self, step: _Step) -> None:
         with_long = True
@@ -212,7 +222,7 @@ class Scheduler:
             if blocks is None:
                 return
             self._start(step, request, prefix, blocks)
-            self._take_in(step, request, count)
+            step.take(request, count)
 
     def _may_leave_partial(self, step: _Step, request: Request) -> bool:
         """Whether one more request may be part-way through its prefill after the step."""
@@ -250,16 +260,6 @@ class Scheduler:
                 wants_prompt_logprobs=request.wants_prompt_logprobs,
             )
         )
-
-    def _take_in(self, step: _Step, request: Request, count: int) -> None:
-        """The step computes ``count`` tokens of a request that has its blocks."""
-        step.batch.num_scheduled_tokens[request.request_id] = count
-        step.budget -= count
-        missing = request.num_prefill_tokens - request.num_computed_tokens
-        if missing > 0:
-            step.rules.take(request, count)
-            if count < missing:
-                step.partial.append(request)
 
     def _hand_out_rest(self, step: _Step) -> None:
         """Give tokens that nobody else could use to the prefills that got no more than their share."""
@@ -328,7 +328,7 @@ class Scheduler:
         for token_id in sampled:
             request.token_ids.append(token_id)
             accepted += 1
-            reason, stop_reason = self._finish_reason(request, token_id)
+            reason, stop_reason = request.end_at(token_id)
             if reason is not None:
                 break
         self._policy.charge_output(request, accepted)
@@ -349,20 +349,10 @@ class Scheduler:
             self._finish(request)
         return update
 
-    def _finish_reason(self, request: Request, token_id: int) -> tuple[FinishReason | None, int | None]:
-        wanted = request.request
-        if token_id in wanted.stop_token_ids:
-            is_eos = token_id in wanted.eos_token_ids and token_id not in (wanted.params.stop_token_ids or ())
-            return "stop", None if is_eos else token_id
-        if len(request.token_ids) >= request.max_num_tokens:
-            return "length", None
-        return None, None
-
     def _finish(self, request: Request) -> None:
         """Forget a request and give back what it holds."""
         del self._requests[request.request_id]
-        was_waiting = self._policy.remove(request)
-        if not was_waiting:
+        if not self._policy.remove(request):  # it did not wait
             self._running.remove(request)
             self._removed.append(request.request_id)
         self.kv.free(request)

@@ -88,6 +88,8 @@ class Admission:
 
     def on_updates(self, updates: Iterable[RequestUpdate]) -> None:
         """What a step brought: who got something waits no more."""
+        if not self._queued:
+            return
         for update in updates:
             self._dequeue(update.request_id)
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vllm_engine.errors import InvalidRequest
+from vllm_engine.frontend.completion_state import CompletionState
 from vllm_engine.frontend.input_processor import PreparedRequest
 from vllm_engine.frontend.request_state import RequestState
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import RequestUpdate
-from vllm_engine.metrics.stats import RequestStats
+from vllm_engine.metrics.stats import RequestStats, StepTotals
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import OutputKind
 
@@ -22,22 +23,9 @@ class ProcessedUpdates:
     """What came of some updates. ``aborts`` are engine ids to abort in the core: their text has met a stop string."""
 
     outputs: list[RequestOutput] = field(default_factory=list)
-    aborts: list[str] = field(default_factory=list)
     finished: list[RequestStats] = field(default_factory=list)
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_generation_tokens: int = 0
-    times_to_first_token: list[float] = field(default_factory=list)
-    inter_token_latencies: list[float] = field(default_factory=list)
-
-    def extend(self, other: "ProcessedUpdates") -> None:
-        """Add the numbers of another part of the same step; its outputs and aborts are left where they are."""
-        self.finished.extend(other.finished)
-        self.num_prompt_tokens += other.num_prompt_tokens
-        self.num_cached_tokens += other.num_cached_tokens
-        self.num_generation_tokens += other.num_generation_tokens
-        self.times_to_first_token.extend(other.times_to_first_token)
-        self.inter_token_latencies.extend(other.inter_token_latencies)
+    aborts: list[str] = field(default_factory=list)
+    totals: StepTotals = field(default_factory=StepTotals)
 
 
 class OutputProcessor:
@@ -48,7 +36,8 @@ class OutputProcessor:
         self._tokenizer = tokenizer
         self._stream_interval = stream_interval
         self._requests: dict[str, RequestState] = {}
-        self._by_engine_id: dict[str, tuple[RequestState, int]] = {}
+        self._by_engine_id: dict[str, tuple[RequestState, CompletionState]] = {}
+        self._touched: dict[RequestState, float] = {}
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._requests
@@ -74,37 +63,55 @@ class OutputProcessor:
         )
         self._requests[state.request_id] = state
         for completion in state.completions:
-            self._by_engine_id[completion.engine_id] = (state, completion.index)
+            self._by_engine_id[completion.engine_id] = state, completion
 
     def is_urgent(self, updates: Iterable[RequestUpdate]) -> bool:
         """Whether a request gets its first token from the updates of a step, or ends."""
         for update in updates:
             entry = self._by_engine_id.get(update.request_id)
-            if entry is not None and (
-                update.finish_reason is not None or not entry[0].completions[entry[1]].num_tokens
-            ):
+            if entry is not None and (update.finish_reason is not None or not entry[1].num_tokens):
                 return True
         return False
 
     def process(self, updates: Iterable[RequestUpdate], timestamp: float) -> ProcessedUpdates:
-        """Take updates of one step, of ``timestamp`` in monotonic seconds. One output per request at most.
+        """``take`` the updates of one step, and ``hand_out`` what comes of them."""
+        totals = StepTotals()
+        aborts = self.take(updates, timestamp, totals)
+        result = self.hand_out()
+        result.aborts, result.totals = aborts, totals
+        return result
+
+    def take(self, updates: Iterable[RequestUpdate], timestamp: float, totals: StepTotals) -> list[str]:
+        """Take updates of a step, of ``timestamp`` in monotonic seconds, and count them in ``totals``.
 
         Updates of requests that are gone are dropped. A request whose update cannot be processed fails alone.
+        Returns engine ids to abort in the core: their text has met a stop string.
         """
-        result = ProcessedUpdates()
-        touched: dict[str, RequestState] = {}
+        aborts: list[str] = []
+        by_engine_id, touched = self._by_engine_id, self._touched
         for update in updates:
-            entry = self._by_engine_id.get(update.request_id)
+            entry = by_engine_id.get(update.request_id)
             if entry is None:
                 continue
-            state, index = entry
-            touched[state.request_id] = state
+            state, completion = entry
+            touched[state] = timestamp
             try:
-                self._take(state, index, update, timestamp, result)
+                state.update(completion, update, timestamp, totals)
             except Exception as error:
                 logger.exception("the output of a request could not be processed")
-                result.aborts.extend(self._end(state, f"output processing failed ({type(error).__name__})"))
-        for state in touched.values():
+                aborts.extend(self._end(state, f"output processing failed ({type(error).__name__})"))
+                continue
+            if completion.finish_reason is not None:
+                by_engine_id.pop(update.request_id, None)
+                if update.finish_reason is None:
+                    aborts.append(update.request_id)
+        return aborts
+
+    def hand_out(self) -> ProcessedUpdates:
+        """The outputs of all that was taken since the last time, one per request at most, and who is finished."""
+        result = ProcessedUpdates()
+        touched, self._touched = self._touched, {}
+        for state, timestamp in touched.items():
             output = state.output()
             if output is not None:
                 result.outputs.append(output)
@@ -136,21 +143,6 @@ class OutputProcessor:
         """End every request that runs, as ``abort`` does."""
         return self.abort(list(self._requests))
 
-    def _take(
-        self, state: RequestState, index: int, update: RequestUpdate, timestamp: float, result: ProcessedUpdates
-    ) -> None:
-        times = state.update(index, update, timestamp)
-        if state.completions[index].finish_reason is not None:
-            self._by_engine_id.pop(update.request_id, None)
-            if update.finish_reason is None:
-                result.aborts.append(update.request_id)
-        result.num_generation_tokens += times.num_tokens
-        result.inter_token_latencies.extend(times.inter_token_latencies)
-        if times.time_to_first_token is not None:
-            result.num_prompt_tokens += state.num_prompt_tokens
-            result.num_cached_tokens += state.num_cached_tokens
-            result.times_to_first_token.append(times.time_to_first_token)
-
     def _end(self, state: RequestState, reason: str) -> list[str]:
         engine_ids = state.finish_open(reason)
         for engine_id in engine_ids:
@@ -159,3 +151,4 @@ class OutputProcessor:
 
     def _forget(self, state: RequestState) -> None:
         self._requests.pop(state.request_id, None)
+        self._touched.pop(state, None)

@@ -1,7 +1,6 @@
 """One request of a user while it runs: its completions, their moments in time, and the outputs made of them."""
 
 import time
-from collections.abc import Sequence
 
 from vllm_engine.frontend.completion_state import CompletionState
 from vllm_engine.frontend.detokenizer import Detokenizer
@@ -9,7 +8,7 @@ from vllm_engine.frontend.input_processor import PreparedRequest
 from vllm_engine.frontend.logprobs import TokenText, read_position
 from vllm_engine.frontend.tokenizer import Tokenizer
 from vllm_engine.messages import PositionLogprobs, RequestUpdate
-from vllm_engine.metrics.stats import RequestStats
+from vllm_engine.metrics.stats import RequestStats, StepTotals
 from vllm_engine.outputs import Logprob, RequestMetrics, RequestOutput
 from vllm_engine.params import OutputKind
 
@@ -46,7 +45,7 @@ class RequestState:
         self._num_open = len(self.completions)
         self._num_cached_tokens = 0
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        self._touched: dict[int, None] = {}
+        self._touched: dict[int, CompletionState] = {}
 
     @property
     def finished(self) -> bool:
@@ -63,24 +62,28 @@ class RequestState:
         """Tokens of the prompt that came from the prefix cache, for the first completion."""
         return self._num_cached_tokens
 
-    def update(self, index: int, update: RequestUpdate, timestamp: float) -> "TokenTimes":
-        """Take what a step brought for one completion; ``timestamp`` is the moment of the step, monotonic seconds."""
-        completion = self.completions[index]
-        if update.scheduled_ts and not self.metrics.scheduled_ts:
-            self.metrics.scheduled_ts = update.scheduled_ts
+    def update(self, completion: CompletionState, update: RequestUpdate, timestamp: float, totals: StepTotals) -> None:
+        """Take what a step brought for one completion, and count it in ``totals``.
+
+        ``timestamp`` is the moment of the step, monotonic seconds.
+        """
+        metrics = self.metrics
+        if update.scheduled_ts and not metrics.scheduled_ts:
+            metrics.scheduled_ts = update.scheduled_ts
         if update.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *self._read_prompt(update.prompt_logprobs)]
-        if index == 0 and update.num_cached_tokens > self._num_cached_tokens:
-            self._num_cached_tokens = update.num_cached_tokens
-        preemptions, cached = completion.num_preemptions, completion.num_cached_tokens
+        if update.num_cached_tokens > completion.num_cached_tokens:
+            metrics.num_cached_tokens += update.num_cached_tokens - completion.num_cached_tokens
+            if completion.index == 0:
+                self._num_cached_tokens = update.num_cached_tokens
+        if update.num_preemptions > completion.num_preemptions:
+            metrics.num_preemptions += update.num_preemptions - completion.num_preemptions
         kept = completion.update(update)
-        if completion.num_preemptions != preemptions or completion.num_cached_tokens != cached:
-            self.metrics.num_preemptions += completion.num_preemptions - preemptions
-            self.metrics.num_cached_tokens += completion.num_cached_tokens - cached
-        self._touched[index] = None
+        self._touched[completion.index] = completion
         if completion.finish_reason is not None:
             self._num_open -= 1
-        return self._token_times(completion, kept, timestamp)
+        if kept:
+            self._count(completion, kept, timestamp, totals)
 
     def finish_open(self, reason: str) -> list[str]:
         """End every completion that is not over yet as aborted or failed; returns their engine ids."""
@@ -90,7 +93,7 @@ class RequestState:
                 completion.finish(
                     "abort" if reason == "abort" else "error", error=None if reason == "abort" else reason
                 )
-                self._touched[completion.index] = None
+                self._touched[completion.index] = completion
                 ended.append(completion.engine_id)
         self._num_open = 0
         return ended
@@ -100,13 +103,18 @@ class RequestState:
         finished = self._num_open == 0
         if self.kind is OutputKind.FINAL_ONLY and not finished:
             return None
-        due = [self.completions[index] for index in sorted(self._touched)]
-        due = [completion for completion in due if completion.is_due(self._stream_interval)]
+        touched = self._touched
+        due = [completion for completion in touched.values() if completion.is_due(self._stream_interval)]
         if not due and not finished:
             return None
+        if len(due) == len(touched):
+            touched.clear()
+        else:
+            for completion in due:
+                del touched[completion.index]
+        if len(due) > 1:
+            due.sort(key=_index)
         chosen = due if self.kind is OutputKind.DELTA else self.completions
-        for completion in chosen:
-            self._touched.pop(completion.index, None)
         prompt_logprobs = self._prompt_logprobs
         if self.kind is OutputKind.DELTA:
             self._prompt_logprobs = None
@@ -149,36 +157,21 @@ class RequestState:
     def _read_prompt(self, positions: list[PositionLogprobs]) -> list[dict[int, Logprob]]:
         return [read_position(position, self._token_text) for position in positions]
 
-    def _token_times(self, completion: CompletionState, kept: int, timestamp: float) -> "TokenTimes":
-        if not kept:
-            return TokenTimes(0, None, ())
+    def _count(self, completion: CompletionState, kept: int, timestamp: float, totals: StepTotals) -> None:
+        """Note when ``kept`` new tokens came."""
         metrics = self.metrics
-        time_to_first_token = None
+        totals.num_generation_tokens += kept
         if not metrics.first_token_ts:
             metrics.first_token_ts = timestamp
-            time_to_first_token = max(0.0, timestamp - metrics.queued_ts)
-        gaps: list[float] = []
-        if completion.last_token_ts:
-            # Tokens of one step arrive together: each of them took its share of the time since the step before.
-            gaps = [max(0.0, timestamp - completion.last_token_ts) / kept] * kept
-        elif kept > 1:
-            gaps = [0.0] * (kept - 1)
+            totals.num_prompt_tokens += self.num_prompt_tokens
+            totals.num_cached_tokens += self._num_cached_tokens
+            totals.times_to_first_token.append(max(0.0, timestamp - metrics.queued_ts))
+        # Tokens of one step arrive together: each of them took its share of the time since the step before.
+        before = completion.last_token_ts
+        gaps = [max(0.0, timestamp - before) / kept] * kept if before else [0.0] * (kept - 1)
         completion.last_token_ts = metrics.last_token_ts = timestamp
-        self.inter_token_latencies.extend(gaps)
-        return TokenTimes(kept, time_to_first_token, gaps)
-
-
-class TokenTimes:
-    """New tokens of an update and what they took, in seconds. ``time_to_first_token`` is set once per request."""
-
-    __slots__ = ("inter_token_latencies", "num_tokens", "time_to_first_token")
-
-    def __init__(
-        self, num_tokens: int, time_to_first_token: float | None, inter_token_latencies: Sequence[float]
-    ) -> None:
-        self.num_tokens = num_tokens
-        self.time_to_first_token = time_to_first_token
-        self.inter_token_latencies = inter_token_latencies
+        self.inter_token_latencies += gaps
+        totals.inter_token_latencies += gaps
 
 
 def _context(prepared: PreparedRequest, tokenizer: Tokenizer) -> list[int]:
@@ -188,6 +181,10 @@ def _context(prepared: PreparedRequest, tokenizer: Tokenizer) -> list[int]:
     if any(request.prompt_embeds is not None for request in prepared.requests):
         return tokenizer.encode("a", add_special_tokens=False)
     return prepared.prompt_token_ids
+
+
+def _index(completion: CompletionState) -> int:
+    return completion.index
 
 
 def _span(start: float | None, end: float | None) -> float | None:

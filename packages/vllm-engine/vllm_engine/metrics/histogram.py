@@ -24,8 +24,12 @@ class Histogram:
 
     def observe_all(self, values: Iterable[float]) -> None:
         """Count several values."""
+        bounds, counts = self.bounds, self._counts
+        total = 0.0
         for value in values:
-            self.observe(value)
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        self.sum += total
 
     def counts(self) -> HistogramCounts:
         """What was counted until now, to send."""

@@ -43,6 +43,25 @@ class RequestStats:
         return sum(gaps) / len(gaps) if gaps else None
 
 
+@dataclass(slots=True)
+class StepTotals:
+    """What the updates of a step brought, in numbers: those that ``StatLogger.on_step`` is told."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generation_tokens: int = 0
+    times_to_first_token: list[float] = field(default_factory=list)
+    inter_token_latencies: list[float] = field(default_factory=list)
+
+    def add(self, other: "StepTotals") -> None:
+        """Add those of another part of the same step."""
+        self.num_prompt_tokens += other.num_prompt_tokens
+        self.num_cached_tokens += other.num_cached_tokens
+        self.num_generation_tokens += other.num_generation_tokens
+        self.times_to_first_token.extend(other.times_to_first_token)
+        self.inter_token_latencies.extend(other.inter_token_latencies)
+
+
 class StatLogger(Protocol):
     """Somebody who is told what the engine does. Called in the event loop: must be quick."""
 

@@ -1,6 +1,6 @@
 """Products of e4m3 activations and weights, see ``ops.fp8``.
 
-As in ``quantized_product``, the columns are cut into parts where there are few rows, and a second kernel adds them.
+Where there are few rows, the columns are cut into parts (``product_parts``).
 """
 
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from vllm_kernels.rounded_activations import Rounded
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.device import has_fp8, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
-from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
+from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
 from vllm_kernels.triton.rounded import round_tokens
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 

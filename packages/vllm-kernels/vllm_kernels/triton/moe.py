@@ -14,7 +14,7 @@ from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
 from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
 from vllm_kernels.triton.mxfp4 import tops_of
-from vllm_kernels.triton.quantized_product import round_activations
+from vllm_kernels.triton.quantized_rounding import round_activations
 from vllm_kernels.triton.rounded import round_tokens
 
 

@@ -15,7 +15,7 @@ from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
 from vllm_kernels.triton.mxfp4 import columns_of_turn, sum_of_mxfp4
-from vllm_kernels.triton.quantized_product import span_of, sum_of_bytes, sum_of_weights_only
+from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCKS_OF_A_GROUP = 16

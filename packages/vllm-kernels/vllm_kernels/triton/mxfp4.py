@@ -1,6 +1,6 @@
 """Products of activations and weights of MXFP4, see ``ops.mxfp4``.
 
-As in ``quantized_product``, the columns are cut into parts where there are few rows, and a second kernel adds them.
+Where there are few rows, the columns are cut into parts (``product_parts``).
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.device import MULTIPROCESSORS, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
-from vllm_kernels.triton.quantized_product import MOST_PARTS, finish, fold, parts_of
+from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
 
 NO_NUMBER = tl.constexpr(NAN_SCALE)
 

@@ -7,7 +7,8 @@ from vllm_kernels.quantized_weight import Quantization, QuantizedWeight
 from vllm_kernels.rounded_activations import Rounded as RoundedActivations
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.kernel import FLOATS
-from vllm_kernels.triton.quantized_product import Rounded, Shape, multiply, multiply_rounded, round_activations
+from vllm_kernels.triton.quantized_product import Shape, multiply, multiply_rounded
+from vllm_kernels.triton.quantized_rounding import Rounded, round_activations
 
 
 class TritonWeight(CompactWeight):

@@ -54,7 +54,8 @@ _current: ContextVar[Tenant] = ContextVar("tenant")
 
 def current_tenant() -> Tenant:
     """Who has sent the request that is being served. One without limits outside of the HTTP server."""
-    return _current.get(Tenant())
+    tenant = _current.get(None)
+    return Tenant() if tenant is None else tenant
 
 
 class TenantMiddleware:

@@ -12,7 +12,7 @@ from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
 from vllm_server.access.tenant import TokenMeter, current_tenant
 from vllm_server.field_names import named_as_in_request
-from vllm_server.telemetry.request_record import current_record
+from vllm_server.telemetry.request_record import RequestRecord, current_record
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
@@ -47,14 +47,17 @@ class Generation:
         record = current_record()
         record.response_id, record.params = self.request_id, self.params
         with named_as_in_request(self.field_names), current_tenant().request() as meter:
-            merged = self._of_one(meter) if len(self.prompts) == 1 else self._of_many(meter)
-            async with aclosing(merged):
-                async for index, output in merged:
-                    record.take(index, output, self.params.output_kind)
-                    for item in output.outputs:
-                        if item.finish_reason == "error":
-                            raise RequestFailed("The engine could not finish this request.")
-                    yield index, output
+            if len(self.prompts) == 1:  # by far the most: each generator on the way costs all of their tokens
+                async with aclosing(self._start(0, meter)) as outputs:
+                    async for output in outputs:
+                        meter.count(0, output, self.params.output_kind)
+                        self._note(record, 0, output)
+                        yield 0, output
+            else:
+                async with aclosing(self._of_many(meter)) as merged:
+                    async for index, output in merged:
+                        self._note(record, index, output)
+                        yield index, output
 
     async def final_outputs(self) -> list[RequestOutput]:
         """The last output of each prompt, in the order of the prompts; for parameters with ``FINAL_ONLY``."""
@@ -87,11 +90,12 @@ class Generation:
             on_abandoned=abandoned,
         )
 
-    async def _of_one(self, meter: TokenMeter) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        async with aclosing(self._start(0, meter)) as outputs:
-            async for output in outputs:
-                meter.count(0, output, self.params.output_kind)
-                yield 0, output
+    def _note(self, record: RequestRecord, index: int, output: RequestOutput) -> None:
+        """Tell the record of an output. Raises ``RequestFailed`` for one of a prompt that the engine gave up on."""
+        record.take(index, output, self.params.output_kind)
+        for item in output.outputs:
+            if item.finish_reason == "error":
+                raise RequestFailed("The engine could not finish this request.")
 
     async def _of_many(self, meter: TokenMeter) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """One task per prompt. The bounded queue lets the engine's side merge outputs while the client is slow."""

@@ -53,28 +53,34 @@ def blocks_of_group(group: KVGroup, block_size: int, num_tokens: int, step_token
 
 
 def plan_layout(
-    specs: Sequence[LayerKVSpec],
+    groups: tuple[KVGroup, ...],
     *,
     block_size: int,
+    block_bytes: int,
     memory_bytes: int,
     max_model_len: int,
     max_step_tokens: int,
     max_num_seqs: int,
     num_blocks_override: int | None = None,
-    hybrid: bool = True,
     memory_setting: str = "kv_cache_memory_bytes",
 ) -> KVCacheLayout:
     """Size the cache: as many blocks as fit ``memory_bytes``, but no more than all requests at full length can use.
 
-    Without ``hybrid``, layers with a sliding window keep all their tokens, like the others. ``memory_setting`` names
-    what ``memory_bytes`` comes from.
+    Args:
+        groups: of the layers.
+        block_size: tokens of a block.
+        block_bytes: memory of one block id over all cache tensors.
+        memory_bytes: what the cache may take.
+        max_model_len: tokens of the longest request.
+        max_step_tokens: most tokens of a step.
+        max_num_seqs: most requests at a time.
+        num_blocks_override: so many blocks, whatever they take.
+        memory_setting: what ``memory_bytes`` comes from.
 
     Raises:
         ConfigError: when not even one request of ``max_model_len`` fits; the message says what would.
     """
-    groups = group_layers(specs, hybrid=hybrid)
     needed = blocks_per_request(groups, block_size, max_model_len, max_step_tokens)
-    block_bytes = bytes_per_block(specs, groups, block_size)
     if num_blocks_override is not None:
         num_blocks, source = num_blocks_override, "num_gpu_blocks_override"
     else:
