@@ -34,8 +34,10 @@ class RequestQueue:
         self._requests[request.request_id] = request
         heapq.heappush(self._heap, (self._order(request), request))
 
-    def peek(self) -> Request:
-        """The next request. The queue must not be empty."""
+    def peek(self) -> Request | None:
+        """The next request; None when there is none."""
+        if not self._requests:
+            return None
         while not self._is_waiting(self._heap[0][1]):
             heapq.heappop(self._heap)
         return self._heap[0][1]
@@ -74,8 +76,10 @@ class WaitingRequests:
 
     def first(self, *, with_long: bool) -> Request | None:
         """The next request, or the next that is not long; None when there is none."""
-        queues = (self._short, self._long) if with_long else (self._short,)
-        return min((queue.peek() for queue in queues if queue), key=self._order, default=None)
+        short, long = self._short.peek(), self._long.peek() if with_long else None
+        if short is None or long is None:
+            return short or long
+        return min(short, long, key=self._order)
 
     def remove(self, request_id: str) -> Request | None:
         """Take out a request by id, if it waits here."""
