@@ -106,6 +106,14 @@ def test_a_prompt_that_ends_within_an_emoji_lets_the_output_complete_it() -> Non
         assert stream(tiny.load("byte_level").decoder(emoji[:cut]), emoji[cut:]) == "😀"
 
 
+@pytest.mark.parametrize("output", [b"", b"\x80", b"a", b"\xe2\x82\xac"])
+def test_half_of_a_surrogate_at_the_end_of_a_prompt_is_no_character_to_complete(output: bytes) -> None:
+    prompt = b"\xed\xa0"
+    decoder = tiny.load("byte_level").decoder([BYTE_IDS[byte] for byte in prompt])
+    expected = (prompt + output).decode("utf-8", "replace").removeprefix(prompt.decode("utf-8", "replace"))
+    assert stream(decoder, [BYTE_IDS[byte] for byte in output]) == expected
+
+
 def test_the_space_before_the_first_word_of_an_output_stays() -> None:
     tokenizer = tiny.load("llama")
     prompt, output = tokenizer.encode("the"), [tiny.llama().token_to_id("▁cat")]

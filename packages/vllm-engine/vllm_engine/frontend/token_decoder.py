@@ -164,8 +164,10 @@ def _unfinished_character(table: ByteTable, token_ids: Sequence[int]) -> bytes:
     lead = max((i for i, byte in enumerate(tail) if byte >= 0xC0), default=None)
     if lead is None:
         return b""
-    _, used = codecs.utf_8_decode(tail[lead:], "replace", False)
-    return b"" if used else tail[lead:]
+    tail = tail[lead:]
+    _, used = codecs.utf_8_decode(tail, "replace", False)
+    # The decoder also waits for the third byte of a surrogate (ED A0 to ED BF), though no character begins like that.
+    return b"" if used or len(tail.decode("utf-8", "replace")) > 1 else tail
 
 
 class WindowDecoder:
