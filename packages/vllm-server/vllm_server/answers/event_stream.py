@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from vllm_engine.errors import VllmError
 from vllm_server.errors import ShuttingDown, error_body
@@ -73,11 +73,12 @@ class EventStream(Response):
         last = self._end
         try:
             async with aclosing(self._blocks) as blocks:
-                async for block in blocks:
-                    if not started:
-                        await self._send_start(send)
-                        started = True
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                first = await anext(blocks, None)
+                if first is not None:
+                    await self._send_start(send)
+                    started = True
+                    await send(_part(first))
+                    await asyncio.create_task(_send_rest(send, blocks))
         except asyncio.CancelledError:
             if not (started and self._in_flight.aborting):
                 raise
@@ -95,3 +96,17 @@ class EventStream(Response):
 
     async def _send_start(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+def _part(block: bytes) -> Message:
+    return {"type": "http.response.body", "body": block, "more_body": True}
+
+
+async def _send_rest(send: Send, blocks: AsyncGenerator[bytes, None]) -> None:
+    """Send blocks as they come, in a task of its own.
+
+    To wake a task up takes a step through each coroutine that waits for another one in it. In that of the request these
+    are two dozen: all of the middleware, the routers and the application.
+    """
+    async for block in blocks:
+        await send(_part(block))
