@@ -4,8 +4,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from vllm_engine.config.device import VARIABLE, find_gpus
+
+# Examples have no deadline, as the machine may do other things. With CI in the environment hypothesis makes the same
+# examples each time; without it every run looks a little further.
+settings.register_profile("tests", settings.default, deadline=None)
+settings.load_profile("tests")
 
 HAS_GPU = bool(find_gpus().found)
 
