@@ -254,6 +254,7 @@ class Ledger:
         assert page["vllm:inter_token_latency_seconds_count"] == self.generated_tokens - self.completions
         zero = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]
         zero += [f"num_requests_waiting_by_reason[{reason}]" for reason in ("capacity", "deferred")]
-        zero += [f"sleep_mode_operations_in_flight[{operation}]" for operation in ("sleep", "release_kv_cache_memory", "wake_up")]
+        operations = ("sleep", "release_kv_cache_memory", "wake_up")
+        zero += [f"sleep_mode_operations_in_flight[{operation}]" for operation in operations]
         assert {name: page[f"vllm:{name}"] for name in zero} == dict.fromkeys(zero, 0)
         assert page["vllm:engine_sleep_state[awake]"] == 1

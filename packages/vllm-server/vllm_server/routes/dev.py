@@ -47,8 +47,9 @@ async def sleep(raw: Request) -> Response:
 
 @router.post("/release_kv_cache_memory")
 async def release_kv_cache_memory(raw: Request) -> Response:
-    """Hold all requests and give back the KV cache's memory alone, until ``/wake_up``. Needs ``--enable-sleep-mode``. Where
-    it is away already, nothing changes.
+    """Hold all requests and give back the KV cache's memory alone, until ``/wake_up``. Needs ``--enable-sleep-mode``.
+
+    Where it is away already, nothing changes.
     """
     context = context_of(raw)
     with context.sleep_metrics.operation("release_kv_cache_memory"):
