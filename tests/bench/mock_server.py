@@ -1,12 +1,15 @@
 """An OpenAI-compatible server that answers on a schedule, in a process of its own, and tells when it really wrote what.
 
-``with running([Plan(...)]) as mock:`` starts one. A chunk's time counts from the arrival of the request, not from the
-chunk before, so that lateness does not add up. Server and tests read the same clock (``time.perf_counter`` is the
+``with running([Plan(...)]) as mock:`` starts one; those of a test run, each with a port of its own, share a process,
+since to launch one takes longer than most of them live. A chunk's time counts from the arrival of the request, not from
+the chunk before, so that lateness does not add up. Server and tests read the same clock (``time.perf_counter`` is the
 system's monotonic clock on Linux), so ``mock.log()`` is what a client that adds no time of its own would measure.
 """
 
 import argparse
 import asyncio
+import atexit
+import functools
 import json
 import selectors
 import ssl
@@ -89,21 +92,40 @@ class MockServer:
 @contextmanager
 def running(plans: Sequence[Plan], *options: str) -> Iterator[MockServer]:
     """A server that answers request ``i`` by plan ``i % len(plans)``, until the block ends."""
-    arguments = ["--plans", json.dumps([asdict(plan) for plan in plans]), *options]
+    process = _process()
+    port = int(_ask(process, ["--plans", json.dumps([asdict(plan) for plan in plans]), *options]))
+    try:
+        scheme = "https" if "--certificate" in options else "http"
+        yield MockServer(f"{scheme}://127.0.0.1:{port}")
+    finally:
+        _ask(process, ["--close", str(port)])
+
+
+@functools.cache
+def _process() -> subprocess.Popen[str]:
+    """The process of all servers, until this one ends."""
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(__file__)), *arguments],
+        [sys.executable, "-I", "-S", str(Path(__file__)), "--shared"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    try:
-        scheme = "https" if "--certificate" in options else "http"
-        yield MockServer(f"{scheme}://127.0.0.1:{int(process.stdout.readline())}")
-    finally:
+
+    def end() -> None:
         process.kill()  # it has nothing to bring into order
         process.wait(10)
         process.stdin.close()
         process.stdout.close()
+
+    atexit.register(end)
+    return process
+
+
+def _ask(process: subprocess.Popen[str], arguments: list[str]) -> str:
+    """What it answers to a line with the arguments of a server."""
+    process.stdin.write(json.dumps(arguments) + "\n")
+    process.stdin.flush()
+    return process.stdout.readline()
 
 
 class _Server:
@@ -114,6 +136,7 @@ class _Server:
         self.served: list[Served] = []
         self.tokenize = tokenize
         self.max_model_len = max_model_len
+        self.connections: set[asyncio.Transport] = set()
 
     def admit(self, served: Served) -> Plan:
         self.served.append(served)
@@ -131,9 +154,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
+        self._server.connections.add(self._transport)
         self._loop = asyncio.get_running_loop()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self._transport)
         if self._timer is not None:
             self._timer.cancel()
         if self._current is not None:
@@ -396,31 +421,57 @@ def _chunked(data: bytes) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
-async def _serve(server: _Server, port: int, tls: ssl.SSLContext | None) -> None:
-    loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: _Connection(server), "127.0.0.1", port, backlog=1024, ssl=tls)
-    print(listening.sockets[0].getsockname()[1], flush=True)
-    # Whoever started this keeps our standard input open.
-    await loop.run_in_executor(None, sys.stdin.read)
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--plans", required=True, help="list of plans as JSON")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--no-tokenize", action="store_true", help="a server without /tokenize")
-    parser.add_argument("--max-model-len", type=int, default=4096)
-    parser.add_argument("--certificate", help="PEM file of certificate and key: speak TLS")
-    options = parser.parse_args()
+async def _listen(options: argparse.Namespace) -> tuple[_Server, asyncio.Server]:
     plans = [Plan(**plan) for plan in json.loads(options.plans)]
     server = _Server(plans, tokenize=not options.no_tokenize, max_model_len=options.max_model_len)
     tls = None
     if options.certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(options.certificate)
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(lambda: _Connection(server), "127.0.0.1", options.port, backlog=1024, ssl=tls)
+    return server, listening
+
+
+def _port(listening: asyncio.Server) -> int:
+    port: int = listening.sockets[0].getsockname()[1]
+    return port
+
+
+async def _serve(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Until nobody keeps our standard input open."""
+    loop = asyncio.get_running_loop()
+    open_: dict[int, tuple[_Server, asyncio.Server]] = {}
+    if not options.shared:
+        server, listening = await _listen(options)
+        open_[_port(listening)] = server, listening
+        print(*open_, flush=True)
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        wanted = parser.parse_args(json.loads(line))
+        if wanted.close:
+            server, listening = open_.pop(wanted.close)
+            listening.close()
+            for connection in [*server.connections]:
+                connection.abort()
+            print("closed", flush=True)
+        else:
+            server, listening = await _listen(wanted)
+            open_[_port(listening)] = server, listening
+            print(_port(listening), flush=True)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plans", help="list of plans as JSON")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--no-tokenize", action="store_true", help="a server without /tokenize")
+    parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--certificate", help="PEM file of certificate and key: speak TLS")
+    parser.add_argument("--shared", action="store_true", help="read the arguments of servers from the standard input")
+    parser.add_argument("--close", type=int, metavar="PORT", help="end the server there")
     # select() knows microseconds; epoll, the default, would wake up to a millisecond late.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        runner.run(_serve(server, options.port, tls))
+        runner.run(_serve(parser.parse_args(), parser))
 
 
 if __name__ == "__main__":

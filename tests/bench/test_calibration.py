@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -19,8 +21,11 @@ from vllm_cli.main import main
 
 ROOT = Path(__file__).parents[2]
 ATTEMPTS = 10
+ATTEMPTS_BESIDE_OTHERS = 5
 BUSY_CORES = 0.5
 PERCENTS = (50, 90)
+WARM_UPS = 3
+STARVING = 10
 
 
 def bench(server: MockServer, folder: Path, *arguments: str) -> tuple[int, dict]:
@@ -85,12 +90,12 @@ PLANS = [Plan(0.08, 0.01), Plan(0.03, 0.02, tokens_per_chunk=3), Plan(0.12, 0.00
 @pytest.mark.parametrize(
     "load",
     [
-        ["--max-concurrency", "4"],
-        ["--request-rate", "40", "--burstiness", "inf"],
-        ["--request-rate", "40", "--backend", "openai-chat"],
-        ["--max-concurrency", "4", "--backend", "openai-responses"],
-        ["--max-concurrency", "4", "--backend", "openai-embeddings", "--random-batch-size", "2"],
-        ["--max-concurrency", "4", "--backend", "vllm-rerank", "--dataset-name", "random-rerank"],
+        ["--max-concurrency", "6"],
+        ["--request-rate", "60", "--burstiness", "inf"],
+        ["--request-rate", "60", "--backend", "openai-chat"],
+        ["--max-concurrency", "6", "--backend", "openai-responses"],
+        ["--max-concurrency", "6", "--backend", "openai-embeddings", "--random-batch-size", "2"],
+        ["--max-concurrency", "6", "--backend", "vllm-rerank", "--dataset-name", "random-rerank"],
     ],
     ids=["closed", "constant", "Poisson", "responses", "embeddings", "reranking"],
 )
@@ -99,11 +104,20 @@ def test_reported_figures_are_those_of_the_server(load: list[str], tmp_path: Pat
     wrong: dict[str, tuple[float, float]] = {}
     with running(PLANS) as server:
         begin, others = time.perf_counter(), cpu_seconds_of_others()
-        for _ in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             before = len(server.log())
-            options = ["--num-prompts", "30", "--num-warmups", "9", "--random-output-len", "12", *percents, *load]
+            options = [
+                "--num-prompts",
+                "30",
+                "--num-warmups",
+                str(WARM_UPS),
+                "--random-output-len",
+                "12",
+                *percents,
+                *load,
+            ]
             code, result = bench(server, tmp_path, *options)
-            log = server.log()[before + 9 :]
+            log = server.log()[before + WARM_UPS :]
             assert code == 0
             assert result.get("total_output_tokens", 30 * 12) == 30 * 12
             wrong = wrong_figures(result, log)
@@ -112,32 +126,49 @@ def test_reported_figures_are_those_of_the_server(load: list[str], tmp_path: Pat
                 wrong = {name: pair for name, pair in wrong.items() if name.endswith("_ms")}
             if not wrong:
                 return
-        busy = (cpu_seconds_of_others() - others) / (time.perf_counter() - begin)
-    if busy > BUSY_CORES:
-        pytest.skip(f"others keep {busy:.1f} cores busy")
+            busy = (cpu_seconds_of_others() - others) / (time.perf_counter() - begin)
+            if attempt >= ATTEMPTS_BESIDE_OTHERS and busy > BUSY_CORES:
+                pytest.skip(f"others keep {busy:.1f} cores busy")
     pytest.fail(str(wrong))
 
 
 def test_a_starved_client_gets_no_verdict(tmp_path: Path):
-    """The client shares one core with five that never rest, and needs more of it than its share."""
-    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    burn = [sys.executable, "-c", pin + "\nwhile True: pass"]
+    """From its first request on the client shares one core with many that never rest, and needs more than its share."""
+    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     saved = ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json"]
-    burners = [subprocess.Popen(burn) for _ in range(5)]
+    with running([Plan(0.05, 0.01)]) as server:
+        arguments = ["bench", "serve", "--base-url", server.url, "--num-prompts", "400", "--request-rate", "400"]
+        arguments += ["--input-len", "8", "--output-len", "20", *saved]
+        script = f"{pin}from vllm_cli.main import main; main({arguments!r})"
+        command = [sys.executable, "-c", script]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as client:
+            try:
+                wait_until(lambda: len(server.log()) > 0)
+                with burning(pin, STARVING):
+                    wait_until(lambda: sum(served.ended > 0 for served in server.log()) == 400)
+                said, _ = client.communicate(timeout=60)
+            finally:
+                client.kill()
+    assert "NO VERDICT" in said
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["trusted"] is False
+    assert max(result["p99_dispatch_lag_ms"], result["p99_loop_lag_ms"]) > 5
+
+
+@contextmanager
+def burning(pin: str, count: int) -> Iterator[None]:
+    """``count`` processes that compute without end, on the core that the code ``pin`` chooses."""
+    burners = [subprocess.Popen([sys.executable, "-I", "-S", "-c", f"{pin}while True: pass"]) for _ in range(count)]
     try:
-        time.sleep(0.2)
-        with running([Plan(0.05, 0.01)]) as server:
-            arguments = ["bench", "serve", "--base-url", server.url, "--num-prompts", "400", "--request-rate", "400"]
-            arguments += ["--input-len", "8", "--output-len", "20", *saved]
-            script = f"{pin}from vllm_cli.main import main; main({arguments!r})"
-            done = subprocess.run(
-                [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-            )
+        yield
     finally:
         for burner in burners:
             burner.kill()
             burner.wait()
-    assert "NO VERDICT" in done.stdout
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["trusted"] is False
-    assert max(result["p99_dispatch_lag_ms"], result["p99_loop_lag_ms"]) > 5
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.mock_server import Plan, running
+from tests.bench.mock_server import MockServer, Plan, running
+from vllm_bench import server_facts
 from vllm_bench.load import stopping
 from vllm_cli.main import main
 
@@ -44,24 +45,31 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def later(seconds: float, what: Callable[[], object]) -> threading.Timer:
-    timer = threading.Timer(seconds, what)
-    timer.start()
-    return timer
+def when(condition: Callable[[], bool], what: Callable[[], object]) -> threading.Thread:
+    """Does ``what`` as soon as ``condition`` holds, in a thread."""
+
+    def act() -> None:
+        wait_for(condition)
+        what()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
 
 
 def test_a_server_that_dies_ends_the_run_with_what_there_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stopping, "GONE_SECONDS", 0.4)
     port = free_port()
     process = mock_process(port, '{"first_token_s": 0.02}')
-    timer = later(2.5, process.kill)
+    server = MockServer(f"http://127.0.0.1:{port}")
+    killing = when(lambda: len(server.log()) > 10, process.kill)
     try:
         began = time.monotonic()
         options = ["--request-rate", "20", "--num-prompts", "400"]  # twenty seconds, and soon made
         assert main(arguments(f"http://127.0.0.1:{port}", tmp_path, *options)) == 1
         assert time.monotonic() - began < 10
     finally:
-        timer.join()
+        killing.join()
         process.kill()
         process.wait()
         process.stdin.close()
@@ -105,10 +113,10 @@ def test_an_interrupted_run_is_reported_and_saved(tmp_path, number, code):
 
 def test_an_interrupted_warm_up_measures_nothing(tmp_path):
     with running([Plan(60)]) as server:
-        timer = later(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        killing = when(lambda: len(server.log()) == 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit) as end:
             main(arguments(server.url, tmp_path, "--num-prompts", "1", "--num-warmups", "1"))
-        timer.join()
+        killing.join()
     assert end.value.code == 143
     assert not (tmp_path / "r.json").exists()
 
@@ -155,10 +163,12 @@ def test_warm_ups_that_all_fail_are_one_line(tmp_path, capsys):
     assert re.search("no warm-up request was completed: status 500", capsys.readouterr().err)
 
 
-def test_a_server_that_is_not_there_yet_is_waited_for(tmp_path):
+def test_a_server_that_is_not_there_yet_is_waited_for(tmp_path, monkeypatch):
     port = free_port()
     started: list[subprocess.Popen[str]] = []
-    timer = later(0.7, lambda: started.append(mock_process(port)))
+    monkeypatch.setattr(server_facts, "_POLL_SECONDS", 0.05)
+    timer = threading.Timer(0.3, lambda: started.append(mock_process(port)))
+    timer.start()
     try:
         options = ["--num-prompts", "1", "--ready-check-timeout-sec", "15"]
         assert main(arguments(f"http://127.0.0.1:{port}", tmp_path, *options)) == 0

@@ -64,6 +64,7 @@ def test_embeddings_have_the_documented_keys_and_no_others_of_text(tmp_path, cap
 def test_a_request_may_have_several_texts_and_the_prompts_are_counted(tmp_path):
     with running([Plan()]) as server:
         options = ["--backend", "openai-embeddings", "--input-len", "5", "--random-batch-size", "4"]
+        options += ["--max-concurrency", "1"]  # so that they arrive in their order
         _, result = bench(server, tmp_path, *options, "--num-prompts", "10", "--num-warmups", "1")
         log = server.log()
     assert [len(served.body["input"]) for served in log] == [4, 4, 4, 2]

@@ -72,8 +72,9 @@ def test_a_rate_is_kept_whatever_the_server_does(tmp_path):
     with running([Plan(0.3)]) as server:
         _, result = bench(server, tmp_path, "--num-prompts", "20", "--request-rate", "40")
         arrived = [served.arrived for served in server.log()]
-    assert result["duration"] == pytest.approx(0.5 + 0.3, abs=0.15)
-    assert arrived[-1] - arrived[0] < 0.6
+    # Without schedule, or one after the other, they would take 0.3 or 6 s.
+    assert 0.6 < result["duration"] < 1.5
+    assert 0.3 < arrived[-1] - arrived[0] < 1.2
     assert result["max_concurrent_requests"] > 5
     assert "mean_client_queue_time_ms" not in result
 

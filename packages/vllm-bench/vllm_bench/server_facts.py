@@ -37,7 +37,8 @@ class ServerFacts:
         self._base_url = base_url
         self._api_key = api_key
         self._headers = headers
-        self._tls: ssl.SSLContext | bool = tls or True
+        # To load the authorities of a client that speaks no TLS would take longer than all that it asks.
+        self._tls = tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
     def __enter__(self) -> Self:
         # A proxy of the environment is not what is to be measured.

@@ -77,6 +77,9 @@ def choose_faces(faces: Mapping[str, str]) -> Iterator[None]:
     Raises:
         ValueError: for a face that does not exist.
     """
+    if not faces:
+        yield
+        return
     checked = {**_chosen.get().faces, **{name: _checked(face, name) for name, face in faces.items()}}
     token = _chosen.set(_choices.setdefault(frozenset(checked.items()), _Choice(checked)))
     try:

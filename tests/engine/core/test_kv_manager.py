@@ -48,3 +48,19 @@ def test_a_request_holds_what_its_step_needs_and_no_block_more(
         assert manager.cached_prefix(again).num_tokens == (again.num_tokens - 1) // block_size * block_size
     manager.free(request)
     assert manager.pool.num_used == 0
+
+
+def test_blocks_of_a_request_stand_side_by_side_however_they_came_back() -> None:
+    manager = KVCacheManager(KVCacheLayout(33, 4, FULL), enable_prefix_caching=False)
+    requests = [
+        Request(engine_request(f"r{number}", [1] * 16), block_hasher("sha256"), 4, number, max_model_len=128)
+        for number in range(8)
+    ]
+    for request in requests:
+        manager.allocate(request, 16)
+    random.Random(0).shuffle(requests)
+    for request in requests:
+        manager.free(request)
+    tables = [manager.allocate(request, 16) for request in requests]
+    assert tables == [[list(range(first, first + 4))] for first in range(1, 33, 4)]
+    manager.check_invariants()

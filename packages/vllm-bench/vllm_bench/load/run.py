@@ -76,7 +76,6 @@ async def run_load(
     run = LoadRun() if run is None else run
     heartbeat = Heartbeat()
     slots = Slots(max_concurrency)
-    gc.collect()
     gc.freeze()  # the workload is not to be searched again and again
     cpu = time.process_time()
     run.began = time.perf_counter()

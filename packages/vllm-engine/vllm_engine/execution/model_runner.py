@@ -160,7 +160,7 @@ class ModelRunner:
         if not ids:
             return Launched.done(BatchResult())
         rows = self.batch.rows_of(ids)
-        counts = np.array(list(scheduled.num_scheduled_tokens.values()), dtype=np.int64)
+        counts = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int64, len(ids))
         inputs = build_step_inputs(self.batch, rows, counts, self.device)
         if len(inputs.late_rows):
             self._put_late_tokens(inputs)
@@ -251,7 +251,9 @@ class ModelRunner:
         self.batch.append_unknown(sampled_rows)
         self._chosen = sampling.chosen
         self._place_of_row[sampled_rows] = np.arange(len(sampled_rows))
-        step.tokens = _Tokens(sampling, [ids[place] for place in inputs.sampled.tolist()], sampled_rows, states)
+        if len(sampled_rows) < len(ids):
+            ids = [ids[place] for place in inputs.sampled.tolist()]
+        step.tokens = _Tokens(sampling, ids, sampled_rows, states)
 
     def _prompt_logprobs(
         self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, step: _Step

@@ -49,14 +49,20 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
     """
     starts = batch.num_computed_tokens[rows]
     seq_lens = starts + counts
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    token_rows = np.repeat(rows, counts)
-    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
-    input_ids = batch.token_ids[token_rows, positions]
     reaches_last = seq_lens == batch.num_tokens[rows]
     sampled = np.flatnonzero(reaches_last)
     late = np.flatnonzero(reaches_last & batch.last_is_unknown[rows])
+    if int(counts.sum()) == len(rows):  # one token each: most steps, and then most of this says nothing new
+        offsets = np.arange(len(rows) + 1)
+        token_rows, positions, sample_indices, late_places = rows, starts, sampled, late
+    else:
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        token_rows = np.repeat(rows, counts)
+        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
+        last_places = offsets[1:] - 1
+        sample_indices, late_places = last_places[sampled], last_places[late]
+    input_ids = batch.token_ids[token_rows, positions]
 
     block_index, block_offset = np.divmod(positions, batch.block_size)
     max_blocks = int(-(-seq_lens.max() // batch.block_size))
@@ -66,16 +72,16 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
         positions,
         offsets.astype(np.int32),
         seq_lens.astype(np.int32),
-        offsets[1:][sampled] - 1,
-        offsets[1:][late] - 1,
+        sample_indices,
+        late_places,
         *tables,
         *(
             table[token_rows, block_index].astype(np.int64) * batch.block_size + block_offset
             for table in batch.block_tables
         ),
     ]
-    input_ids_there, positions_there, query_start_loc, seq_lens_there, sample_indices, late_places, *rest = (
-        upload_arrays(arrays, device)
+    input_ids_there, positions_there, query_start_loc, seq_lens_there, samples_there, late_there, *rest = upload_arrays(
+        arrays, device
     )
     tables_there, slot_mappings = rest[: len(tables)], rest[len(tables) :]
     query_lens_host, seq_lens_host = counts.tolist(), seq_lens.tolist()
@@ -97,11 +103,11 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
         metadata=metadata,
         slot_mappings=slot_mappings,
         sampled=sampled,
-        sample_indices=sample_indices,
+        sample_indices=samples_there,
         starts=starts,
         offsets=offsets,
         late_rows=rows[late],
-        late_places=late_places,
+        late_places=late_there,
     )
 
 

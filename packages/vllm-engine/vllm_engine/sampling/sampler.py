@@ -167,11 +167,12 @@ class Sampling:
         chosen, *rest = self._there.wait()
         errors = self._errors
         token_ids: list[int] = chosen.tolist()
-        for row, token_id in enumerate(token_ids):
-            if token_id < 0 and errors[row] is None:
-                errors[row] = _why(self._logits[row])
-            elif errors[row] is not None:
-                token_ids[row] = -1
+        if min(token_ids, default=0) < 0 or any(errors):
+            for row, token_id in enumerate(token_ids):
+                if token_id < 0 and errors[row] is None:
+                    errors[row] = _why(self._logits[row])
+                elif errors[row] is not None:
+                    token_ids[row] = -1
         logprobs: list[PositionLogprobs | None] = [None] * len(token_ids)
         for place, rows in enumerate(self._rows):
             for row, position in zip(rows, _positions(*rest[3 * place : 3 * place + 3]), strict=True):

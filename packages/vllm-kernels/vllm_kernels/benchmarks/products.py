@@ -15,9 +15,12 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
     """All of them; inputs are random and made here."""
     out_features, in_features = sizes(4096, 48), sizes(14336, 320)
     found = [
-        product("int4 weights", rows, out_features, in_features, 4, 128, None, device, dtype, peer_goal=2.5)
+        product("int4 weights", rows, out_features, columns, 4, 128, None, device, dtype, peer_goal=2.5)
+        for columns in (in_features, sizes(4096, 256))
         for rows in (1, 16)
     ]
+    found.append(product("int4 weights", 16, out_features, in_features, 4, 32, None, device, dtype))
+    found.append(product("int4 by int8", 16, out_features, in_features, 4, 128, 8, device, dtype))
     found.append(product("int8 weights", 16, out_features, in_features, 8, None, None, device, dtype))
     square = sizes(4096, 64)
     found.append(product("int8 by int8", square, square, square, 8, None, 8, device, dtype))

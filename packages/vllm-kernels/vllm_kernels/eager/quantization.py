@@ -22,8 +22,7 @@ class CompactWeight(QuantizedWeight):
 
     def fill_quantized(self, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, start: int) -> None:
         if self.scheme.bits == 4:
-            if self.in_features % 2:
-                q = torch.nn.functional.pad(q, (0, 1))
+            q = torch.nn.functional.pad(q, (0, 2 * self.packed.shape[1] - self.in_features))
             q = q[:, 0::2] | q[:, 1::2] << 4
         end = start + len(q)
         self.packed[start:end], self.scales[start:end], self.zeros[start:end] = q, kept_scales(scales), zeros

@@ -77,7 +77,7 @@ def rows(weight: LinearWeight, ids: torch.Tensor) -> torch.Tensor:
         ids = ids.clamp(0, weight.out_features - 1)
     elif len(ids):
         low, high = torch.aminmax(ids)
-        if low < 0 or high >= weight.out_features:
+        if int(low) < 0 or int(high) >= weight.out_features:
             raise IndexError(f"an id is outside of the {weight.out_features} rows")
     return weight.rows(ids)
 

@@ -15,13 +15,15 @@ from vllm_kernels.triton.moe_align import Blocks, align
 from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
 from vllm_kernels.triton.mxfp4 import tops_of
 from vllm_kernels.triton.quantized_rounding import round_activations
+from vllm_kernels.triton.quantized_sums import bytes_of_row
 from vllm_kernels.triton.rounded import round_tokens
 
 
 class TritonExperts(ExpertWeight):
     """All experts in one tensor ``[num_experts, out_features, ..]``.
 
-    Entries are numbers of ``dtype`` or e4m3, bytes, or two of 4 bits a byte, the even column below. Of MXFP4, ``tops``
+    Entries are numbers of ``dtype`` or e4m3, bytes, or two of 4 bits a byte, the even column below; rows of small
+    integers of 4 bits are whole words. Of MXFP4, ``tops``
     has the greatest scale of each row.
     """
 
@@ -43,7 +45,7 @@ class TritonExperts(ExpertWeight):
             self.scales = torch.empty(*rows, in_features // BLOCK, dtype=torch.uint8)
             self.tops = torch.empty(rows, dtype=torch.uint8)
         else:
-            self.entries = torch.empty(*rows, -(-in_features * scheme.bits // 8), dtype=torch.uint8)
+            self.entries = torch.empty(*rows, bytes_of_row(in_features, scheme.bits), dtype=torch.uint8)
             self.scales = torch.empty(*rows, self.groups)
             self.zeros = torch.empty(*rows, self.groups, dtype=torch.uint8)
 
@@ -61,8 +63,7 @@ class TritonExperts(ExpertWeight):
         self, expert: int, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, start: int
     ) -> None:
         if isinstance(self.scheme, Quantization) and self.scheme.bits == 4:
-            if self.in_features % 2:
-                q = torch.nn.functional.pad(q, (0, 1))
+            q = torch.nn.functional.pad(q, (0, -self.in_features % 8))
             q = q[:, 0::2] | q[:, 1::2] << 4
         self._store(expert, start, q, kept_scales(scales), zeros)
 

@@ -15,7 +15,7 @@ from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
 from vllm_kernels.triton.mxfp4 import columns_of_turn, sum_of_mxfp4
-from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only
+from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only, takes_in_order
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCKS_OF_A_GROUP = 16
@@ -48,6 +48,7 @@ class Shape:
         X_GROUP, X_GROUPS: the same of activations that are rounded to int8, else 0.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop.
+        IN_ORDER: of small integers, see ``quantized_sums.product_of_words``.
         num_warps, num_stages: as Triton has them.
     """
 
@@ -61,6 +62,7 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+    IN_ORDER: bool
     num_warps: int
     num_stages: int
 
@@ -82,7 +84,18 @@ class Shape:
         else:
             span = span_of(in_features, 8)
         choice = TILES.choose(where, rows=block_m, weights=_name(scheme), span=span, x_bits=8 * dtype.itemsize)
-        return cls(out_features, in_features, group, groups, bits, x_group, x_groups, block_m, **choice)
+        return cls(
+            out_features,
+            in_features,
+            group,
+            groups,
+            bits,
+            x_group,
+            x_groups,
+            block_m,
+            IN_ORDER=bits > 0 and takes_in_order(block_m, where),
+            **choice,
+        )
 
     @property
     def constants(self) -> dict[str, int]:
@@ -214,6 +227,7 @@ def expert_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IN_ORDER: tl.constexpr,
     PAIRS_OF_ROW: tl.constexpr,
     GATE: tl.constexpr,
     GROUP_M: tl.constexpr,
@@ -285,6 +299,7 @@ def expert_product_kernel(
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_K,
+                IN_ORDER,
             )
         else:
             result = sum_of_bytes(
@@ -309,6 +324,7 @@ def expert_product_kernel(
                 BLOCK_K,
                 X_GROUP,
                 X_GROUPS,
+                IN_ORDER,
             )
         if bias is not None:
             result += tl.load(bias + weight_row, mask=in_weight, other=0.0).to(tl.float32)[None, :]

@@ -74,7 +74,7 @@ def _add_configurations(family: str) -> list[Configuration]:
     found = []
     for dtype in FLOATS:
         for residual in (pointer(dtype), None):
-            for parts in (2, 4, MOST_PARTS):
+            for parts in range(2, MOST_PARTS + 1):
                 types: dict[str, str | None] = {"parts": "*fp32", "bias": None, "residual": residual}
                 types |= {"out": pointer(dtype), "num_rows": "i32", "out_features": "i32"}
                 found.append(Configuration(types, {"PARTS": parts, "BLOCK": ADDED}))

@@ -9,13 +9,20 @@ from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.quantized_product import Shape, multiply, multiply_rounded
 from vllm_kernels.triton.quantized_rounding import Rounded, round_activations
+from vllm_kernels.triton.quantized_sums import bytes_of_row
 
 
 class TritonWeight(CompactWeight):
     """Entries as ``CompactWeight`` keeps them, made to numbers in registers, tile by tile.
 
-    Byte ``j`` of a row of 4 bits holds column ``2 j`` below and ``2 j + 1`` above.
+    Byte ``j`` of a row of 4 bits holds column ``2 j`` below and ``2 j + 1`` above; rows are whole words.
     """
+
+    def __init__(
+        self, out_features: int, in_features: int, dtype: torch.dtype, scheme: Quantization, gated: bool
+    ) -> None:
+        super().__init__(out_features, in_features, dtype, scheme, gated)
+        self.packed = torch.empty(out_features, bytes_of_row(in_features, scheme.bits), dtype=torch.uint8)
 
     def multiply(
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype

@@ -17,8 +17,11 @@ from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
 from vllm_kernels.triton.quantized_rounding import Rounded
-from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only
+from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only, takes_in_order
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
+
+UNDER_WAY = 60 * 1024
+"""Bytes of the weight that a multiprocessor's programs should have asked for at a time: see ``candidates``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Shape:
         BITS: of an entry.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop, at most a group's.
+        IN_ORDER: see ``quantized_sums.product_of_words``.
         PARTS: of the columns.
         num_warps, num_stages: as Triton has them.
     """
@@ -44,6 +48,7 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+    IN_ORDER: bool
     PARTS: int
     num_warps: int
     num_stages: int
@@ -70,10 +75,21 @@ class Shape:
             x_bits=8 * dtype.itemsize,
         )
         tiles = -(-num_rows // block_m) * -(-out_features // choice["BLOCK_N"])
-        useful = min(2 * multiprocessors(where) // max(tiles, 1), in_features // 512, MOST_PARTS)
-        parts = 1 << (max(useful, 1).bit_length() - 1)
+        prefetched = (choice["num_stages"] - 1) * choice["BLOCK_N"] * choice["BLOCK_K"] * scheme.bits // 8
+        programs = multiprocessors(where) * max(2, -(-UNDER_WAY // prefetched))
+        parts = max(1, min(programs // max(tiles, 1), in_features // 512, MOST_PARTS))
         groups = -(-in_features // group)
-        return cls(out_features, in_features, group, groups, scheme.bits, block_m, PARTS=parts, **choice)
+        return cls(
+            out_features,
+            in_features,
+            group,
+            groups,
+            scheme.bits,
+            block_m,
+            IN_ORDER=takes_in_order(block_m, where),
+            PARTS=parts,
+            **choice,
+        )
 
     @property
     def constants(self) -> dict[str, int]:
@@ -83,12 +99,13 @@ class Shape:
 
 
 def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
-    few = rows <= 32
+    # Turns of few columns have little to load, so more of them are under way.
+    stages = (8, 6, 3) if span * bits <= 256 else (5, 4, 3)
     return {
-        "BLOCK_N": 64 if rows == 16 else 128,
+        "BLOCK_N": 128,
         "BLOCK_K": min(span, 64) if x_bits == 32 else span,
-        "num_warps": 4 if few else 8,
-        "num_stages": 4 if few else 3,
+        "num_warps": 8,
+        "num_stages": stages[(16, 32, 64).index(rows)],
     }
 
 
@@ -98,7 +115,7 @@ def _candidates(rows: int, bits: int, span: int, x_bits: int) -> dict[str, tuple
         "BLOCK_N": (32, 64, 128, 256),
         "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),
         "num_warps": (4, 8),
-        "num_stages": (2, 3, 4, 5),
+        "num_stages": (2, 3, 4, 5, 6, 8),
     }
 
 
@@ -170,6 +187,7 @@ def product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IN_ORDER: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """Weights only: entries become numbers of the type of ``x``; a part has turns of its own."""
@@ -197,6 +215,7 @@ def product_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
+        IN_ORDER,
     )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
@@ -223,6 +242,7 @@ def rounded_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IN_ORDER: tl.constexpr,
     PARTS: tl.constexpr,
     X_GROUP: tl.constexpr,
     X_GROUPS: tl.constexpr,
@@ -256,6 +276,7 @@ def rounded_product_kernel(
         BLOCK_K,
         X_GROUP,
         X_GROUPS,
+        IN_ORDER,
     )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)

@@ -14,7 +14,7 @@ from vllm_engine.core.stacks import stacks_of
 from vllm_engine.messages import Hello
 
 if TYPE_CHECKING:
-    import zmq.asyncio
+    import zmq
 
 
 class CoreAddress(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class AttachedClient(SocketClient):
         """Where the threads of the core's process are; empty where that is for another client to ask."""
         return await stacks_of(self._address.pid, folder) if (folder := self._address.stacks_folder) else ""
 
-    def _connect(self) -> "zmq.asyncio.Socket":
+    def _connect(self) -> "zmq.Socket[bytes]":
         import zmq
 
         socket = self._open(zmq.DEALER)
@@ -76,7 +76,7 @@ class AttachedClient(SocketClient):
         return "the engine process has ended"
 
     def _ask_to_end(self) -> None:
-        self._stop_reading()
+        self._stop()
         self._die("the engine is closed")
 
     def _wait_for_end(self) -> None:

@@ -24,7 +24,7 @@ from vllm_engine.logging import logging_in_force
 from vllm_engine.messages import ClientGone, Shutdown
 
 if TYPE_CHECKING:
-    import zmq.asyncio
+    import zmq
 
 SOCKET_NAME = "core.sock"
 CLIENTS_NAME = "clients.sock"
@@ -90,7 +90,7 @@ class ProcessClient(SocketClient):
         if self._death is None:
             self._send(ClientGone(name))
 
-    def _connect(self) -> "zmq.asyncio.Socket":
+    def _connect(self) -> "zmq.Socket[bytes]":
         import zmq
 
         socket = self._open(zmq.PAIR)
@@ -103,7 +103,7 @@ class ProcessClient(SocketClient):
         return f"the engine process ended with code {self._process.returncode}"
 
     def _ask_to_end(self) -> None:
-        self._stop_reading()
+        self._stop()
         if self.is_alive:
             with contextlib.suppress(EngineDead):
                 self._send(Shutdown())

@@ -1,6 +1,7 @@
 """What the clients share that talk to a core over a socket."""
 
 import asyncio
+import contextlib
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineReady, FromCore, ToCore
 
 if TYPE_CHECKING:
-    import zmq.asyncio
+    import zmq
 
 logger = get_logger(__name__)
 
@@ -25,13 +26,19 @@ LAST_WORDS_SECONDS = 0.05
 
 
 class SocketClient(AsyncClient):
-    """Messages as msgpack over a ZMQ socket, which ``_connect`` makes, and an eye on the core's process."""
+    """Messages as msgpack over a ZMQ socket, which ``_connect`` makes, and an eye on the core's process.
+
+    The event loop watches the socket's descriptor. That tells of news once, so whoever has used the socket looks for
+    more. ``zmq.asyncio`` does so with a future for each message, which takes several times as long.
+    """
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         super().__init__(config, model_path)
-        self._socket: zmq.asyncio.Socket | None = None
-        self._context: zmq.asyncio.Context | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._socket: zmq.Socket[bytes] | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """That in which the socket is read, while it is."""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
 
@@ -39,34 +46,42 @@ class SocketClient(AsyncClient):
         """Wait for the model to be loaded. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
         ready = self._begin()
         socket = self._connect()
-        self._tasks = [asyncio.create_task(self._read(socket)), asyncio.create_task(self._watch())]
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(socket, self._read, socket)
+        self._loop.call_soon(self._read, socket)
+        self._watcher = asyncio.create_task(self._watch())
         return await ready
 
     @abstractmethod
-    def _connect(self) -> "zmq.asyncio.Socket":
+    def _connect(self) -> "zmq.Socket[bytes]":
         """Open the socket to the core. Does not wait."""
 
     @abstractmethod
     async def _end_of_core(self) -> str:
         """Wait until the core's process has ended. Returns a sentence that says so."""
 
-    def _open(self, kind: int) -> "zmq.asyncio.Socket":
+    def _open(self, kind: int) -> "zmq.Socket[bytes]":
         """A new socket, without limits to what waits in it; it is neither bound nor connected yet."""
         import zmq
-        import zmq.asyncio
 
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(kind)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.set_hwm(0)
         return self._socket
 
-    async def _read(self, socket: "zmq.asyncio.Socket") -> None:
+    def _read(self, socket: "zmq.Socket[bytes]") -> None:
+        """Take in all messages that are here."""
+        import zmq
+
         try:
-            while True:
-                self._receive(self._decoder.decode(await socket.recv()))
+            while self._loop is not None:
+                self._receive(self._decoder.decode(socket.recv(zmq.NOBLOCK)))
+        except zmq.Again:
+            pass
         except Exception as error:
             logger.exception("a message of the engine process cannot be read")
+            self._stop_reading()
             self._die(f"a message of the engine process cannot be read ({type(error).__name__})")
 
     async def _watch(self) -> None:
@@ -79,12 +94,23 @@ class SocketClient(AsyncClient):
             raise self._death
         if self._socket is None:
             raise EngineDead("the engine is not started")
-        # Goes out at once or, without a limit, into the socket's queue; the future is of no interest.
-        self._socket.send(self._encoder.encode(message))
+        import zmq
+
+        with contextlib.suppress(zmq.Again):  # nobody is at the other end any more, as will soon be found out
+            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        if self._loop is not None and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._loop.call_soon(self._read, self._socket)
 
     def _stop_reading(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        if self._loop is not None and self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop = None
+
+    def _stop(self) -> None:
+        """Neither read nor watch any more."""
+        self._stop_reading()
+        if self._watcher is not None:
+            self._watcher.cancel()
 
     def _close_socket(self) -> None:
         if self._socket is not None:

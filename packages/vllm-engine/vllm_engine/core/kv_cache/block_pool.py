@@ -1,6 +1,7 @@
 """The pool of KV blocks: who uses which, which are free, and which free ones still hold a known prefix."""
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from heapq import heapify, heappop, heappush
 
 from vllm_engine.core.kv_cache.hashing import BlockHash
 from vllm_engine.core.kv_cache.residency import BlockResidency
@@ -20,7 +21,10 @@ class BlockPool:
     * cached: no user, but its content is registered; it waits in ``_evictable``, least recently used first;
     * free: neither.
 
-    So free + cached + used = ``num_blocks - 1``. All operations are O(1) per block.
+    So free + cached + used = ``num_blocks - 1``. All operations are O(1) per block, but for the order of the free ones.
+
+    The lowest free block is used first, so blocks of a request mostly stand side by side: on a CPU, attention reads
+    scattered ones from memory in half as much time again. And a pool touches no more memory than was once in use.
     """
 
     def __init__(self, num_blocks: int, residency: BlockResidency | None = None) -> None:
@@ -29,7 +33,7 @@ class BlockPool:
         self._residency = residency
         self._ref_counts = [0] * num_blocks
         self._keys: list[CacheKey | None] = [None] * num_blocks
-        self._free: deque[int] = deque(range(1, num_blocks))
+        self._free = list(range(1, num_blocks))  # a heap
         self._evictable: OrderedDict[int, None] = OrderedDict()
         self._cached: dict[CacheKey, int] = {}
 
@@ -53,7 +57,7 @@ class BlockPool:
         blocks = []
         for _ in range(count):
             if self._free:
-                block = self._free.popleft()
+                block = heappop(self._free)
             else:
                 block, _ = self._evictable.popitem(last=False)
                 self._forget(block)
@@ -93,8 +97,7 @@ class BlockPool:
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 if self._keys[block] is None:
-                    # Used again first: its memory is there already, and may still be in the processor's cache.
-                    self._free.appendleft(block)
+                    heappush(self._free, block)
                 else:
                     self._evictable[block] = None
 
@@ -102,7 +105,8 @@ class BlockPool:
         """Empty the prefix cache; blocks in use stay with their users."""
         self._cached.clear()
         self._keys = [None] * self.num_blocks
-        self._free.extendleft(self._evictable)
+        self._free.extend(self._evictable)
+        heapify(self._free)
         self._evictable.clear()
         if self._residency is not None:
             self._residency.forget_all()

@@ -1,0 +1,142 @@
+"""Triton's products of small integers beyond what the faces share: tall tiles, both orders of columns, prefetching."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from vllm_kernels.backend import use_face
+from vllm_kernels.ops.linear import linear
+from vllm_kernels.ops.quantization import fill_quantized, new_weight
+from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.reference.quantization import rounded_activations
+from vllm_kernels.triton import quantized_product
+from vllm_kernels.triton.device import FAMILIES, MULTIPROCESSORS
+from vllm_kernels.triton.quantized_product import Shape
+from vllm_kernels.triton.quantized_sums import OF_128, two_columns, zero_number
+
+
+@pytest.fixture(autouse=True)
+def triton_serves():
+    with use_face("triton"):
+        yield
+
+
+@triton.jit
+def widen_kernel(words, zeros, x, out):
+    """The eight columns of each of 16 words, less the zero of each of 16 rows: ``[8, word, row]``."""
+    zero = zero_number(zeros, tl.arange(0, 16), 0, tl.arange(0, 16) < 16, 1, x)
+    word = tl.load(words.to(tl.pointer_type(tl.uint32)) + tl.arange(0, 16))[:, None]
+    place = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    for number in tl.static_range(4):
+        lower, upper = two_columns(word, zero[None, :], x, number)
+        tl.store(out + number * 256 + place, lower.to(tl.float32))
+        tl.store(out + (number + 4) * 256 + place, upper.to(tl.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_every_entry_less_every_zero_is_exact(dtype):
+    nibbles = (torch.arange(16)[:, None] + 3 * torch.arange(8)) % 16  # [word, column]: each value in each column
+    words = (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).to(torch.uint8)
+    zeros, out = torch.arange(16, dtype=torch.uint8), torch.full((8, 16, 16), torch.nan)
+    widen_kernel[(1,)](words, zeros, torch.zeros(1, dtype=dtype), out)
+    assert torch.equal(out, (nibbles.t()[:, :, None] - torch.arange(16)).float())
+
+
+def test_every_bfloat16_entry_less_every_zero_is_exact():
+    """The same by torch, as Triton's interpreter subtracts bits: the numbers are those that the kernel makes."""
+    numbers = (torch.arange(16, dtype=torch.int16) | OF_128.value).view(torch.bfloat16)
+    assert torch.equal(numbers[:, None] - numbers, torch.arange(16.0)[:, None] - torch.arange(16.0))
+
+
+def with_every_zero(bits: int, group_size: int | None, activation_bits: int | None, in_features: int, dtype):
+    """A weight of random entries, scales and zeros, and the matrix that it stands for."""
+    weight = new_weight(70, in_features, dtype, bits=bits, group_size=group_size, activation_bits=activation_bits)
+    q = torch.randint(0, 1 << bits, (70, in_features), dtype=torch.uint8)
+    zeros = torch.randint(0, 1 << bits, (70, weight.groups), dtype=torch.uint8)
+    scales = (torch.rand(70, weight.groups) + 0.1).half()
+    fill_quantized(weight, q, scales, zeros)
+    wide = [
+        table.double().repeat_interleave(group_size or in_features, 1)[:, :in_features] for table in (zeros, scales)
+    ]
+    return weight, (q.double() - wide[0]) * wide[1]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize(
+    "bits, group_size, in_features",
+    [(4, 128, 640), (4, 64, 200), (4, 24, 100), (4, None, 137), (8, 128, 256), (8, None, 99)],
+)
+def test_tiles_of_every_height_equal_float64(bits, group_size, in_features, ordered, monkeypatch):
+    monkeypatch.setattr(quantized_product, "takes_in_order", lambda *_: ordered)
+    torch.manual_seed(0)
+    for rows, dtype in ((1, torch.float16), (20, torch.float32), (70, torch.float16)):
+        weight, matrix = with_every_zero(bits, group_size, None, in_features, dtype)
+        x = torch.randn(rows, in_features).to(dtype)
+        exact = x.double() @ matrix.T
+        result = linear(x, weight, out_dtype=torch.float32).double()
+        # Zeros far from the middle make sums that nearly cancel: the error is measured by what is summed.
+        assert ((result - exact).abs() <= 1e-6 * (x.double().abs() @ matrix.abs().T)).all()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("bits, group_size, in_features", [(4, 128, 640), (4, 24, 100), (8, None, 1100)])
+def test_tiles_of_every_height_equal_float64_by_bytes(bits, group_size, in_features, ordered, monkeypatch):
+    monkeypatch.setattr(quantized_product, "takes_in_order", lambda *_: ordered)
+    torch.manual_seed(0)
+    for rows in (1, 20, 70):
+        weight, matrix = with_every_zero(bits, group_size, 8, in_features, torch.float16)
+        x = torch.randn(rows, in_features).half()
+        x[:, :: weight.scheme.activation_group] = 8.0  # the greatest of a group
+        x = (x * 127 / 8).round().mul(8 / 127).half()
+        stood_for = rounded_activations(x, weight.scheme.activation_group).double()
+        exact = stood_for @ matrix.T
+        result = linear(x, weight, out_dtype=torch.float32).double()
+        assert ((result - exact).abs() <= 1e-6 * (stood_for.abs() @ matrix.abs().T)).all()
+
+
+def test_columns_are_cut_until_enough_of_the_weight_is_under_way():
+    scheme = Quantization(4, 128, None)
+    for rows, out_features, in_features in ((1, 4096, 4096), (16, 4096, 14336)):
+        for family in FAMILIES:
+            shape = Shape.choose(rows, out_features, in_features, scheme, torch.bfloat16, family)
+            programs = -(-out_features // shape.BLOCK_N) * shape.PARTS / MULTIPROCESSORS[family]
+            prefetched = (shape.num_stages - 1) * shape.BLOCK_N * shape.BLOCK_K // 2
+            assert programs * prefetched >= 48 * 1024
+
+
+COUNT = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.triton.compilation import _source
+from vllm_kernels.triton.quantized_product import product, rounded_product
+
+found = []
+for kernel in (product, rounded_product):
+    for configuration in kernel.configurations("sm_90"):
+        sizes = configuration.constants
+        if (sizes["BITS"], sizes["BLOCK_M"], sizes["GROUP"]) == (4, 16, 128):
+            break
+    options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
+    compiled = triton.compile(_source(kernel, configuration), target=GPUTarget("cuda", 90, 32), options=options)
+    found.append(compiled.asm["ttgir"].split("scf.for")[1].count("async_copy_global_to_local"))
+print(json.dumps(found))
+"""
+
+
+def test_activations_and_weights_are_prefetched(monkeypatch, tmp_path):
+    """Entries of 4 bits, by activations as they are and rounded: both tiles of a turn are copied asynchronously."""
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(count >= 2 for count in json.loads(done.stdout)), done.stdout
