@@ -1,9 +1,9 @@
-"""``Pacing``: tokens of two steps at a time, where handing out those of each would take most of a core."""
+"""``Pacing``: tokens of two steps at a time, where handing out those of each would take a good part of a core."""
 
 import time
 from collections.abc import Callable
 
-BUSY, IDLE = 0.5, 0.25
+BUSY, IDLE = 0.36, 0.18
 """Shares of the time in which the event loop computes: above the one outputs wait for those of the next step, below the
 other they do no more. Handing out two steps together takes little more than half of the time, so they are apart.
 """
