@@ -11,6 +11,11 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "swigluoai"]
 """Of a gated projection; ``gelu`` is the exact one, ``swigluoai`` that of gpt-oss. See ``ops.activation``."""
 
 
+def outside(num_rows: int) -> IndexError:
+    """What is raised for an id that no row has."""
+    return IndexError(f"an id is outside of the {num_rows} rows")
+
+
 class LinearWeight(Weight, ABC):
     """The weight ``[out_features, in_features]`` of a projection, in the layout that its face multiplies fastest.
 
@@ -22,6 +27,9 @@ class LinearWeight(Weight, ABC):
         dtype: of activations and results.
         gated: whether ``multiply_gated`` serves it, and ``multiply`` does not.
     """
+
+    checks_ids = False
+    """Whether ``rows`` itself raises ``IndexError`` for an id that is outside."""
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, *, gated: bool = False) -> None:
         self.out_features = out_features
@@ -35,7 +43,7 @@ class LinearWeight(Weight, ABC):
 
     @abstractmethod
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows as an embedding table has them: int64 ``[n]`` -> ``[n, in_features]`` in ``dtype``. Ids are checked."""
+        """Rows as an embedding table has them: int64 ``[n]`` -> ``[n, in_features]`` in ``dtype``."""
 
     @abstractmethod
     def multiply(

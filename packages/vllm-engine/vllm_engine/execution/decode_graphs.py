@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_engine.execution.decode_inputs import DecodeInputs
 from vllm_engine.execution.graph_use import GraphUse
 from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.embedding import GivenEmbeds
 from vllm_engine.logging import get_logger
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_kernels.graphs import Graph, GraphPool, NotCapturable, circumstances
@@ -18,32 +20,14 @@ logger = get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Inputs:
-    """What a captured step reads, at addresses that stay the same."""
-
-    x: Tensor
-    positions: Tensor
-    context: AttentionContext
-
-    def fill(self, x: Tensor, positions: Tensor, step: AttentionContext) -> None:
-        """Take over the contents of another step of as many sequences."""
-        self.x.copy_(x)
-        self.positions.copy_(positions)
-        for slots, new in zip(self.context.slot_mappings, step.slot_mappings, strict=True):
-            slots.copy_(new)
-        for metadata, other in zip(self.context.metadata, step.metadata, strict=True):
-            metadata.refill(other)
-
-
-@dataclass(slots=True)
 class _Captured:
-    inputs: _Inputs
+    inputs: DecodeInputs
     graph: Graph
     hidden: Tensor
 
 
 class DecodeGraphs:
-    """Runs the layers of a model in steps in which each sequence has one token.
+    """Runs embedding and layers of a model in steps in which each sequence has one token.
 
     A step of a model makes some hundred calls of kernels, and with few sequences Python takes as long between them as
     some kernels do. The second step with a certain number of sequences is captured as a graph, and the later ones
@@ -70,7 +54,10 @@ class DecodeGraphs:
         self._pool = GraphPool(device)
         self._captured: dict[Hashable, _Captured | None] = {}
         max_num_seqs = len(block_tables[0])
-        self._x: Tensor | None = None
+        self._embeds = True
+        """Whether the embedding is captured, too: a model may do with it what cannot be."""
+        self._x = torch.zeros(max_num_seqs, model.embedding.size, dtype=model.dtype, device=device)
+        self._ids = self._zeros(max_num_seqs, torch.int64)
         self._positions = self._zeros(max_num_seqs, torch.int64)
         self._query_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         self._seq_lens = self._zeros(max_num_seqs, torch.int32)
@@ -78,20 +65,32 @@ class DecodeGraphs:
         self._tables = [self._zeros(table.shape, torch.int32) for table in block_tables]
         self._possible = self._pool.available
 
-    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """As ``CausalLM.decode``. The result holds until the next call."""
-        one_token_each = len(x) == len(ctx.metadata[0].seq_lens_host)
-        if not self._possible or not one_token_each or ctx.wanted is not None:
-            return self._call_by_call(x, positions, ctx)
-        key = (len(x), circumstances())
+    def home(self, num_seqs: int) -> DecodeInputs | None:
+        """Where a step of one token each may be written straight away; ``forward`` must be given just that then."""
+        captured = self._captured.get((num_seqs, circumstances())) if self._possible else None
+        return None if captured is None else captured.inputs
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext, given: GivenEmbeds | None = None
+    ) -> Tensor:
+        """As ``CausalLM.forward``. The result holds until the next call."""
+        count = len(input_ids)
+        one_token_each = count == len(ctx.metadata[0].seq_lens_host)
+        if not self._possible or not one_token_each or ctx.wanted is not None or given is not None:
+            return self._call_by_call(input_ids, positions, ctx, given)
+        key = (count, circumstances())
         if key not in self._captured:
             self._captured[key] = None
-            return self._call_by_call(x, positions, ctx)
+            return self._call_by_call(input_ids, positions, ctx)
         captured = self._captured[key]
+        self._use.count("NONE" if captured is None else "FULL", count, count)
         if captured is None:
-            return self._capture(key, x, positions, ctx)
-        self._use.count("FULL", len(x), len(x))
-        captured.inputs.fill(x, positions, ctx)
+            return self._capture(key, input_ids, positions, ctx)
+        inputs = captured.inputs
+        if ctx.metadata is not inputs.context.metadata:
+            inputs.fill(input_ids, positions, ctx)
+        if inputs.x is not None:
+            inputs.x.copy_(self._model.embed(inputs.ids))
         captured.graph.replay()
         return captured.hidden
 
@@ -106,31 +105,36 @@ class DecodeGraphs:
         """Graphs take some kilobytes."""
         return 0
 
-    def _call_by_call(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        self._use.count("NONE", len(x), len(x))
-        return self._model.decode(x, positions, ctx)
+    def _call_by_call(
+        self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext, given: GivenEmbeds | None = None
+    ) -> Tensor:
+        self._use.count("NONE", len(input_ids), len(input_ids))
+        return self._model.forward(input_ids, positions, ctx, given)
 
-    def _capture(self, key: Hashable, x: Tensor, positions: Tensor, step: AttentionContext) -> Tensor:
+    def _capture(self, key: Hashable, input_ids: Tensor, positions: Tensor, step: AttentionContext) -> Tensor:
         """Run a step, and keep it."""
-        self._use.count("NONE", len(x), len(x))
-        inputs = self._inputs(x, step)
-        inputs.fill(x, positions, step)
+        inputs = self._inputs(len(input_ids), step)
+        inputs.fill(input_ids, positions, step)
+        if inputs.x is not None:
+            inputs.x.copy_(self._model.embed(inputs.ids))
         try:
-            graph, hidden = self._pool.capture(
-                lambda: self._model.decode(inputs.x, inputs.positions, inputs.context),
-            )
+            graph, hidden = self._pool.capture(lambda: self._layers(inputs))
         except NotCapturable as reason:
+            if self._embeds:
+                self._embeds = False
+                return self._capture(key, input_ids, positions, step)
             logger.info("Decode steps run without graphs, which costs some time: %s", reason)
             self._possible = False
-            return self._model.decode(x, positions, step)
+            return self._model.forward(input_ids, positions, step)
         self._captured[key] = _Captured(inputs, graph, hidden)
         return hidden
 
-    def _inputs(self, like: Tensor, step: AttentionContext) -> _Inputs:
+    def _layers(self, inputs: DecodeInputs) -> Tensor:
+        x = self._model.embed(inputs.ids) if inputs.x is None else inputs.x
+        return self._model.decode(x, inputs.positions, inputs.context)
+
+    def _inputs(self, count: int, step: AttentionContext) -> DecodeInputs:
         """The first rows of what steps of all sizes share."""
-        count = len(like)
-        if self._x is None:
-            self._x = torch.empty(len(self._positions), *like.shape[1:], dtype=like.dtype, device=like.device)
         metadata = [
             AttentionMetadata(
                 query_start_loc=self._query_starts[: count + 1],
@@ -147,7 +151,8 @@ class DecodeGraphs:
             group_of_layer=step.group_of_layer,
             kv_caches=step.kv_caches,
         )
-        return _Inputs(self._x[:count], self._positions[:count], context)
+        x = None if self._embeds else self._x[:count]
+        return DecodeInputs.of(self._ids[:count], self._positions[:count], x, context)
 
     def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)

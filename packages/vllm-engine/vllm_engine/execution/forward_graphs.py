@@ -12,9 +12,11 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.config.compiler import compiler_backend
 from vllm_engine.config.graph_plan import plan_graphs
 from vllm_engine.execution.decode_graphs import DecodeGraphs
+from vllm_engine.execution.decode_inputs import DecodeInputs
 from vllm_engine.execution.graph_use import GraphUse
 from vllm_engine.execution.step_graphs import StepGraphs
 from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.embedding import GivenEmbeds
 from vllm_engine.logging import get_logger
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_kernels.ops.cache import KVCache
@@ -25,8 +27,14 @@ logger = get_logger(__name__)
 class ForwardGraphs(Protocol):
     """What the runner, and who captures at start, need of graphs."""
 
-    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """As ``CausalLM.decode``. The result holds until the next call."""
+    def home(self, num_seqs: int) -> DecodeInputs | None:
+        """Where a step of one token of each sequence may be written straight away, to be given to ``forward`` next."""
+        ...
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext, given: GivenEmbeds | None = None
+    ) -> Tensor:
+        """As ``CausalLM.forward``. The result holds until the next call."""
         ...
 
     when_needed: bool

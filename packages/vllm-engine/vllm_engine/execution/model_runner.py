@@ -161,7 +161,9 @@ class ModelRunner:
             return Launched.done(BatchResult())
         rows = self.batch.rows_of(ids)
         counts = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int64, len(ids))
-        inputs = build_step_inputs(self.batch, rows, counts, self.device)
+        one_token_each = scheduled.total_num_tokens == len(ids)
+        home = self.graphs.home(len(ids)) if one_token_each and self.graphs is not None else None
+        inputs = build_step_inputs(self.batch, rows, counts, self.device, home)
         if len(inputs.late_rows):
             self._put_late_tokens(inputs)
         given = given_embeds(self.batch, rows, inputs, self._dtype, self.device) if self.batch.prompt_embeds else None
@@ -228,8 +230,7 @@ class ModelRunner:
 
         Where only those count that are sampled from, a model may give just these.
         """
-        x = self.model.embed(inputs.input_ids, given)
-        some = 0 < len(inputs.sampled) < len(x) and not self.batch.wants_prompt_logprobs
+        some = 0 < len(inputs.sampled) < len(inputs.input_ids) and not self.batch.wants_prompt_logprobs
         context = AttentionContext(
             metadata=inputs.metadata,
             slot_mappings=inputs.slot_mappings,
@@ -237,8 +238,8 @@ class ModelRunner:
             kv_caches=self._kv_caches,
             wanted=inputs.sample_indices if some else None,
         )
-        forward: CausalLM | ForwardGraphs = self.model if self.graphs is None else self.graphs
-        return forward.decode(x, inputs.positions, context)
+        steps: CausalLM | ForwardGraphs = self.model if self.graphs is None else self.graphs
+        return steps.forward(inputs.input_ids, inputs.positions, context, given)
 
     def _sample(self, ids: list[str], rows: np.ndarray, inputs: StepInputs, hidden: torch.Tensor, step: _Step) -> None:
         """Draw a token for every sequence that reached its last known one."""

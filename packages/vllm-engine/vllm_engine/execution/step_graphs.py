@@ -11,6 +11,7 @@ from vllm_engine.config.graph_plan import GraphPlan, size_for
 from vllm_engine.execution.graph_use import GraphUse
 from vllm_engine.execution.static_inputs import StaticInputs
 from vllm_engine.layers.attention import AttentionContext
+from vllm_engine.layers.embedding import GivenEmbeds
 from vllm_engine.logging import get_logger
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_kernels import batch_invariance
@@ -93,8 +94,14 @@ class StepGraphs:
         """Whether there is something to be captured before the engine is ready."""
         return bool(self._left) and not self._plan.after_ready
 
-    def decode(self, x: Tensor, positions: Tensor, ctx: AttentionContext) -> Tensor:
-        """As ``CausalLM.decode``. The result holds until the next call."""
+    def home(self, num_seqs: int) -> None:
+        """Steps come from main memory, and are copied."""
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext, given: GivenEmbeds | None = None
+    ) -> Tensor:
+        """As ``CausalLM.forward``. The result holds until the next call."""
+        x = self._model.embed(input_ids, given)
         kind, size = self._kind_and_size(len(x), len(ctx.metadata[0].seq_lens_host))
         captured = None if size is None else self._captured.get(self._key(kind, size))
         if captured is None and size is not None and self.when_needed:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm_engine.execution.decode_inputs import DecodeInputs
 from vllm_engine.execution.input_batch import InputBatch
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.transfers import upload_arrays
@@ -38,7 +39,9 @@ class StepInputs:
     late_places: torch.Tensor
 
 
-def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, device: torch.device) -> StepInputs:
+def build_step_inputs(
+    batch: InputBatch, rows: np.ndarray, counts: np.ndarray, device: torch.device, home: DecodeInputs | None = None
+) -> StepInputs:
     """Gather the next ``counts[i]`` tokens of row ``rows[i]`` for every sequence of the step.
 
     Args:
@@ -46,7 +49,10 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
         rows: int64 [S], batch rows in the order of the step.
         counts: int64 [S], tokens to compute of each, at least 1.
         device: where the tensors go, all by one copy.
+        home: of so many sequences with one token each: where the step is written then. What was there before is lost.
     """
+    if home is not None:
+        return _write_into(home, batch, rows)
     starts = batch.num_computed_tokens[rows]
     seq_lens = starts + counts
     reaches_last = seq_lens == batch.num_tokens[rows]
@@ -108,6 +114,27 @@ def build_step_inputs(batch: InputBatch, rows: np.ndarray, counts: np.ndarray, d
         offsets=offsets,
         late_rows=rows[late],
         late_places=late_there,
+    )
+
+
+def _write_into(home: DecodeInputs, batch: InputBatch, rows: NDArray[np.int64]) -> StepInputs:
+    """As ``build_step_inputs``, of one token each, in the memory that a captured step reads."""
+    positions = batch.num_computed_tokens[rows]
+    reaches_last = positions + 1 == batch.num_tokens[rows]
+    sampled = np.flatnonzero(reaches_last)
+    late = np.flatnonzero(reaches_last & batch.last_is_unknown[rows])
+    home.write(batch.token_ids[rows, positions], positions, batch.block_tables, rows, batch.block_size)
+    return StepInputs(
+        input_ids=home.ids,
+        positions=home.positions,
+        metadata=home.context.metadata,
+        slot_mappings=home.context.slot_mappings,
+        sampled=sampled,
+        sample_indices=torch.from_numpy(sampled),
+        starts=positions,
+        offsets=np.arange(len(rows) + 1),
+        late_rows=rows[late],
+        late_places=torch.from_numpy(late),
     )
 
 

@@ -1,4 +1,5 @@
 // Rows of a table by their numbers.
+#include "ids.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -8,9 +9,7 @@ namespace {
 // copied. Returns 0, or 1 and writes nothing when an id lies outside of the table.
 int32_t embed(const int64_t* ids, const void* table, void* out, int64_t tokens, int64_t rows, int64_t size, float scale,
               int32_t dtype, int32_t threads) {
-  bool inside = true;
-  for (int64_t t = 0; t < tokens; ++t) inside &= ids[t] >= 0 && ids[t] < rows;
-  if (!inside) return 1;
+  if (!all_inside(ids, tokens, rows)) return 1;
   with_type(static_cast<DType>(dtype), [&](auto type) {
     using T = decltype(type);
     using E = typename T::type;

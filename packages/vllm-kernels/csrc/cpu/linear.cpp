@@ -1,5 +1,6 @@
 // Projections: packing weights, multiplying them, and giving their rows back as an embedding table has them.
 #include "gemm.h"
+#include "ids.h"
 #include "pack_rows.h"
 #include "parallel.h"
 #include "vec.h"
@@ -39,9 +40,10 @@ void linear_fill(const Weight* weight, const void* rows, int64_t start, int64_t 
   });
 }
 
-// out [count, k] = rows `ids` of a weight, which are in [0, n).
-void linear_rows(const Weight* weight, const int64_t* ids, void* out, int64_t count, int32_t threads) {
+// out [count, k] = rows `ids` of a weight. Returns 0, or 1 and writes nothing when one is not in [0, n).
+int32_t linear_rows(const Weight* weight, const int64_t* ids, void* out, int64_t count, int32_t threads) {
   const Weight& w = *weight;
+  if (!all_inside(ids, count, w.n)) return 1;
   parallel_for(count, w.k * 64, threads, [&](int64_t i) {
     const Place place = place_of(w, ids[i]);
     with_type(DType(w.dtype), [&](auto type) {
@@ -51,6 +53,7 @@ void linear_rows(const Weight* weight, const int64_t* ids, void* out, int64_t co
       unpack_row<T>(panel, place.column, w.k, (E*)out + i * w.k);
     });
   });
+  return 0;
 }
 
 // out = epilogue(x W^T), see Output. x: [rows, k] of the weight's type, rows `stride` elements apart. `invariant`: a

@@ -1,5 +1,6 @@
 // Quantises rows of floats into panels, puts rows that are quantised already there, and reads rows back.
 // What the numbers mean is said in ops/quantization.py; they are those of reference/quantization.py, bit for bit.
+#include "ids.h"
 #include "parallel.h"
 #include "quantized_ints.h"
 #include "quantized_layout.h"
@@ -189,10 +190,11 @@ void quantized_store(const uint8_t* q, const float* scales, const uint8_t* zeros
   });
 }
 
-// Rows `ids` [count] -> out [count][in_features] in `dtype`.
-void quantized_rows(const int64_t* ids, int64_t count, const void* packed, const float* factors, void* out,
-                    int32_t dtype, int64_t out_features, int64_t in_features, int64_t group, int32_t bits,
-                    int32_t gated, int32_t threads) {
+// Rows `ids` [count] -> out [count][in_features] in `dtype`. Returns 0, or 1 and writes nothing when one is not there.
+int32_t quantized_rows(const int64_t* ids, int64_t count, const void* packed, const float* factors, void* out,
+                       int32_t dtype, int64_t out_features, int64_t in_features, int64_t group, int32_t bits,
+                       int32_t gated, int32_t threads) {
+  if (!all_inside(ids, count, out_features)) return 1;
   const Layout layout = {out_features, in_features, group, bits, gated != 0};
   with_type(static_cast<DType>(dtype), [&](auto type) {
     using T = decltype(type);
@@ -201,6 +203,7 @@ void quantized_rows(const int64_t* ids, int64_t count, const void* packed, const
       read_row<T>(layout, static_cast<const uint8_t*>(packed), factors, ids[i], result + i * in_features);
     });
   });
+  return 0;
 }
 
 }  // namespace

@@ -8,11 +8,11 @@ from vllm_kernels import batch_invariance
 from vllm_kernels.cpu.native import DTYPES, FLOATS, INT32, INT64, POINTER, Kernel
 from vllm_kernels.cpu.pages import zeros
 from vllm_kernels.eager import linear as eager
-from vllm_kernels.linear_weight import Activation, LinearWeight
+from vllm_kernels.linear_weight import Activation, LinearWeight, outside
 
 _linear = Kernel("linear", *(POINTER,) * 5, *(INT64,) * 3, *(INT32,) * 4)
 _fill = Kernel("linear_fill", POINTER, POINTER, *(INT64,) * 4, INT32, INT32)
-_rows = Kernel("linear_rows", POINTER, POINTER, POINTER, INT64, INT32)
+_rows = Kernel("linear_rows", POINTER, POINTER, POINTER, INT64, INT32, returns=INT32)
 
 _NO_GATE = 0
 _GATES: dict[Activation, int] = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swigluoai": 4}
@@ -35,6 +35,8 @@ class _Weight(ctypes.Structure):
 
 class PackedWeight(LinearWeight):
     """fp32, bf16 or fp16 in panels of 64 rows; padding is zeros."""
+
+    checks_ids = True
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, gated: bool) -> None:
         super().__init__(out_features, in_features, dtype, gated=gated)
@@ -66,7 +68,8 @@ class PackedWeight(LinearWeight):
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         ids = ids.contiguous()
         out = torch.empty(len(ids), self.in_features, dtype=self.dtype)
-        _rows.call(self._address, ids.data_ptr(), out.data_ptr(), len(ids), torch.get_num_threads())
+        if _rows.call(self._address, ids.data_ptr(), out.data_ptr(), len(ids), torch.get_num_threads()):
+            raise outside(self.out_features)
         return out
 
     def multiply(

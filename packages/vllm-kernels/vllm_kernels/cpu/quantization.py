@@ -4,13 +4,13 @@ from torch.nn import functional
 from vllm_kernels.cpu import native, pages
 from vllm_kernels.cpu.native import DTYPES, FLOATS, INT32, INT64, POINTER, Kernel
 from vllm_kernels.eager import quantization as eager
-from vllm_kernels.linear_weight import Activation
+from vllm_kernels.linear_weight import Activation, outside
 from vllm_kernels.quantized_weight import Quantization, QuantizedWeight
 
 _SIZES = (INT64, INT64, INT64, INT32)  # out_features, in_features, group, bits
 _fill = Kernel("quantized_fill", POINTER, INT64, INT32, INT64, INT64, POINTER, POINTER, *_SIZES, INT32, INT32)
 _store = Kernel("quantized_store", POINTER, POINTER, POINTER, INT64, INT64, POINTER, POINTER, *_SIZES, INT32, INT32)
-_rows = Kernel("quantized_rows", POINTER, INT64, POINTER, POINTER, POINTER, INT32, *_SIZES, INT32, INT32)
+_rows = Kernel("quantized_rows", POINTER, INT64, POINTER, POINTER, POINTER, INT32, *_SIZES, INT32, INT32, returns=INT32)
 _linear = Kernel("quantized_linear", POINTER, INT64, *(POINTER,) * 6, *_SIZES, *(INT32,) * 4)
 _weight_only = Kernel("weight_only_linear", POINTER, INT64, INT64, *(POINTER,) * 5, *_SIZES, *(INT32,) * 5)
 
@@ -22,6 +22,8 @@ _GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swigluoai": 4}
 
 class PackedWeight(QuantizedWeight):
     """Panels of 64 rows, each one stream of memory in the order of its use; see ``csrc/cpu/quantized_layout.h``."""
+
+    checks_ids = True
 
     def __init__(
         self, out_features: int, in_features: int, dtype: torch.dtype, scheme: Quantization, gated: bool
@@ -74,7 +76,7 @@ class PackedWeight(QuantizedWeight):
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         ids = ids.contiguous()
         out = torch.empty(len(ids), self.in_features, dtype=self.dtype)
-        _rows.call(
+        refused = _rows.call(
             ids.data_ptr(),
             len(ids),
             self.packed.data_ptr(),
@@ -85,6 +87,8 @@ class PackedWeight(QuantizedWeight):
             self.gated,
             torch.get_num_threads(),
         )
+        if refused:
+            raise outside(self.out_features)
         return self.out_of_order(out)
 
     def multiply(

@@ -58,8 +58,19 @@ class AttentionMetadata:
         if padding:
             self.seq_lens[count:].zero_()
         self.seq_lens[:count].copy_(step.seq_lens)
-        self.seq_lens_host[:] = [*step.seq_lens_host, *[0] * padding]
         self.block_table[:count, :width].copy_(step.block_table)
+        self.refilled([*step.seq_lens_host, *[0] * padding])
+
+    def refilled(self, seq_lens_host: list[int]) -> None:
+        """Another step has been written into ``seq_lens`` and ``block_table``: let plans know.
+
+        Args:
+            seq_lens_host: as many as before.
+
+        Raises:
+            IndexError: as of ``refill``.
+        """
+        self.seq_lens_host[:] = seq_lens_host
         self.plans = {name: plan for name, plan in self.plans.items() if hasattr(plan, "refill")}
         for plan in self.plans.values():
             plan.refill(self)

@@ -6,7 +6,7 @@ import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_dtype, check_floating, check_shape
-from vllm_kernels.linear_weight import Activation, LinearWeight
+from vllm_kernels.linear_weight import Activation, LinearWeight, outside
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
@@ -75,10 +75,10 @@ def rows(weight: LinearWeight, ids: torch.Tensor) -> torch.Tensor:
     check_dtype("ids", ids, torch.int64)
     if ids.device.type == "cuda":
         ids = ids.clamp(0, weight.out_features - 1)
-    elif len(ids):
+    elif len(ids) and not weight.checks_ids:
         low, high = torch.aminmax(ids)
         if int(low) < 0 or int(high) >= weight.out_features:
-            raise IndexError(f"an id is outside of the {weight.out_features} rows")
+            raise outside(weight.out_features)
     return weight.rows(ids)
 
 
