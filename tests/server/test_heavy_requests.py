@@ -15,7 +15,7 @@ from tests.server.control_stream import ControlStream
 from tests.server.demo_process import DemoProcess
 from tests.server.hostile import HUGE, LEAK, places
 
-MAX_GROWTH = 400 << 20
+MAX_GROWTH = 200 << 20
 """Of the server's resident memory: several times what one of these takes while it is looked at."""
 SECONDS = 5.0
 PROBE_SECONDS = 0.1

@@ -138,6 +138,8 @@ def error_response(error: Exception) -> Response:
         headers["retry-after"] = "1"
     if isinstance(error, ShuttingDown):
         headers["connection"] = "close"  # the next request of this client belongs to another server
+    if _face(error) is _INTERNAL:
+        headers["connection"] = "close"  # uvicorn closes it, and a client that does not know may use it again
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     return _json_response(error_body(error), http_status(error), headers)

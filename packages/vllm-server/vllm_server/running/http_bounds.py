@@ -6,6 +6,7 @@ only the last that the client has gone.
 """
 
 import asyncio
+import gc
 import logging
 from typing import Any, ClassVar, NoReturn
 
@@ -31,6 +32,10 @@ CHECK_SECONDS = 5.0
 LINGER_SECONDS = 2.0
 """In which a refused client can read why, while what it still sends is thrown away."""
 
+LARGE_BYTES = 1 << 20
+"""Garbage of a request from this size on is collected when it is answered: errors and their stacks hold on to bodies,
+and a thousand small objects later another large one may be there."""
+
 
 class _Refused(Exception):
     """Ends the parser's work on a request."""
@@ -55,6 +60,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._beside_body = 0
         """Bytes since the request began, or a piece of its body did, that are none of its body."""
         self._begun = self._last_data = 0.0
+        self._was_large = False
         self._running: RequestResponseCycle | None = None
         self._check: asyncio.TimerHandle | None = None
         self._refused = False
@@ -173,7 +179,15 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._declines_upgrade:
             return
         self._incomplete = False
+        self._was_large |= self._size >= LARGE_BYTES
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request has been answered."""
+        super().on_response_complete()
+        if self._was_large:
+            self._was_large = False
+            self.loop.call_soon(gc.collect)
 
     def _begin(self) -> None:
         self._in_head = self._incomplete = True
