@@ -50,19 +50,18 @@ class DecodeGraphs:
     ) -> None:
         self._model = model
         self._use = use or GraphUse()
-        self._device = device
         self._pool = GraphPool(device)
         self._captured: dict[Hashable, _Captured | None] = {}
         max_num_seqs = len(block_tables[0])
         self._embeds = True
         """Whether the embedding is captured, too: a model may do with it what cannot be."""
         self._x = torch.zeros(max_num_seqs, model.embedding.size, dtype=model.dtype, device=device)
-        self._ids = self._zeros(max_num_seqs, torch.int64)
-        self._positions = self._zeros(max_num_seqs, torch.int64)
         self._query_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._seq_lens = self._zeros(max_num_seqs, torch.int32)
-        self._slots = [self._zeros(max_num_seqs, torch.int64) for _ in block_tables]
-        self._tables = [self._zeros(table.shape, torch.int32) for table in block_tables]
+        self._ids = np.zeros(max_num_seqs, np.int64)
+        self._positions = np.zeros(max_num_seqs, np.int64)
+        self._seq_lens = np.zeros(max_num_seqs, np.int32)
+        self._slots = [np.zeros(max_num_seqs, np.int64) for _ in block_tables]
+        self._tables = [np.zeros(table.shape, np.int32) for table in block_tables]
         self._possible = self._pool.available
 
     def home(self, num_seqs: int) -> DecodeInputs | None:
@@ -135,24 +134,25 @@ class DecodeGraphs:
 
     def _inputs(self, count: int, step: AttentionContext) -> DecodeInputs:
         """The first rows of what steps of all sizes share."""
+        ids, positions, seq_lens = self._ids[:count], self._positions[:count], self._seq_lens[:count]
+        tables, slots = [table[:count] for table in self._tables], [slots[:count] for slots in self._slots]
+        seq_lens_there = torch.from_numpy(seq_lens)
         metadata = [
             AttentionMetadata(
                 query_start_loc=self._query_starts[: count + 1],
-                seq_lens=self._seq_lens[:count],
-                block_table=table[:count],
+                seq_lens=seq_lens_there,
+                block_table=torch.from_numpy(table),
                 query_lens_host=[1] * count,
                 seq_lens_host=[0] * count,
             )
-            for table in self._tables
+            for table in tables
         ]
         context = AttentionContext(
             metadata=metadata,
-            slot_mappings=[slots[:count] for slots in self._slots],
+            slot_mappings=[torch.from_numpy(of_group) for of_group in slots],
             group_of_layer=step.group_of_layer,
             kv_caches=step.kv_caches,
         )
         x = None if self._embeds else self._x[:count]
-        return DecodeInputs.of(self._ids[:count], self._positions[:count], x, context)
-
-    def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self._device)
+        tensors = torch.from_numpy(ids), torch.from_numpy(positions)
+        return DecodeInputs(*tensors, x, context, ids, positions, seq_lens, tables, slots)

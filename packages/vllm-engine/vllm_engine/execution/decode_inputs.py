@@ -27,21 +27,6 @@ class DecodeInputs:
     tables_there: list[NDArray[np.int32]]
     slots_there: list[NDArray[np.int64]]
 
-    @classmethod
-    def of(cls, ids: Tensor, positions: Tensor, x: Tensor | None, context: AttentionContext) -> "DecodeInputs":
-        """With the arrays of tensors in main memory."""
-        return cls(
-            ids,
-            positions,
-            x,
-            context,
-            ids.numpy(),
-            positions.numpy(),
-            context.metadata[0].seq_lens.numpy(),
-            [metadata.block_table.numpy() for metadata in context.metadata],
-            [slots.numpy() for slots in context.slot_mappings],
-        )
-
     def fill(self, ids: Tensor, positions: Tensor, step: AttentionContext) -> None:
         """Take over the contents of another step of as many sequences."""
         self.ids.copy_(ids)
