@@ -216,12 +216,19 @@ class _BoundedProtocol(HttpToolsProtocol):
         logger.info("a request is refused: %s", message)
         self.pipeline.clear()
         if self._answer_has_begun():
-            self.transport.close()
+            if self._running is not None and self._running.response_complete:
+                self._linger()
+            else:
+                self.transport.close()
             return
         self._tell_that_nobody_listens()
         body = msgspec.json.encode(ErrorBody(ErrorDetail(message, "invalid_request_error", None, code)))
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when the client has had time to read its answer: who is cut off while it sends loses what has come."""
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
