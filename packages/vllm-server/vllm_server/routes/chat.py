@@ -40,7 +40,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     context = context_of(raw)
     request = convert(without_refused(fields, REFUSED_CHAT), ChatRequest)
     take_label(raw, request.request_id)
-    receipts = receipt_book(raw, request)
+    receipts = receipt_book(raw, request.include_receipt)
     model = context.model_name(request.model)
     check_chat(request, context.llm.config.scheduler.scheduling_policy)
     names = chat_field_names(request)

@@ -45,7 +45,7 @@ async def create_chat_completions(raw: Request) -> Response:
     fields = without_refused(parse_object(await read_json_body(raw)), REFUSED_CHAT)
     batch = convert(fields, ChatBatchRequest)
     take_label(raw, batch.request_id)
-    receipts = receipt_book(raw, batch)
+    receipts = receipt_book(raw, batch.include_receipt)
     model = context.model_name(batch.model)
     requests = _requests(batch)
     check_chat(requests[0], context.llm.config.scheduler.scheduling_policy)

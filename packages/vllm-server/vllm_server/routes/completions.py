@@ -46,7 +46,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     context = context_of(raw)
     request = convert(without_refused(fields, REFUSED_COMPLETION), CompletionRequest)
     take_label(raw, request.request_id)
-    receipts = receipt_book(raw, request)
+    receipts = receipt_book(raw, request.include_receipt)
     model = context.model_name(request.model)
     _check(request, context.llm.config.scheduler.scheduling_policy)
     params = _sampling_params(request, context)

@@ -41,7 +41,7 @@ async def create_message(raw: Request) -> Response:
     model = context.model_name(request.model)
     chat = chat_request_of(request)
     _add_sampling(chat, request)
-    receipts = receipt_book(raw, chat)
+    receipts = receipt_book(raw, request.include_receipt)
     with named_as_in_request(FIELD_NAMES):
         params = chat_params(chat, context)
     # A chat template writes the special tokens itself.
@@ -85,7 +85,6 @@ def _add_sampling(chat: ChatRequest, request: MessagesRequest) -> None:
     chat.top_p = request.top_p
     chat.stream = request.stream
     chat.vllm_xargs = request.vllm_xargs
-    chat.include_receipt = request.include_receipt
 
 
 def _error_event(label: str | None, error: Exception) -> bytes:

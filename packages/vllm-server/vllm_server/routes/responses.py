@@ -18,6 +18,7 @@ from vllm_server.access.tenant import current_tenant
 from vllm_server.answers.event_stream import EventStream
 from vllm_server.answers.generation import Generation
 from vllm_server.answers.logprobs import TokenNames
+from vllm_server.answers.receipts import receipt_book
 from vllm_server.answers.response_runs import BackgroundRun, error_event, streamed
 from vllm_server.answers.responses import ResponseAnswer
 from vllm_server.context import ServerContext, context_of
@@ -64,6 +65,7 @@ async def create_response(raw: Request) -> Response:
     check_parts(fields)
     request = convert(without_refused(fields, REFUSED_RESPONSES, hints=HINTS_OF_RESPONSES), ResponsesRequest)
     take_label(raw, request.request_id)
+    receipts = receipt_book(raw, request.include_receipt)
     model = context.model_name(request.model)
     _check(request, context)
     items = items_of(request, await _previous(request.previous_response_id, context))
@@ -86,6 +88,7 @@ async def create_response(raw: Request) -> Response:
         response,
         new_item_id("msg"),
         TokenNames(context.llm.tokenizer, context.config.return_tokens_as_token_ids),
+        receipts,
         num_logprobs=params.logprobs,
         prompt_text=prompt.text if request.enable_response_messages else None,
         dropped_messages=prompt.dropped,
