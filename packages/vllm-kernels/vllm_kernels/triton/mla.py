@@ -81,7 +81,7 @@ def latent_attention_kernel(
 
     row = first + tl.arange(0, BLOCK_M)
     local = row // NUM_HEADS
-    head = row % NUM_HEADS
+    head = (row % NUM_HEADS).to(tl.int64)  # heads may lie as far apart as all tokens of the step are large
     valid = local < query_len
     position = context + local
     token = (start + local).to(tl.int64)
