@@ -8,7 +8,7 @@ from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
-from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile
+from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile, tables_of
 from vllm_kernels.triton.cache import factor_type, factors_of, formats_of
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
@@ -238,6 +238,8 @@ def paged_attention(
     num_tokens, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()
+    alibi_slopes, sinks = (x if x is None else x.contiguous() for x in (alibi_slopes, sinks))
+    query_starts, seq_lens, block_table = tables_of(metadata)
     group = num_heads // cache.num_kv_heads
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -251,7 +253,7 @@ def paged_attention(
     parts = _parts(parts_of_prefix + most, out) if prefix or most > 1 else (None, None, None)
 
     def launch(
-        tiles: Tiles, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, keys: tuple[int, int], first_part: int
+        tiles: Tiles, query_start_loc: torch.Tensor, lengths: torch.Tensor, keys: tuple[int, int], first_part: int
     ) -> None:
         attend.launch(
             (len(tiles.seq), cache.num_kv_heads, tiles.splits),
@@ -260,9 +262,9 @@ def paged_attention(
             cache.value,
             cache.key_scale,
             cache.value_scale,
-            metadata.block_table,
+            block_table,
             query_start_loc,
-            seq_lens,
+            lengths,
             tiles.seq,
             tiles.first,
             alibi_slopes,
@@ -270,7 +272,7 @@ def paged_attention(
             out,
             *(parts if prefix or tiles.splits > 1 else (None, None, None)),
             query.stride(0),
-            metadata.block_table.stride(0),
+            block_table.stride(0),
             cache.num_blocks,
             num_tokens,
             *keys,
@@ -293,14 +295,14 @@ def paged_attention(
         launch(prefix.tiles, prefix.query_start_loc, prefix.seq_lens, (0, prefix.length), 0)
     for tiles in plan.launches:
         own_keys = (prefix.length if prefix else 0, LAST_KEY)
-        launch(tiles, metadata.query_start_loc, metadata.seq_lens, own_keys, parts_of_prefix)
+        launch(tiles, query_starts, seq_lens, own_keys, parts_of_prefix)
         count = parts_of_prefix + tiles.splits
         if count > 1:
             tokens = tiles.rows // group
             merge.launch(
                 (len(tiles.seq), tokens * num_heads),
                 *parts,
-                metadata.query_start_loc,
+                query_starts,
                 tiles.seq,
                 tiles.first,
                 sinks,

@@ -20,7 +20,7 @@ from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.attention import LOG2E, merge
-from vllm_kernels.triton.attention_plan import splits_of
+from vllm_kernels.triton.attention_plan import splits_of, tables_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
@@ -212,6 +212,7 @@ def latent_attention(
     if query_latent.dtype not in FLOATS:
         return eager.latent_attention(query_latent, query_rope, cache, metadata, scale)
     query_latent, query_rope = (x if x.stride(2) == 1 else x.contiguous() for x in (query_latent, query_rope))
+    query_starts, seq_lens, block_table = tables_of(metadata)
     num_tokens, num_heads, rank = query_latent.shape
     out = torch.empty(query_latent.shape, dtype=query_latent.dtype, device=query_latent.device)
     for tiles in _plan_for(metadata, num_heads).launches:
@@ -225,16 +226,16 @@ def latent_attention(
             query_latent,
             query_rope,
             cache.entries,
-            metadata.block_table,
-            metadata.query_start_loc,
-            metadata.seq_lens,
+            block_table,
+            query_starts,
+            seq_lens,
             tiles.seq,
             tiles.first,
             out,
             *parts,
             *query_latent.stride()[:2],
             *query_rope.stride()[:2],
-            metadata.block_table.stride(0),
+            block_table.stride(0),
             cache.num_blocks,
             num_tokens,
             float(scale),
@@ -248,7 +249,7 @@ def latent_attention(
             merge.launch(
                 (len(tiles.tokens_seq), FEW_TOKENS * num_heads),
                 *parts,
-                metadata.query_start_loc,
+                query_starts,
                 tiles.tokens_seq,
                 tiles.tokens_first,
                 None,
