@@ -319,6 +319,7 @@ def selective_state_update(
     if not _served(x, dt, state):
         return eager.selective_state_update(x, dt, a, b, c, state, state_slots, d, z, dt_bias, dt_softplus, dt_limit)
     x, dt, b, c, z = map(_with_dense_rows, (x, dt, b, c, z))
+    a, d, dt_bias, state_slots = map(_dense, (a, d, dt_bias, state_slots))
     rows, heads, head_dim = x.shape
     out = x.new_empty(x.shape)
     constants = _constants(heads, b.shape[1], head_dim, b.shape[2])
@@ -362,6 +363,7 @@ def chunk_scan(
     if not _served(x, dt, state):
         return eager.chunk_scan(x, dt, a, b, c, state, metadata, d, z, dt_bias, dt_softplus, dt_limit)
     x, dt, b, c, z = map(_with_dense_rows, (x, dt, b, c, z))
+    a, d, dt_bias, state_slots = map(_dense, (a, d, dt_bias, metadata.state_slots))
     _, heads, head_dim = x.shape
     size = b.shape[2]
     out = x.new_empty(x.shape)
@@ -397,7 +399,7 @@ def chunk_scan(
         states,
         exponents,
         state,
-        metadata.state_slots,
+        state_slots,
         metadata.has_initial_state.view(torch.uint8),
         chunks.starts,
         len(state),
@@ -460,6 +462,10 @@ def _with_dense_rows(tensor: Any) -> Any:
     if tensor is None or tensor[:1].is_contiguous():
         return tensor
     return tensor.contiguous()
+
+
+def _dense(tensor: Any) -> Any:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _strides(
