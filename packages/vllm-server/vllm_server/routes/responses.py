@@ -24,7 +24,7 @@ from vllm_server.answers.responses import ResponseAnswer
 from vllm_server.context import ServerContext, context_of
 from vllm_server.field_names import named_as_in_request
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.openapi import body_docs, response_docs
+from vllm_server.openapi import FLAG, TEXTS, body_docs, query_docs, response_docs
 from vllm_server.prompts.chat import chat_params
 from vllm_server.prompts.response_items import encode_items, new_item_id
 from vllm_server.prompts.responses import (
@@ -131,7 +131,13 @@ async def count_input_tokens(raw: Request) -> Response:
     return _json(msgspec.json.encode(InputTokens(await token_count(prompt, context))))
 
 
-@router.get("/v1/responses/{response_id}", openapi_extra=response_docs(ResponseObject))
+@router.get(
+    "/v1/responses/{response_id}",
+    openapi_extra=response_docs(ResponseObject)
+    | query_docs(
+        stream=FLAG, starting_after={"type": "integer", "minimum": 0}, include=TEXTS, include_obfuscation=FLAG
+    ),
+)
 async def retrieve_response(raw: Request, response_id: str) -> Response:
     """A response as it is now, or with ``stream`` the events of one that was made as a stream in the background."""
     context = context_of(raw)
@@ -150,7 +156,16 @@ async def retrieve_response(raw: Request, response_id: str) -> Response:
     return _events(kept, context, 0 if after is None else _number(after, "starting_after", 0, 2**53) + 1)
 
 
-@router.get("/v1/responses/{response_id}/input_items", openapi_extra=response_docs(ItemList))
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    openapi_extra=response_docs(ItemList)
+    | query_docs(
+        order={"enum": ["asc", "desc"]},
+        limit={"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+        after={"type": "string"},
+        include=TEXTS,
+    ),
+)
 async def list_input_items(raw: Request, response_id: str) -> Response:
     """The items that a response answers, those of the responses before it included, the last ones first."""
     kept = _find(response_id, context_of(raw))

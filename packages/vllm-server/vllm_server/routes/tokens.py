@@ -10,7 +10,7 @@ from starlette.responses import Response
 from vllm_engine.errors import InvalidRequest
 from vllm_server.context import ServerContext, context_of
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.openapi import body_docs
+from vllm_server.openapi import body_docs, response_docs
 from vllm_server.prompts.conversation import conversation_of
 from vllm_server.prompts.encoding import aside, encode, tokenizer_of
 from vllm_server.prompts.rendering import render
@@ -61,7 +61,7 @@ async def detokenize(raw: Request) -> Response:
     return _json(DetokenizedText(text))
 
 
-@info_router.get("/tokenizer_info")
+@info_router.get("/tokenizer_info", openapi_extra=response_docs(TokenizerInfo))
 async def tokenizer_info(raw: Request) -> Response:
     """What the tokenizer is, and its chat template."""
     context = context_of(raw)

@@ -27,6 +27,9 @@ class Pulse:
         ping: Callable[[], None],
         cpu_seconds: Callable[[], float | None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        stall_seconds: float = STALL_SECONDS,
+        longest_seconds: float = LONGEST_STEP_SECONDS,
     ) -> None:
         """
         Args:
@@ -34,7 +37,11 @@ class Pulse:
             cpu_seconds: processor time that the core has used so far; None where the system does not tell, and then
                 a silent core counts as computing.
             clock: seconds.
+            stall_seconds: how long it may be silent and use no processor time.
+            longest_seconds: how long it may be silent although it computes.
         """
+        self._stall_seconds = stall_seconds
+        self._longest_seconds = longest_seconds
         self._ping = ping
         self._cpu_seconds = cpu_seconds
         self._clock = clock
@@ -49,7 +56,8 @@ class Pulse:
     def stalled(self) -> bool:
         """Whether the core makes no progress."""
         return not self._heard and (
-            (self._silent >= STALL_SECONDS and self._idle >= STALL_SECONDS) or self._silent >= LONGEST_STEP_SECONDS
+            (self._silent >= self._stall_seconds and self._idle >= self._stall_seconds)
+            or self._silent >= self._longest_seconds
         )
 
     @property
