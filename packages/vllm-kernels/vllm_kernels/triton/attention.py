@@ -18,7 +18,9 @@ LAST_KEY = 2**31 - 1
 """No bound of the keys."""
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride", "num_blocks", "num_tokens", "first_key", "last_key", "first_part", "window"]
+)
 def attention_kernel(
     query,
     key_cache,
@@ -54,7 +56,6 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
@@ -96,8 +97,8 @@ def attention_kernel(
     if WINDOWED:
         low = tl.maximum(context + first - window + 1, first_key)
     begin = (low // BLOCK_N) * BLOCK_N
-    if SPLITS > 1:
-        span = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), SPLITS) * BLOCK_N
+    if part_out is not None:
+        span = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), tl.num_programs(2)) * BLOCK_N
         begin += split * span
         end = tl.minimum(end, begin + span)
 
@@ -172,7 +173,7 @@ def attention_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_parts"])
 def merge_kernel(
     part_out,
     part_max,
@@ -286,7 +287,6 @@ def paged_attention(
             HEAD_DIM=head_dim,
             BLOCK_SIZE=cache.block_size,
             **tile(chosen[tiles.rows <= rows_of_tile(group, DECODE_ROWS)], group, head_dim),
-            SPLITS=tiles.splits,
             WINDOWED=sliding_window is not None,
             CAPPED=soft_cap is not None,
         )
@@ -399,20 +399,12 @@ def _attention_configurations(family: str) -> list[Configuration]:
         for dtype in (torch.bfloat16, torch.float16):
             for head_dim in (64, 80, 96, 128, 192, 256):
                 for group in (1, 2, 4, 7, 8):
-                    # The last two are of a step whose sequences have a common prefix.
-                    for few, splits, in_parts in (
-                        (False, 1, False),
-                        (True, 1, False),
-                        (True, 8, True),
-                        (False, 8, True),
-                        (True, 1, True),
-                    ):
+                    # Many in parts are of a step whose sequences have a common prefix.
+                    for few, in_parts in ((False, False), (True, False), (True, True), (False, True)):
                         # Features with the common shape only, as they add to a kernel and do not change its tiles.
                         wanted = features if (head_dim, group) == (128, 4) and dtype == torch.bfloat16 else [{}]
                         found += [
-                            _attention_configuration(
-                                family, format, dtype, head_dim, group, few, splits, in_parts, **chosen
-                            )
+                            _attention_configuration(family, format, dtype, head_dim, group, few, in_parts, **chosen)
                             for chosen in wanted
                         ]
     return found
@@ -425,7 +417,6 @@ def _attention_configuration(
     head_dim: int,
     group: int,
     few: bool,
-    splits: int,
     in_parts: bool,
     *,
     windowed: bool = False,
@@ -467,7 +458,6 @@ def _attention_configuration(
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": 16,
         **sizes,
-        "SPLITS": splits,
         "WINDOWED": windowed,
         "CAPPED": capped,
     }

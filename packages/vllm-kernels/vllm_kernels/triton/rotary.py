@@ -9,7 +9,7 @@ from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, head_
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions", "num_slots"])
 def rope_kernel(
     qkv,
     positions,

@@ -237,7 +237,7 @@ def chunk_scan_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Results of BLOCK_T tokens of a chunk and head, from the state that it begins with and its tokens up to them.
+    """BLOCK_P results of BLOCK_T tokens of a chunk and head, from the state that it begins with and its tokens up to them.
 
     ``states``, ``steps`` and ``exponents`` are those of ``chunk_state_kernel``, after the states were passed on.
     """
@@ -248,10 +248,10 @@ def chunk_scan_kernel(
     first = tl.load(query_start_loc + seq) + tl.load(chunk_first + chunk)
     length = tl.load(query_start_loc + seq + 1) - first
     first = first.to(tl.int64)
-    begin = tl.program_id(2) * BLOCK_T
+    begin = tl.program_id(2) % (CHUNK // BLOCK_T) * BLOCK_T
     local = begin + tl.arange(0, BLOCK_T)
     present = local < length
-    row = tl.arange(0, BLOCK_P)
+    row = tl.program_id(2) // (CHUNK // BLOCK_T) * BLOCK_P + tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_N)
     in_head = row < HEAD_DIM
     in_state = column < SIZE
@@ -408,8 +408,9 @@ def chunk_scan(
         CHUNK=shape["CHUNK"],
         BLOCK=ELEMENTS,
     )
+    rows = scan_rows(head_dim, size, x.dtype)
     scan.launch(
-        (count, heads, shape["CHUNK"] // BLOCK_T),
+        (count, heads, -(-head_dim // rows) * (shape["CHUNK"] // BLOCK_T)),
         x,
         b,
         c,
@@ -424,7 +425,7 @@ def chunk_scan(
         out,
         strides[0],
         *strides[2:],
-        **constants,
+        **{**constants, "BLOCK_P": rows},
         BLOCK_T=BLOCK_T,
         num_warps=shape["num_warps"],
     )
@@ -434,6 +435,12 @@ def chunk_scan(
 def update_rows(head_dim: int, size: int) -> int:
     """Rows of a state in a program: about four thousand entries."""
     return min(power_of_two(head_dim), max(1, 4096 // power_of_two(size)))
+
+
+def scan_rows(head_dim: int, size: int, dtype: torch.dtype) -> int:
+    """Results of a token in a program: as many rows of a state in fp32 as 64 KB of shared memory hold, or half of it."""
+    most = (8192 if dtype == torch.float32 else 16384) // power_of_two(size)
+    return max(16, min(power_of_two(head_dim), most))
 
 
 def chunk_shape(head_dim: int, size: int, dtype: torch.dtype) -> dict[str, int]:
@@ -474,7 +481,15 @@ def _strides(
     return x.stride(0), dt.stride(0), b.stride(0), c.stride(0), 0 if z is None else z.stride(0)
 
 
-_SHAPES = ((80, 1, 64, 128), (128, 8, 64, 128), (16, 1, 64, 128), (48, 1, 64, 64), (24, 1, 64, 256), (128, 1, 128, 16))
+_SHAPES = (
+    (80, 1, 64, 128),
+    (128, 8, 64, 128),
+    (16, 1, 64, 128),
+    (48, 1, 64, 64),
+    (24, 1, 64, 256),
+    (32, 2, 128, 256),
+    (128, 1, 128, 16),
+)
 """Heads, groups, size of a head and of its state: Mamba 2 2.7B, Codestral Mamba, an eighth of that, and others."""
 
 _STRIDES = dict.fromkeys(("x_stride", "dt_stride", "b_stride", "c_stride", "z_stride"), "i32")
@@ -517,7 +532,8 @@ def _chunk_configurations(kernel: Any) -> list[Configuration]:
         shape = chunk_shape(head_dim, size, dtype)
         constants = {**_constants(heads, groups, head_dim, size), "CHUNK": shape["CHUNK"]}
         scans = kernel is chunk_scan_kernel
-        constants |= {"BLOCK_T": BLOCK_T} if scans else {"SOFTPLUS": True}
+        own = {"BLOCK_P": scan_rows(head_dim, size, dtype), "BLOCK_T": BLOCK_T}
+        constants |= own if scans else {"SOFTPLUS": True}
         warps = shape["num_warps"] if scans else STATE_WARPS
         found.append(Configuration(_ordered(kernel, types), constants, num_warps=warps))
     return list({configuration.label: configuration for configuration in found}.values())
