@@ -38,4 +38,4 @@ async def encode(context: ServerContext, text: str, field: str, *, special: bool
 
 async def aside(context: ServerContext, work: Callable[[], T], *, size: int) -> T:
     """The result of ``work`` on so many characters or tokens: done at once if they are few, else in a thread."""
-    return await context.llm.in_renderer(work) if size > QUICK else work()
+    return await context.llm.in_renderer(work, size=size) if size > QUICK else work()

@@ -1,5 +1,7 @@
 """``POST /v1/chat/completions/batch``: several conversations in one request, one choice for each."""
 
+import asyncio
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,6 +56,7 @@ async def create_chat_completions(raw: Request) -> Response:
         params = chat_params(requests[0], context)
     conversations, prompts = [], []
     for index, request in enumerate(requests):
+        await asyncio.sleep(0)  # a thousand conversations, each rendered at once, would stop every stream for long
         conversation, prompt = await _read(request, index, context)
         conversations.append(conversation)
         prompts.append(prompt)
