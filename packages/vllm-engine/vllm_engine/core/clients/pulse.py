@@ -30,6 +30,7 @@ class Pulse:
         *,
         stall_seconds: float = STALL_SECONDS,
         longest_seconds: float = LONGEST_STEP_SECONDS,
+        has_other_work: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -39,7 +40,10 @@ class Pulse:
             clock: seconds.
             stall_seconds: how long it may be silent and use no processor time.
             longest_seconds: how long it may be silent although it computes.
+            has_other_work: whether it does something else than steps now, such as reading weights: then it may be
+                silent for as long as it computes.
         """
+        self._has_other_work = has_other_work
         self._stall_seconds = stall_seconds
         self._longest_seconds = longest_seconds
         self._ping = ping
@@ -57,7 +61,7 @@ class Pulse:
         """Whether the core makes no progress."""
         return not self._heard and (
             (self._silent >= self._stall_seconds and self._idle >= self._stall_seconds)
-            or self._silent >= self._longest_seconds
+            or (self._silent >= self._longest_seconds and not self._has_other_work())
         )
 
     @property
