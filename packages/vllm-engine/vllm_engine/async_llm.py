@@ -103,6 +103,7 @@ class AsyncLLM:
         self._output_task: asyncio.Task[None] | None = None
         self._step_watch: asyncio.Task[None] | None = None
         self._pulse: Pulse | None = None
+        self._num_worker_calls = 0  # under way
         self._pulse_watch: asyncio.Task[None] | None = None
         self._delivery = Delivery(self._stat_loggers, slice_updates=envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"))
         self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
@@ -147,11 +148,15 @@ class AsyncLLM:
                 self.config.scheduler, self._ready.max_num_seqs, requests=requests, tokens=tokens
             )
         self._output_task = asyncio.create_task(self._deliver_outputs(client, self._outputs), name="engine-outputs")
-        self._pulse = Pulse(client.ping, client.cpu_seconds)
+        self._pulse = Pulse(client.ping, client.cpu_seconds, has_other_work=self._has_other_work)
         client.on_message = self._pulse.heard
         self._pulse_watch = asyncio.create_task(self._watch_pulse(client, self._pulse), name="pulse-watch")
         if self._step_seconds is not None:
             self._step_watch = asyncio.create_task(self._watch_steps(self._step_seconds), name="step-watch")
+
+    def _has_other_work(self) -> bool:
+        """Whether the core may be at something that takes as long as it takes: asleep, it may be waking up."""
+        return self._delivery.asleep or self._num_worker_calls > 0
 
     def _create_client(self, model_path: Path) -> "CoreClient":
         from vllm_engine.core.clients.attached import AttachedClient
@@ -422,7 +427,11 @@ class AsyncLLM:
             RuntimeError: with the worker's message when it fails.
             EngineDead: when the engine is closed or gone.
         """
-        results: list[Any] = await self.call("collective_rpc", method, list(args), kwargs or {})
+        self._num_worker_calls += 1
+        try:
+            results: list[Any] = await self.call("collective_rpc", method, list(args), kwargs or {})
+        finally:
+            self._num_worker_calls -= 1
         return results
 
     async def start_profile(self) -> None:
