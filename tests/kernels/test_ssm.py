@@ -202,6 +202,14 @@ def test_a_scan_in_chunks_is_the_recurrence(face, dtype, optional):
     assert close(state, after, dtype)
 
 
+def test_a_head_that_no_program_has_whole_is_scanned_in_parts(face):
+    torch.manual_seed(0)
+    inputs, state = random_inputs(70, 2, 1, 72, 130, torch.float32), torch.randn(1, 2, 72, 130)
+    expected, after = scanned_by_hand(inputs, state, [70], [0], [True], dt_softplus=True)
+    result = chunk_scan(**inputs, state=state, metadata=metadata_of([70], [0], [True]), dt_softplus=True)
+    assert close(result, expected, torch.float32) and close(state, after, torch.float32)
+
+
 def test_numbers_of_heads_and_slots_may_be_parts_of_wider_tensors(face):
     torch.manual_seed(0)
     inputs, slots = random_inputs(3, 6, 2, 20, 24, torch.float32), [2, -1, 0]

@@ -237,7 +237,7 @@ def chunk_scan_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """BLOCK_P results of BLOCK_T tokens of a chunk and head, from the state that it begins with and its tokens up to them.
+    """BLOCK_P results of BLOCK_T tokens of a chunk and head: from the state that it begins with, and its tokens.
 
     ``states``, ``steps`` and ``exponents`` are those of ``chunk_state_kernel``, after the states were passed on.
     """
@@ -408,7 +408,7 @@ def chunk_scan(
         CHUNK=shape["CHUNK"],
         BLOCK=ELEMENTS,
     )
-    rows = scan_rows(head_dim, size, x.dtype)
+    rows = scan_rows(head_dim, size)
     scan.launch(
         (count, heads, -(-head_dim // rows) * (shape["CHUNK"] // BLOCK_T)),
         x,
@@ -437,10 +437,9 @@ def update_rows(head_dim: int, size: int) -> int:
     return min(power_of_two(head_dim), max(1, 4096 // power_of_two(size)))
 
 
-def scan_rows(head_dim: int, size: int, dtype: torch.dtype) -> int:
-    """Results of a token in a program: as many rows of a state in fp32 as 64 KB of shared memory hold, or half of it."""
-    most = (8192 if dtype == torch.float32 else 16384) // power_of_two(size)
-    return max(16, min(power_of_two(head_dim), most))
+def scan_rows(head_dim: int, size: int) -> int:
+    """Results of a token in a program: as many rows of a state as 64 KiB of shared memory hold in fp32."""
+    return min(power_of_two(head_dim, 16), max(16, 16384 // power_of_two(size, 16)))
 
 
 def chunk_shape(head_dim: int, size: int, dtype: torch.dtype) -> dict[str, int]:
@@ -532,7 +531,7 @@ def _chunk_configurations(kernel: Any) -> list[Configuration]:
         shape = chunk_shape(head_dim, size, dtype)
         constants = {**_constants(heads, groups, head_dim, size), "CHUNK": shape["CHUNK"]}
         scans = kernel is chunk_scan_kernel
-        own = {"BLOCK_P": scan_rows(head_dim, size, dtype), "BLOCK_T": BLOCK_T}
+        own = {"BLOCK_P": scan_rows(head_dim, size), "BLOCK_T": BLOCK_T}
         constants |= own if scans else {"SOFTPLUS": True}
         warps = shape["num_warps"] if scans else STATE_WARPS
         found.append(Configuration(_ordered(kernel, types), constants, num_warps=warps))
