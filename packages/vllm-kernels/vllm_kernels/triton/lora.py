@@ -21,7 +21,7 @@ PART_COLUMNS = 256
 """A part has at least so many columns of the input."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_adapters"])
 def lora_shrink_kernel(
     x,
     a,
@@ -81,7 +81,7 @@ def lora_shrink_kernel(
     tl.store(low + place[:, None] + line[None, :], total, mask=present[:, None] & known[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_adapters"])
 def lora_expand_kernel(
     low,
     b,

@@ -49,7 +49,7 @@ def step_sizes(dt, dt_bias, head, low, high, SOFTPLUS: tl.constexpr):
     return tl.where(dt > high, high, dt)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def state_update_kernel(
     x,
     dt,
@@ -175,7 +175,7 @@ def chunk_state_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def pass_states_kernel(
     states,
     exponents,

@@ -16,7 +16,7 @@ WARPS = 8
 UPDATE_C = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def conv_kernel(
     x,
     weight,
@@ -109,7 +109,7 @@ def conv_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def conv_update_kernel(
     x,
     weight,
