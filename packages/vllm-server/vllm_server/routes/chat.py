@@ -69,8 +69,8 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     )
     if request.stream:
         return EventStream(writer.blocks(generation), context.in_flight)
-    outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(receipts.sealed(writer.whole(outputs[0])), media_type="application/json")
+    work = generation.answer(lambda outputs: receipts.sealed(writer.whole(outputs[0])))
+    return Response(await context.in_flight.run(raw.receive, work), media_type="application/json")
 
 
 def check_chat(request: ChatRequest, policy: str) -> None:

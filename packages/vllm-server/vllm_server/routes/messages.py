@@ -68,8 +68,8 @@ async def count_tokens(raw: Request) -> Response:
     request = convert(fields, CountTokensRequest)
     context.model_name(request.model)
     text = await _text(chat_request_of(request), context)
-    count = len(await encode(context, text, "messages", special=False))
-    return Response(msgspec.json.encode(TokenCount(count)), media_type="application/json")
+    ids = await context.in_flight.run(raw.receive, encode(context, text, "messages", special=False))
+    return Response(msgspec.json.encode(TokenCount(len(ids))), media_type="application/json")
 
 
 async def _text(chat: ChatRequest, context: ServerContext) -> str:

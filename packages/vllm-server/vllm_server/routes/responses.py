@@ -75,7 +75,7 @@ async def create_response(raw: Request) -> Response:
         params = chat_params(chat, context)
     if request.stream or request.background:  # a response that is cancelled has what there was of it
         params = params.replace(output_kind=OutputKind.DELTA)
-    prompt = await prompt_of(request, chat, context)
+    prompt = await context.in_flight.run(raw.receive, prompt_of(request, chat, context))
     response = _response(request, params, context.responses, model)
     kept = KeptResponse(
         id=response.id,
@@ -127,8 +127,9 @@ async def count_input_tokens(raw: Request) -> Response:
     context.model_name(request.model)
     whole = ResponsesRequest(**{name: getattr(request, name) for name in request.__struct_fields__})
     items = items_of(whole, await _previous(request.previous_response_id, context))
-    prompt = await prompt_of(whole, chat_of(whole, items), context)
-    return _json(msgspec.json.encode(InputTokens(await token_count(prompt, context))))
+    prompt = await context.in_flight.run(raw.receive, prompt_of(whole, chat_of(whole, items), context))
+    count = await context.in_flight.run(raw.receive, token_count(prompt, context))
+    return _json(msgspec.json.encode(InputTokens(count)))
 
 
 @router.get(
