@@ -7,26 +7,9 @@ import msgspec
 
 from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_server.protocol.chat import Message, ReasoningEffort, Tool
+from vllm_server.template_variables import may_be_chosen
 
 MAX_MESSAGES = 10_000
-
-# What the server itself hands to the template; ``chat_template_kwargs`` must not replace it.
-_RESERVED = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "chat_template_content_format",
-        "continue_final_message",
-        "conversation",
-        "messages",
-        "must_read",
-        "return_dict",
-        "return_tensors",
-        "tokenize",
-        "tokenizer",
-        "tools",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +133,6 @@ def _template_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 def _template_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
     for name in given or {}:
-        if name in _RESERVED or not name.isidentifier() or name.startswith("_"):
+        if not may_be_chosen(name):
             raise InvalidRequest(f"chat_template_kwargs cannot set {name[:100]!a}", field="chat_template_kwargs")
     return given or {}
