@@ -229,10 +229,14 @@ async def test_without_a_tokenizer_a_chat_is_refused(chat: Post, llm: FakeLLM) -
 async def test_long_conversations_are_rendered_off_the_event_loop_to_the_same_text(
     chat: Post, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_server.prompts.rendering.LONG_CONVERSATION", 20)
-    for times, rendered in ((10, 0), (11, 1)):
+    monkeypatch.setattr("vllm_server.prompts.rendering.LONG_CONVERSATION", 80)
+    for times, rendered in ((10, 0), (15, 1)):
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}] * times
         response = await chat(messages=messages, max_tokens=1)
         assert response.status_code == 200
         assert prompt_of(llm) == "<user>x</><assistant></>" * times + "<assistant>"
         assert llm.rendered == rendered
+    # One message may be long by itself.
+    parts = [{"type": "text", "text": "x"}] * 100
+    assert (await chat(messages=[{"role": "user", "content": parts}], max_tokens=1)).status_code == 200
+    assert llm.rendered == 2

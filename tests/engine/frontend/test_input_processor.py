@@ -290,6 +290,7 @@ def test_long_texts_are_recognised_whatever_form_they_have() -> None:
     inputs = processor()
     assert inputs.chars_to_tokenize("a" * 11) == inputs.chars_to_tokenize({"prompt": "a" * 11}) == 11
     assert inputs.chars_to_tokenize({"prompt_embeds": b""}) > LONG_TEXT_CHARS
+    assert inputs.chars_to_tokenize([1] * 80) == inputs.chars_to_tokenize({"prompt_token_ids": [1] * 80}) == 10
     for short in ("a", [1] * 11, {"prompt": "a" * 11, "prompt_token_ids": [1]}, {"prompt": 5}, None, 5):
         assert inputs.chars_to_tokenize(short) < 2  # type: ignore[arg-type]
 

@@ -25,6 +25,7 @@ logger = get_logger(__name__)
 
 MAX_CACHE_SALT_CHARS = 256
 EMBEDS_CHARS = 1 << 16
+IDS_PER_CHAR = 8
 EMBEDS_PLACEHOLDER = 0
 """The token id that stands where a prompt has a row of embeddings: any that the model's table has."""
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
@@ -159,11 +160,16 @@ class InputProcessor:
         return PreparedRequest(request_id, parsed.text, ids.copy(), params, requests, arrival_time, queued_ts)
 
     def chars_to_tokenize(self, prompt: Prompt) -> int:
-        """How long ``process`` would take, in characters. To read embeddings takes as long as a long text."""
+        """How long ``process`` would take, in characters. To read embeddings takes as long as a long text, and to check
+        ids and copy them is quicker than to find them.
+        """
         if isinstance(prompt, dict) and prompt.get("prompt_embeds") is not None:
             return EMBEDS_CHARS
         text = prompt.get("prompt") if isinstance(prompt, dict) and "prompt_token_ids" not in prompt else prompt
-        return len(text) if isinstance(text, str) else 0
+        if isinstance(text, str):
+            return len(text)
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else prompt
+        return len(ids) // IDS_PER_CHAR if isinstance(ids, list) else 0
 
     # ---- the prompt ----
 

@@ -43,7 +43,7 @@ def _one_of_many(item: Any, index: int) -> str | list[int]:
 def _token_ids(value: list[Any], place: str) -> list[int]:
     if not value:
         raise InvalidRequest(f"{place} must not be empty", field="prompt")
-    if not all(_is_int(item) and item >= 0 for item in value):
+    if set(map(type, value)) != {int} or min(value) < 0:  # there may be millions
         raise InvalidRequest(f"{place} must hold token ids: integers of at least 0", field="prompt")
     return value
 

@@ -15,8 +15,8 @@ from vllm_server.context import ServerContext
 from vllm_server.prompts.conversation import Conversation
 from vllm_server.templates.worker import RenderCall
 
-LONG_CONVERSATION = 64
-"""Messages, beyond which rendering leaves the event loop."""
+LONG_CONVERSATION = 1024
+"""Values in messages, tools and variables, beyond which rendering leaves the event loop: all are looked at."""
 QUICK_SECONDS = 0.05
 """So long a template may hold up the event loop."""
 
@@ -48,7 +48,7 @@ async def render(conversation: Conversation, context: ServerContext) -> str:
         return await context.templates.render(call)
     work = partial(render_chat, tokenizer, conversation.messages, **options)
     try:
-        if len(conversation.messages) <= LONG_CONVERSATION:
+        if not _has_more_values([conversation.messages, options], LONG_CONVERSATION):
             try:
                 with time_limit(QUICK_SECONDS):
                     return work()
@@ -57,3 +57,16 @@ async def render(conversation: Conversation, context: ServerContext) -> str:
         return await context.llm.in_renderer(work)
     except RecursionError:
         raise InvalidRequest("The conversation is nested too deeply.", field="messages") from None
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Whether there are more than so many values in it, objects and lists included."""
+    found, waiting = 0, [value]
+    while waiting and found <= most:
+        found += 1
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return found > most
