@@ -36,6 +36,7 @@ def build_model(config: DecoderConfig, weight_format: WeightFormat, *, max_len: 
 
     Raises:
         ConfigError: unknown architecture, more positions than were learned, or parameters that do not fit into memory.
+        torch.OutOfMemoryError: they do not fit into that of a GPU.
     """
     if config.architecture not in MODELS:
         raise ConfigError(
@@ -56,6 +57,8 @@ def build_model(config: DecoderConfig, weight_format: WeightFormat, *, max_len: 
         with torch.device("meta"):
             model: CausalLM = model_class(config, max_len, weight_format.device)
         model.allocate(weight_format)
+    except torch.OutOfMemoryError:
+        raise  # of a GPU: who knows what is in its memory says more
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(
             f"a {config.architecture} of this shape in {weight_format.dtype}, with positions up to {max_len}, does not "
