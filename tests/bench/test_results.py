@@ -98,6 +98,33 @@ def test_what_cannot_be_in_a_result_is_refused_before_anything_is_sent(plain, tm
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve", "--base-url", "http://127.0.0.1:9", "--num-prompts", "1", "--result-dir", "{file}"],
+        ["serve", "--base-url", "http://127.0.0.1:9", "--num-prompts", "1", "--result-filename", "{folder}"],
+        ["latency", "--output-json", "{file}/r.json", "demo"],
+        ["throughput", "--output-json", "{file}/r.json", "demo"],
+        ["startup", "--output-json", "{file}/r.json", "demo"],
+        [
+            *"sweep serve --base-url http://127.0.0.1:9".split(),
+            "--bench-cmd",
+            "vllm bench serve",
+            "--output-dir",
+            "{file}",
+        ],
+    ],
+)
+def test_a_result_that_no_file_would_take_is_refused_before_anything_is_measured(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    places = {"file": tmp_path / "file", "folder": tmp_path}
+    assert main(["bench", *(word.format(**places) for word in command)]) == 2
+    captured = capsys.readouterr()
+    assert "no result can be saved in" in captured.err
+    assert str(tmp_path) in captured.err
+    assert not captured.out
+
+
 def test_metadata_without_a_saved_result_is_refused(capsys):
     assert main(["bench", "serve", "--metadata", "a=1"]) == 2
     assert "--save-result" in capsys.readouterr().err

@@ -22,12 +22,12 @@ from vllm_engine.config.model_plan import plan_model
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.limits import find_limits
 from vllm_engine.errors import ConfigError
-from vllm_engine.execution import worker
 from vllm_engine.execution.devices.cuda import LATER, CudaDevice
 from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.execution.graph_memory import BYTES_PER_LAYER, graph_bytes
 from vllm_engine.execution.memory import DeviceMemory, MemoryUse
 from vllm_engine.kv_layout import LayerKVSpec
+from vllm_engine.models.causal_lm import CausalLM
 from vllm_kernels.backend import use_face
 
 SPEC = LayerKVSpec(8, 128, "bfloat16")
@@ -167,10 +167,10 @@ def test_weights_that_do_not_fit_are_told_so(tmp_path: Path, monkeypatch: pytest
     make_tiny_model("llama", tmp_path, num_hidden_layers=1)
     use_fake_cuda(monkeypatch, FakeCuda(others=70 * GIB))
 
-    def load(*arguments: object) -> None:
+    def allocate(*arguments: object) -> None:
         raise torch.OutOfMemoryError("of a device that is full")
 
-    monkeypatch.setattr(worker, "load_model", load)
+    monkeypatch.setattr(CausalLM, "allocate", allocate)
     words = r"no room for the weights: 9.50 GiB of 80.00 GiB are free.*other processes have 70.00 GiB"
     with pytest.raises(ConfigError, match=words):
         EngineCore(EngineArgs(str(tmp_path)).create_config(), tmp_path)
@@ -298,6 +298,28 @@ def test_what_such_a_gpu_cannot_do_is_refused(
     with pytest.raises(ConfigError, match=words) as caught:
         plan_model(EngineArgs(str(tmp_path), dtype=asked).create_config(), tmp_path)
     assert caught.value.field == "dtype"
+
+
+@pytest.mark.parametrize("asked", ["fp8", "fp8_e4m3", "fp8_per_token_head"])
+def test_a_cache_of_e4m3_is_refused_where_the_gpu_has_no_instructions_for_it(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model("llama", tmp_path, num_hidden_layers=2)
+
+    def formats(kv_cache_dtype: str, **options: Any) -> tuple[str, ...]:
+        arguments = EngineArgs(str(tmp_path), kv_cache_dtype=kv_cache_dtype, **options)
+        return plan_model(arguments.create_config(), tmp_path).cache_formats
+
+    pretend_gpu(monkeypatch, Gpu("NVIDIA A100", (8, 0), 80 * GIB))
+    words = rf"kv_cache_dtype={asked}: NVIDIA A100 \(sm_80\) has no instructions for fp8 e4m3; use fp8_e5m2 or int8"
+    with pytest.raises(ConfigError, match=words) as caught:
+        formats(asked)
+    assert caught.value.field == "kv_cache_dtype"
+    assert formats("fp8_e5m2") == ("fp8_e5m2", "fp8_e5m2")
+    assert formats(asked, kv_cache_dtype_skip_layers=["0", "1"]) == ("bfloat16", "bfloat16")
+    assert formats(asked, device="cpu")[0].startswith("fp8")
+    pretend_gpu(monkeypatch, Gpu("NVIDIA L4", (8, 9), 24 * GIB))
+    assert formats(asked)[0].startswith("fp8")
 
 
 @pytest.mark.parametrize("dump", [True, False])

@@ -139,6 +139,18 @@ def test_tokens_are_those_of_transformers(truth: Truth, run: Any, monkeypatch: p
     assert tokens_of(run(truth)) == truth.tokens
 
 
+def test_a_prompt_that_is_found_in_the_prefix_cache_after_a_preemption_needs_no_rows(truth: Truth) -> None:
+    """The request begins again behind all of its rows, and nothing else is in its step."""
+    prompt, tokens = truth.prompts[1], truth.tokens[1]
+    decoder = load_decoder_config(truth.path)
+    specs = [LayerKVSpec(1, 1, "float32", decoder.layer_window(index)) for index in range(decoder.num_layers)]
+    num_blocks = 1 + 7 * len(group_layers(specs))  # one has 5 in the end
+    with make_llm(truth.path, num_gpu_blocks_override=num_blocks, max_model_len=48) as llm:
+        outputs = ask(llm, [prompt, {**prompt, "cache_salt": "x"}])
+    assert [output.metrics.num_preemptions for output in outputs] == [0, 1]
+    assert tokens_of(outputs) == [tokens] * 2
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gemma3")

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 
 from tests.engine.frontend.scripted_core import AsyncDouble, ScriptedCore, echo, model_folder
 from vllm_engine import AsyncLLM, EngineArgs, SamplingParams
-from vllm_engine.async_llm import LONG_TEXT_CHARS
+from vllm_engine.async_llm import LONG_TEXT_CHARS, TURN_CHARS
 from vllm_engine.errors import EngineDead
-from vllm_engine.frontend.renderer_threads import RendererThreads
+from vllm_engine.frontend.renderer_threads import HUGE, RendererThreads
+from vllm_engine.frontend.turn_share import TurnShare
 
 LONG = "a" * (LONG_TEXT_CHARS + 1)
 
@@ -102,6 +104,59 @@ async def test_what_is_cancelled_before_its_turn_is_never_done() -> None:
     assert await threads.run(lambda: "later") == "later"
     assert done == []
     threads.close()
+
+
+async def test_huge_work_holds_up_its_like_only() -> None:
+    threads, slow = RendererThreads(1), Slow(0.1)
+    huge = [asyncio.create_task(threads.run(slow, size=HUGE)) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    assert await threads.run(lambda: "long", size=HUGE - 1) == "long"
+    assert not any(task.done() for task in huge)
+    await asyncio.gather(*huge)
+    assert slow.most == 1
+    threads.close()
+
+
+async def test_many_prompts_at_once_leave_turns_for_all_others(
+    engine: Callable[..., AsyncLLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, tokenized = 0, Counter[int]()
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    def encode(*_: Any) -> list[int]:
+        tokenized[turn] += 1
+        return [1, 2, 3]
+
+    async with engine() as llm:
+        monkeypatch.setattr(type(llm.tokenizer), "encode", encode)
+        task = asyncio.create_task(others())
+        results = await asyncio.gather(*(finish(llm, "a" * (TURN_CHARS // 4)) for _ in range(100)))
+        task.cancel()
+    assert results == [[1, 2, 3]] * 100
+    assert tokenized.total() == 100 and max(tokenized.values()) <= 4
+
+
+async def test_who_waits_for_a_turn_comes_in_order_and_may_go_away() -> None:
+    share, order = TurnShare(10), []
+
+    async def work(name: str, amount: int) -> None:
+        await share.take(amount)
+        order.append(name)
+
+    sizes = {"a": 6, "b": 6, "gone": 6, "larger than a turn": 50, "c": 1, "d": 9, "e": 1}
+    tasks = {name: asyncio.create_task(work(name, amount)) for name, amount in sizes.items()}
+    await asyncio.sleep(0)
+    tasks["gone"].cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert order == [name for name in sizes if name != "gone"]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(share.take(10), 1)  # as before
 
 
 async def test_an_error_of_the_work_is_the_callers() -> None:

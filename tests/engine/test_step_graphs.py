@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.models.tiny import make_tiny_model
 from tests.engine.step_graphs import Answers, Steps, answers, engine, pretend_graphs, same
@@ -74,6 +75,21 @@ def test_after_readiness_they_are_captured_when_needed_or_one_at_a_time_while_no
                 assert same(answers(llm), truth)  # which needs the small one
         assert counts == [1, 2, 4, 4]  # the small one of whole steps was there already
         assert graphs.count() == {"FULL": 2, "PIECEWISE": 2}
+
+
+def test_a_capture_after_a_step_leaves_the_cache_alone(
+    model: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CUDAGRAPH_CAPTURE_AFTER_READY", "1")
+    with engine(model, cudagraph_capture_sizes=[4, 8]) as llm:
+        core = llm._running_client.core
+        answers(llm)  # of whose steps the last is in the memory that graphs read
+        caches = core.executor.worker.runner.cache_tensors()
+        before = [tensor.clone() for tensor in caches]
+        assert core.has_idle_work
+        while core.has_idle_work:
+            core.use_idle_time()
+        assert all(tensor.any() and torch.equal(tensor, old) for tensor, old in zip(caches, before, strict=True))
 
 
 def test_what_cannot_be_captured_runs_call_by_call_and_the_log_says_why(

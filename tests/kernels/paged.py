@@ -56,6 +56,11 @@ class Step:
         return Step(self.query.double(), self.cache, self.metadata)
 
 
+def spread(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers with others between them, as a column of a wider tensor has."""
+    return torch.stack([x, torch.full_like(x, 3)], dim=-1)[..., 0]
+
+
 def format_of(dtype: torch.dtype) -> CacheFormat:
     """Of a cache that stores a floating point type as it is."""
     return {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}[dtype]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tests.kernels.paged import Sequence, Step, random_sequence, step_of
+from tests.kernels.paged import Sequence, Step, random_sequence, spread, step_of
 from vllm_kernels.backend import FACES, use_face
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.attention import paged_attention
@@ -51,6 +51,17 @@ def test_every_kind_of_attention_equals_the_float64_reference(kind, dtype):
     step = step_of([random_sequence(*lengths, dtype=dtype) for lengths in LENGTHS], block_size=16)
     error = (attend(step, **options).double() - oracle(step, **options)).abs().max()
     assert error < TOLERANCE[dtype]
+
+
+def test_vectors_and_tables_may_be_columns_of_wider_tensors(face):
+    torch.manual_seed(0)
+    options = features(4)["all"]
+    step = step_of([random_sequence(*lengths) for lengths in [(1, 37), (7, 33)]], block_size=16)
+    expected = oracle(step, **options)
+    for name in ("query_start_loc", "seq_lens", "block_table"):
+        setattr(step.metadata, name, spread(getattr(step.metadata, name)))
+    vectors = {name: spread(options[name]) for name in ("alibi_slopes", "sinks")}
+    assert (attend(step, **{**options, **vectors}).double() - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("face", FACES)

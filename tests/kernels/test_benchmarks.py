@@ -1,6 +1,8 @@
 """The table of GPU kernels, as far as it goes without a GPU: every value in it is right, and wrong ones are told."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +10,16 @@ import torch
 pytest.importorskip("triton")
 
 from vllm_kernels.benchmarks import __main__ as benchmarks
-from vllm_kernels.benchmarks.case import Case, relative_error
+from vllm_kernels.benchmarks import products
+from vllm_kernels.benchmarks.case import Case, Sizes, relative_error
+from vllm_kernels.triton.catalogue import KERNELS
+from vllm_kernels.triton.kernel import recorded
 
 
-def test_every_case_computes_what_float64_does(capsys):
-    assert benchmarks.main(["--check"]) == 0
+def test_every_kernel_computes_what_float64_does(capsys):
+    with recorded() as launches:
+        assert benchmarks.main(["--check"]) == 0
+    assert {kernel.name for kernel, _ in launches} == {kernel.name for kernel in KERNELS}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 40 and all("error" in line for line in lines[1:])
     text = "\n".join(lines)
@@ -45,6 +52,31 @@ def test_a_wrong_value_is_told_and_ends_with_1(monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "relative_error", lambda *_: 1.0)
     assert benchmarks.main(["--check", "--only", "rms_norm"]) == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_case_that_fails_is_told_and_the_others_go_on(monkeypatch, capsys):
+    ones = torch.ones(1, dtype=torch.float64)
+
+    def fail():
+        raise RuntimeError("no room")
+
+    good = Case("good", "shape", lambda: ones, lambda x: x, lambda: ones, 0.0, 10)
+    group = SimpleNamespace(cases=lambda *_: [dataclasses.replace(good, name="bad", run=fail), good])
+    monkeypatch.setattr(benchmarks, "_GROUPS", (group,))
+    assert benchmarks.main(["--check"]) == 1
+    _, bad, other = capsys.readouterr().out.splitlines()
+    assert "FAILED: RuntimeError: no room" in bad and "good" in other and "error 0.0" in other
+    assert benchmarks.main(["--check", "--json"]) == 1
+    head, bad, other = map(json.loads, capsys.readouterr().out.splitlines())
+    assert head == {"device": "Triton's interpreter", "ceilings": None}
+    assert (bad["error"], bad["right"], bad["fault"]) == (None, False, "RuntimeError: no room")
+    assert (other["error"], other["right"], other["fault"]) == (0.0, True, "")
+
+
+def test_a_gpu_without_fp8_is_not_asked_for_torch_s_product_of_it(monkeypatch):
+    monkeypatch.setattr(products, "has_fp8", lambda _: False)
+    names = [case.peer_name for case in products.cases(torch.device("cpu"), torch.float16, Sizes(tiny=True))]
+    assert "_scaled_mm" not in names and "cuBLAS" in names
 
 
 def test_times_are_refused_without_a_gpu(capsys):

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import mmap
 from dataclasses import dataclass
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.paged import spread
 from vllm_kernels.backend import FACES, use_face
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.attention import AttentionMetadata
@@ -106,6 +108,31 @@ def test_the_sizes_of_deepseek_equal_float64(format):
     step = random_step([(1, 40), (3, 20)], num_heads=16, rank=512, rope=64, dtype=torch.float16, format=format)
     with use_face("triton"):
         assert (step.attend(0.07).double() - oracle(step, 0.07)).abs().max() < 3e-3
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_tables_may_be_columns_of_wider_tensors(face):
+    torch.manual_seed(0)
+    step = random_step([(1, 37), (7, 33)])
+    expected = oracle(step)
+    for name in ("query_start_loc", "seq_lens", "block_table"):
+        setattr(step.metadata, name, spread(getattr(step.metadata, name)))
+    with use_face(face):
+        assert (step.attend().double() - expected).abs().max() < 1e-5
+
+
+def test_heads_that_lie_more_than_two_to_the_31_entries_apart_are_found():
+    """As 128 heads of 33,000 tokens do, heads before tokens. Of the memory, only the pages that are used exist."""
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    step = random_step([(1, 20)], dtype=torch.float16)
+    stride, no_reserve = 2**30 + 16, 0x4000
+    # Room on both sides: an offset that wraps around finds zeros and not the end of the memory.
+    room = mmap.mmap(-1, 2 * (4 * stride + 64), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    far_apart = torch.frombuffer(room, dtype=torch.float16).as_strided((1, 3, 32), (32, stride, 1), 2 * stride)
+    step.query_latent = far_apart.copy_(step.query_latent)
+    with use_face("triton"):
+        assert (step.attend().double() - oracle(step)).abs().max() < 3e-3
 
 
 @pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2", "float16"])

@@ -99,6 +99,20 @@ def test_bias_and_residual_are_added(face, scheme, dtype, extras):
     assert close(result, exact, face, dtype)
 
 
+@pytest.mark.parametrize("scheme", [None, "int8", "int4 weight only"])
+def test_bias_and_residual_may_be_parts_of_wider_tensors(face, scheme):
+    torch.manual_seed(0)
+    rows, x = torch.randn(64, 128), torch.randn(5, 128)
+    weight = (
+        new_plain_weight(64, 128, torch.float32)
+        if scheme is None
+        else new_weight(64, 128, torch.float32, **SCHEMES[scheme])
+    )
+    fill(weight, rows)
+    bias, residual = torch.randn(128)[::2], torch.randn(5, 200)[:, 1:65]
+    assert (linear(x, weight, bias, residual=residual) - (linear(x, weight) + bias + residual)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int8 weight only"])
 @pytest.mark.parametrize("activation", GATES)
 @pytest.mark.parametrize("with_bias", [False, True])

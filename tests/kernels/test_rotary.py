@@ -5,7 +5,7 @@ import torch
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as apply_interleaved
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as apply_half_split
 
-from tests.kernels.paged import format_of
+from tests.kernels.paged import format_of, spread
 from tests.kernels.test_cache import tokens_of
 from vllm_kernels.backend import use_face
 from vllm_kernels.cache_format import CacheFormat
@@ -186,6 +186,16 @@ def test_a_part_of_a_wider_tensor_is_treated_alike_and_nothing_beside_it_changes
     assert torch.equal(tokens_of(cache)[0][2 * positions + 1], expected[1])
     assert torch.equal(wide[:, :16], before[:, :16])
     assert torch.equal(wide[:, 16 + HEADS * 16 :], before[:, 16 + HEADS * 16 :])
+
+
+def test_positions_tables_and_weights_may_be_columns_of_wider_tensors(face):
+    torch.manual_seed(0)
+    qkv, positions, table = random_qkv(3, 16), torch.tensor([3, 1, 2]), cos_sin(16)
+    weights = {"q_norm": torch.rand(16), "k_norm": torch.rand(16)}
+    apart = {name: spread(weight) for name, weight in weights.items()}
+    found = rope(qkv, spread(positions), spread(table), new_cache(16), norm_eps=1e-6, **apart)
+    wanted = exact(qkv, positions, table, 16, norm_eps=1e-6, **weights)
+    assert all(close(ours, theirs, 2e-6) for ours, theirs in zip(found, wanted, strict=True))
 
 
 def test_a_negative_slot_is_left_out_and_its_query_is_not(face):

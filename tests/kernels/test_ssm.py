@@ -103,6 +103,20 @@ def test_parts_of_a_wider_projection_are_convolved(face):
     assert torch.allclose(result, expected, atol=1e-6) and torch.equal(states[0], states[1])
 
 
+def test_a_bias_and_slots_may_be_parts_of_wider_tensors(face):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(3, 20), torch.randn(20, 4), torch.randn(40)[::2]
+    metadata = metadata_of([1, 1, 1], [2, 9, 0], [True, False, True])
+    slots = metadata.state_slots.repeat_interleave(2)[::2]
+    start = torch.randn(3, 20, 3)
+    expected, after = convolved_by_hand(x, weight, bias, start, [1, 1, 1], [2, 9, 0], [True, False, True], True)
+    metadata.state_slots = slots
+    for call, where in ((causal_conv1d, metadata), (causal_conv1d_update, slots)):
+        state = start.clone()
+        assert close(call(x, weight, bias, state, where), expected, torch.float32)
+        assert close(state, after, torch.float32)
+
+
 # ---- the recurrence ----
 
 
@@ -186,6 +200,30 @@ def test_a_scan_in_chunks_is_the_recurrence(face, dtype, optional):
     result = chunk_scan(**inputs, state=state, metadata=metadata_of(lengths, slots, resumed), **options)
     assert result.dtype == dtype and close(result, expected, dtype)
     assert close(state, after, dtype)
+
+
+def test_a_head_that_no_program_has_whole_is_scanned_in_parts(face):
+    torch.manual_seed(0)
+    inputs, state = random_inputs(70, 2, 1, 72, 130, torch.float32), torch.randn(1, 2, 72, 130)
+    expected, after = scanned_by_hand(inputs, state, [70], [0], [True], dt_softplus=True)
+    result = chunk_scan(**inputs, state=state, metadata=metadata_of([70], [0], [True]), dt_softplus=True)
+    assert close(result, expected, torch.float32) and close(state, after, torch.float32)
+
+
+def test_numbers_of_heads_and_slots_may_be_parts_of_wider_tensors(face):
+    torch.manual_seed(0)
+    inputs, slots = random_inputs(3, 6, 2, 20, 24, torch.float32), [2, -1, 0]
+    options = {"d": torch.randn(12)[::2], "dt_bias": torch.randn(1).expand(6), "dt_softplus": True}
+    inputs["a"] = inputs["a"].repeat_interleave(2)[::2]
+    metadata = metadata_of([1, 1, 1], slots, [True] * 3)
+    metadata.state_slots = metadata.state_slots.repeat_interleave(2)[::2]
+    start = torch.randn(3, 6, 20, 24)
+    expected, after = scanned_by_hand(inputs, start, [1] * 3, slots, [True] * 3, **options)
+    where = ((chunk_scan, {"metadata": metadata}), (selective_state_update, {"state_slots": metadata.state_slots}))
+    for call, slot_of in where:
+        state = start.clone()
+        assert close(call(**inputs, state=state, **slot_of, **options), expected, torch.float32)
+        assert close(state, after, torch.float32)
 
 
 def test_states_of_sequences_that_begin_may_hold_anything(face):

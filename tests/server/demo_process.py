@@ -32,15 +32,17 @@ def until(condition: Callable[[], bool], seconds: float) -> float:
 class DemoProcess:
     """A server with its engine process; sockets and temporary files go to a folder of its own."""
 
-    def __init__(self, folder: Path, *flags: str, **environment: str) -> None:
+    def __init__(self, folder: Path, *flags: str, prelude: str = "", **environment: str) -> None:
+        """``prelude``: Python that the process runs first."""
         # A socket's name must be short, and the folder of a test is not.
         self.folder = Path(tempfile.mkdtemp(prefix="demo-"))
         self.log = folder / "log.txt"
         self.shared_memory = set(os.listdir("/dev/shm"))
+        program = f"{prelude}\n{SERVE}"
         port = () if "--uds" in flags else ("--port", "0")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, "demo", *port, "--num-gpu-blocks-override", "512", *flags],
+                [sys.executable, "-c", program, "demo", *port, "--num-gpu-blocks-override", "512", *flags],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -124,7 +124,7 @@ class FakeLLM:
     def default_sampling_params(self) -> dict[str, Any]:
         return self.defaults
 
-    async def in_renderer(self, work: Callable[[], Any]) -> Any:
+    async def in_renderer(self, work: Callable[[], Any], *, size: int = 0) -> Any:
         self.rendered += 1
         return await asyncio.to_thread(work)
 

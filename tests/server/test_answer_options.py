@@ -9,7 +9,9 @@ import pytest
 
 from tests.server.conftest import make_client, make_context
 from tests.server.fake_llm import FakeLLM, sse_events
+from vllm_engine.errors import ConfigError
 from vllm_server.app import build_app
+from vllm_server.config import create_server_config
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -147,3 +149,27 @@ async def test_a_request_cannot_set_the_form_of_content_as_a_variable() -> None:
         response = await client.post(CHAT, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "chat_template_kwargs"
+
+
+async def test_the_template_has_the_operators_variables_unless_a_request_has_others() -> None:
+    llm = FakeLLM()
+    assert llm.tokenizer is not None
+    llm.tokenizer.chat_templates = {"default": "{{ mood }}{{ enable_thinking }}{{ messages[-1].content }}"}
+    hi = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    asked: list[tuple[str, dict[str, Any], str]] = [
+        (CHAT, hi, "goodTruehi"),
+        (CHAT, {**hi, "chat_template_kwargs": {"mood": "bad"}}, "badTruehi"),
+        ("/v1/messages", hi, "goodTruehi"),
+        ("/v1/messages", {**hi, "thinking": {"type": "disabled"}}, "goodFalsehi"),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 1}, "goodTruehi"),
+    ]
+    async with client_of(llm, default_chat_template_kwargs={"mood": "good", "enable_thinking": True}) as client:
+        for route, body, prompt in asked:
+            assert (await client.post(route, json=body)).status_code == 200
+            assert llm.calls[-1].prompt["prompt"] == prompt
+        tokens = (await client.post("/tokenize", json={"messages": hi["messages"]})).json()["tokens"]
+        assert "".join(map(chr, tokens)) == "goodTruehi"
+    for name in ("tools", "messages", "_x", "a b"):
+        with pytest.raises(ConfigError) as caught:
+            create_server_config({"default_chat_template_kwargs": {name: 1}})
+        assert caught.value.field == "default_chat_template_kwargs"

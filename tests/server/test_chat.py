@@ -97,6 +97,32 @@ async def test_template_kwargs_reach_the_template_but_replace_nothing_of_the_ser
         assert (response.status_code, response.json()["error"]["param"]) == (400, "chat_template_kwargs")
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [TOOL]}, "tools"),
+        ({"chat_template_kwargs": {"modd": "merry"}}, "chat_template_kwargs.modd"),
+        ({"documents": [{"text": "x"}]}, "documents"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ],
+)
+async def test_what_the_template_does_not_read_is_refused(
+    chat: Post, llm: FakeLLM, fields: dict[str, Any], param: str
+) -> None:
+    assert llm.tokenizer is not None
+    llm.tokenizer.chat_templates = {"default": "{{ messages[0].content }}"}
+    response = await chat(**fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert llm.calls == []
+
+
+async def test_what_is_false_needs_no_template_that_reads_it(chat: Post) -> None:
+    """Clients turn thinking off whether or not the model can think."""
+    switches = {"chat_template_kwargs": {"enable_thinking": False, "thinking": None}, "documents": []}
+    assert (await chat(**switches, tools=[], max_tokens=1)).status_code == 200
+    assert (await chat(tools=[TOOL], tool_choice="none", max_tokens=1)).status_code == 200
+
+
 async def test_the_generation_prompt_can_be_left_out(chat: Post, llm: FakeLLM) -> None:
     response = await chat(add_generation_prompt=False, max_tokens=1)
     assert prompt_of(llm) == "<user>hi</>"

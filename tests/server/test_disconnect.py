@@ -78,6 +78,39 @@ async def test_closing_the_connection_aborts_what_has_not_begun(stream: bool) ->
         assert max(llm.aborted.values()) - closed < ABORTED_WITHIN
 
 
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/tokenize", {"prompt": "a" * 10_000}),
+        ("/detokenize", {"tokens": [97] * 10_000}),
+        ("/v1/messages/count_tokens", {"model": "fake", "messages": [{"role": "user", "content": "a" * 10_000}]}),
+        ("/v1/responses/input_tokens", {"input": "a" * 10_000}),
+    ],
+)
+async def test_nobodys_tokens_are_counted_for_a_client_that_has_gone(
+    route: str, body: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = FakeLLM()
+    waiting, taken_back = asyncio.Event(), asyncio.Event()
+
+    async def in_renderer(*_: object, **__: object) -> None:
+        waiting.set()
+        try:
+            await asyncio.sleep(30)
+        finally:
+            taken_back.set()
+
+    monkeypatch.setattr(llm, "in_renderer", in_renderer)
+    context = make_context(llm)
+    with running(context) as url:
+        _, writer = await send(url, route, body)
+        await until(waiting.is_set)
+        assert len(context.in_flight) == 1  # which a server that drains waits for
+        writer.close()
+        await until(taken_back.is_set)
+        await until(lambda: not len(context.in_flight))
+
+
 async def test_a_client_that_leaves_while_sending_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     llm = FakeLLM()
     with running(make_context(llm)) as url:

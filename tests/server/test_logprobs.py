@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tests.server.conftest import Post
-from tests.server.fake_llm import FakeTokenizer, sse_events
+from tests.server.fake_llm import FakeLLM, FakeTokenizer, sse_events
 from vllm_engine.outputs import Logprob
 from vllm_server.answers.logprobs import FLOOR, TokenNames, chat_logprobs, completion_logprobs, finite, prompt_logprobs
 
@@ -22,6 +22,17 @@ async def test_completions_list_tokens_offsets_and_alternatives(complete: Post) 
             {"b": -0.5, "c": -2.0, "d": -3.0, "e": FLOOR},
         ],
     }
+
+
+async def test_many_are_written_without_holding_up_the_event_loop(complete: Post, chat: Post, llm: FakeLLM) -> None:
+    few = (await complete(prompt="hi", max_tokens=2, logprobs=4)).json()["choices"][0]
+    assert llm.rendered == 0
+    many = (await complete(prompt="hi", max_tokens=400, n=4, logprobs=4)).json()["choices"]
+    assert llm.rendered == 1
+    assert [len(choice["logprobs"]["tokens"]) for choice in many] == [400] * 4
+    assert many[0]["logprobs"]["top_logprobs"][:2] == few["logprobs"]["top_logprobs"]
+    assert (await chat(max_tokens=400, n=4, logprobs=True, top_logprobs=4)).status_code == 200
+    assert llm.rendered == 2
 
 
 async def test_chat_lists_each_token_with_bytes_and_alternatives(chat: Post) -> None:

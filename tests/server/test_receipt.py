@@ -1,5 +1,6 @@
 """``include_receipt``: where the time of a request went, and what was computed for it."""
 
+import asyncio
 import http.client
 import json
 import time
@@ -55,8 +56,35 @@ async def test_it_comes_with_the_answer_or_the_last_chunk_where_it_is_asked_for(
         assert refused.json()["error"]["param"] == "x-vllm-include-receipt"
 
 
+async def test_it_is_part_of_a_complete_response_however_that_is_made() -> None:
+    route, body = "/v1/responses", {"input": "hi", "max_output_tokens": 3}
+    async with make_client(build_app(make_context(FakeLLM()))) as client:
+        for headers, fields in (({}, {"include_receipt": True}), ({"x-vllm-include-receipt": "1"}, {})):
+            answer = (await client.post(route, json={**body, **fields}, headers=headers)).json()
+            assert answer["receipt"]["generated_tokens"] == 3
+            assert (await client.get(f"{route}/{answer['id']}")).json() == answer
+            stream = await client.post(route, json={**body, **fields, "stream": True}, headers=headers)
+            *events, last = (json.loads(line[6:]) for line in stream.text.split("\n") if line.startswith("data: "))
+            assert last["response"]["receipt"]["generated_tokens"] == 3
+            assert not any("receipt" in event.get("response", {}) for event in events)
+            background = {**body, **fields, "background": True}
+            begun = (await client.post(route, json=background, headers=headers)).json()
+            assert "receipt" not in begun
+            while (made := (await client.get(f"{route}/{begun['id']}")).json())["status"] in ("queued", "in_progress"):
+                await asyncio.sleep(0)
+            assert total_of(made["receipt"]) == pytest.approx(made["receipt"]["total_time"], abs=1e-9)
+        for headers, fields in (({}, {}), ({"x-vllm-include-receipt": "true"}, {"include_receipt": False})):
+            answer = (await client.post(route, json={**body, **fields}, headers=headers)).json()
+            assert "receipt" not in answer
+        refused = await client.post(route, json=body, headers={"x-vllm-include-receipt": "perhaps"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-vllm-include-receipt")
+
+
 async def test_a_request_that_fails_has_none() -> None:
     async with make_client(build_app(make_context(FakeLLM()))) as client:
+        failing = {"input": "!fail-after-3", "include_receipt": True, "stream": True}
+        text = (await client.post("/v1/responses", json=failing)).text
+        assert "response.failed" in text and '"receipt"' not in text
         for prompt in ("!error", "!fail-after-3"):
             body = {"prompt": prompt, "max_tokens": 9, "include_receipt": True}
             assert "receipt" not in (await client.post("/v1/completions", json=body)).json()

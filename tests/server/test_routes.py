@@ -101,7 +101,11 @@ async def test_offline_documentation_needs_nothing_from_elsewhere() -> None:
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert (await client.get("/redoc")).status_code == 404
         description = (await client.get("/openapi.json")).json()
+        answers = [(await client.get(path)).json() for path in ("/v1/models", "/v1/models/fake")]
+    for answered, kind in zip(answers, ("ModelList", "ModelCard"), strict=True):
+        assert answered.keys() == description["components"]["schemas"][kind]["properties"].keys()
     page = answer.text
+    assert "<code>starting_after</code> (integer)" in page and "<code>order</code> (&#x27;asc&#x27;" in page
     assert "http" not in page and not re.search(r"<(script|link|img|iframe)|src=|url\(|@import", page)
     for path, methods in description["paths"].items():
         for method in methods:

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +206,33 @@ def test_the_end_of_the_engine_is_that_of_all(demo: DemoProcess) -> None:
         assert '"engine_dead"' in reader.lines[-1] and not reader.broken
 
 
-def test_a_killed_process_costs_its_own_requests_only_and_a_signal_drains_all(
+def api_processes(demo: DemoProcess) -> list[psutil.Process]:
+    """Those that run now; the test's end looks after them, too."""
+    children = psutil.Process(demo.process.pid).children()
+    found = [child for child in children if "vllm_server.running.api_process" in child.cmdline()]
+    demo.api_processes += [child for child in found if child not in demo.api_processes]
+    return found
+
+
+COUNTS = re.compile(r"^((?:vllm|http)\S+_(?:total|count|bucket|sum)(?:{.*})?) (\S+)$", re.MULTILINE)
+
+
+def counts(demo: DemoProcess) -> dict[str, float]:
+    """All that must never fall."""
+    page = httpx.get(f"{demo.url}/metrics", timeout=20).text
+    return {name: float(value) for name, value in COUNTS.findall(page)}
+
+
+def test_a_killed_or_stopped_process_costs_its_own_requests_only_and_a_signal_drains_all(
     started: list[DemoProcess], tmp_path: Path
 ) -> None:
     flags = ("--api-server-count", "2", "--max-num-seqs", "16", "--shutdown-timeout", "30")
-    started.append(demo := DemoProcess(tmp_path, *flags))
+    prelude = "import vllm_server.running.api_child as child; child.HANG_SECONDS = 2.0"
+    started.append(demo := DemoProcess(tmp_path, *flags, prelude=prelude))
+    for _ in range(8):
+        body = {"prompt": "Hello", "max_tokens": 3}
+        assert httpx.post(f"{demo.url}/v1/completions", json=body, timeout=20).status_code == 200
+    pages = [counts(demo)]
     readers = [StreamReader(demo.url, 700) for _ in range(12)]
     for reader in readers:
         assert reader.begun.wait(20)
@@ -222,11 +244,22 @@ def test_a_killed_process_costs_its_own_requests_only_and_a_signal_drains_all(
     # The engine drops what nobody waits for any more; the others end as they would have.
     url = f"{demo.url}/metrics"
     until(lambda: metric(httpx.get(url, timeout=20).text, "vllm:num_requests_running") <= len(rest), 5)
-    until(lambda: "API process 0 is there again" in demo.log.read_text(), 20)
-    children = psutil.Process(demo.process.pid).children()
-    fresh = [child for child in children if "vllm_server.running.api_process" in child.cmdline()]
+    # What it has counted, the others go on to tell, and then the one in its place.
+    while "API process 0 is there again" not in demo.log.read_text():
+        pages.append(counts(demo))
+    pages += [counts(demo) for _ in range(4)]
+    fresh = api_processes(demo)
     assert len(fresh) == 2 and victim not in fresh
-    demo.api_processes += fresh
+    # One that hangs would keep its part of the connections: another one gets them, those that wait already, too.
+    stopped = fresh[0] if fresh[0] != demo.api_processes[1] else fresh[1]
+    stopped.suspend()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: httpx.get(f"{demo.url}/version", timeout=20).status_code, range(16)))
+    assert answers == [200] * 16 and stopped not in api_processes(demo)
+    pages += [counts(demo) for _ in range(4)]
+    for before, after in pairwise(pages):
+        assert [name for name, value in before.items() if after[name] < value] == []
+    rest = [reader for reader in rest if not reader.broken]
     readers = [StreamReader(demo.url, 600) for _ in range(4)]
     for reader in readers:
         assert reader.begun.wait(20)

@@ -151,6 +151,9 @@ async def test_the_settings_are_told_in_development_only_and_without_secrets(mon
     async with make_client(build_app(context)) as client:
         assert (await client.get("/server_info")).status_code == 401
         response = await client.get("/server_info", headers=headers)
+        assert (await client.get("/server_info?config_format=json", headers=headers)).json() == response.json()
+        text = await client.get("/server_info?config_format=text", headers=headers)
+        assert (text.status_code, text.json()["error"]["param"]) == (400, "config_format")
     assert response.status_code == 200
     assert "geheim" not in response.text
     facts = json.loads(response.text)

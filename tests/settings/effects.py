@@ -33,6 +33,9 @@ EFFECTS: dict[str, list[str]] = {
         "engine/test_step_graphs.py::test_the_log_says_how_steps_were_run_where_that_is_asked_for",
     ],
     "custom_histogram_buckets": ["server/test_metrics.py::test_buckets_can_be_chosen_by_family"],
+    "default_chat_template_kwargs": [
+        "server/test_answer_options.py::test_the_template_has_the_operators_variables_unless_a_request_has_others"
+    ],
     "device": [
         "engine/test_device_detection.py::test_the_setting_wins_over_the_environment_and_that_over_what_is_there"
     ],

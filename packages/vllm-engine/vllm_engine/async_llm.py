@@ -23,6 +23,7 @@ from vllm_engine.frontend.request_log import RequestLog
 from vllm_engine.frontend.sleeping import check_can_sleep, check_sleep, check_tags
 from vllm_engine.frontend.tally import Tally
 from vllm_engine.frontend.tokenizer import Tokenizer
+from vllm_engine.frontend.turn_share import TurnShare
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import EngineReady, SchedulerStats
 from vllm_engine.metrics.logging_stats import LoggingStatLogger
@@ -43,6 +44,8 @@ T = TypeVar("T")
 
 LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
+TURN_CHARS = 16384
+"""Of shorter ones, so much is tokenized in one turn of the event loop."""
 
 
 class AsyncLLM:
@@ -85,6 +88,7 @@ class AsyncLLM:
             self._stat_loggers.append(LoggingStatLogger())
         self._request_log = RequestLog(max_log_len) if self.config.async_engine.enable_log_requests else None
         self._renderers = RendererThreads(self.config.model.renderer_num_workers)
+        self._tokenizing = TurnShare(TURN_CHARS)
         self._model: ModelFrontend | None = None
         self._ready: EngineReady | None = None
         self._client: CoreClient | None = None
@@ -94,6 +98,7 @@ class AsyncLLM:
         """What runs and waits, where that has bounds."""
         self._output_task: asyncio.Task[None] | None = None
         self._watch: CoreWatch | None = None
+        self._num_worker_calls = 0  # under way
         self._delivery = Delivery(self._stat_loggers, slice_updates=envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"))
         self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
         self._aborted_early: set[str] = set()
@@ -138,7 +143,12 @@ class AsyncLLM:
             )
         self._output_task = asyncio.create_task(self._deliver_outputs(client, self._outputs), name="engine-outputs")
         self._watch = CoreWatch(
-            client, self._delivery, self._outputs, step_seconds=self._step_seconds, on_dead=self._die
+            client,
+            self._delivery,
+            self._outputs,
+            step_seconds=self._step_seconds,
+            has_worker_calls=lambda: self._num_worker_calls > 0,
+            on_dead=self._die,
         )
 
     def _create_client(self, model_path: Path) -> "CoreClient":
@@ -206,13 +216,13 @@ class AsyncLLM:
         """Fields of ``SamplingParams`` that hold where a request gives none."""
         return self._loaded.default_sampling_params()
 
-    async def in_renderer(self, work: Callable[[], T]) -> T:
+    async def in_renderer(self, work: Callable[[], T], *, size: int = 0) -> T:
         """Do work that would hold up the event loop, such as rendering much text, in a thread for that.
 
         There are ``renderer_num_workers``; long prompts are tokenized in the same ones. Raises ``EngineDead`` when the
-        engine is closed.
+        engine is closed. ``size``: characters or tokens that it is about.
         """
-        return await self._renderers.run(work)
+        return await self._renderers.run(work, size=size)
 
     @property
     def num_requests(self) -> int:
@@ -409,7 +419,11 @@ class AsyncLLM:
             RuntimeError: with the worker's message when it fails.
             EngineDead: when the engine is closed or gone.
         """
-        results: list[Any] = await self.call("collective_rpc", method, list(args), kwargs or {})
+        self._num_worker_calls += 1
+        try:
+            results: list[Any] = await self.call("collective_rpc", method, list(args), kwargs or {})
+        finally:
+            self._num_worker_calls -= 1
         return results
 
     async def start_profile(self) -> None:
@@ -450,8 +464,10 @@ class AsyncLLM:
         def process() -> PreparedRequest:
             return inputs.process(label, prompt, params, priority=priority, cache_salt=cache_salt, tenant=tenant)
 
-        if inputs.tokenizes_long(prompt, more_than=LONG_TEXT_CHARS):
-            return await self._renderers.run(process)
+        chars = inputs.chars_to_tokenize(prompt)
+        if chars > LONG_TEXT_CHARS:
+            return await self._renderers.run(process, size=chars)
+        await self._tokenizing.take(chars)
         return process()
 
     def _submit(self, prepared: PreparedRequest) -> None:

@@ -171,9 +171,9 @@ def best_of(
 ) -> tuple[tuple[dict[str, int], float] | None, int]:
     """The fastest candidate of a class with its seconds, and how many were tried before ``until`` (at least one).
 
-    One that computes wrong values or that the device cannot run is none.
+    One that computes wrong values, or that does not compile or fit the device, is none.
     """
-    from triton.runtime.errors import OutOfResources
+    from triton.errors import TritonError
 
     from vllm_kernels.benchmarks.case import relative_error
     from vllm_kernels.benchmarks.timing import median_seconds
@@ -192,7 +192,7 @@ def best_of(
         with forced(tunable, shape, choice):
             try:
                 right = relative_error(case.checked(case.run()), truth) <= case.tolerance
-            except OutOfResources:
+            except (RuntimeError, TritonError):
                 continue
             if not right:
                 continue

@@ -103,6 +103,10 @@ class ServerConfig:
         "auto",
         help="how message content reaches the template: as text, as a list of parts (openai), or as it reads it (auto)",
     )
+    default_chat_template_kwargs: dict[str, Any] | None = option(
+        None,
+        help="variables of the chat template, such as enable_thinking; those of a request's chat_template_kwargs win",
+    )
     trust_request_chat_template: bool = option(
         False, help="render chat templates that come with requests, each within limits and in a process of its own"
     )

@@ -17,6 +17,7 @@ from vllm_server.siblings import Siblings
 from vllm_server.telemetry.http_metrics import HttpMetrics
 from vllm_server.telemetry.registry import Registry
 from vllm_server.telemetry.sleep_metrics import SleepMetrics
+from vllm_server.telemetry.told_counts import ToldCounts
 from vllm_server.templates.process import TemplateProcess
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class ServerContext:
     """The other processes that serve the same port, if there are any."""
     counts: SharedTable | None = None
     """What they count together."""
+    told_counts: ToldCounts | None = None
+    """What each has told of its own counts."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:

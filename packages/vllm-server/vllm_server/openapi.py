@@ -11,7 +11,7 @@ from vllm_server.protocol.chat import ChatBatchRequest, ChatCompletion, ChatRequ
 from vllm_server.protocol.completions import Completion, CompletionRequest
 from vllm_server.protocol.control import CollectiveRpcRequest, CollectiveRpcResults
 from vllm_server.protocol.messages import AnthropicMessage, CountTokensRequest, MessagesRequest, TokenCount
-from vllm_server.protocol.models import ModelList
+from vllm_server.protocol.models import ModelCard, ModelList
 from vllm_server.protocol.responses import (
     DeletedResponse,
     FunctionCallItem,
@@ -29,6 +29,7 @@ from vllm_server.protocol.tokens import (
     DetokenizedText,
     DetokenizeRequest,
     TokenizeChatRequest,
+    TokenizerInfo,
     TokenizeTextRequest,
     Tokens,
 )
@@ -46,11 +47,13 @@ _TYPES = (
     TokenCount,
     MessagesErrorBody,
     ModelList,
+    ModelCard,
     TokenizeTextRequest,
     TokenizeChatRequest,
     Tokens,
     DetokenizeRequest,
     DetokenizedText,
+    TokenizerInfo,
     ResponsesRequest,
     MessageItem,
     FunctionCallItem,
@@ -67,6 +70,9 @@ _TYPES = (
     ErrorBody,
 )
 
+
+FLAG = {"type": "boolean"}
+TEXTS = {"type": "array", "items": {"type": "string"}}
 
 Body = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...]
 """The type of a JSON body, or those of which it is one."""
@@ -86,6 +92,12 @@ def response_docs(response: Body, *, error: type[msgspec.Struct] = ErrorBody) ->
             "5XX": {"description": "What is wrong with the server", "content": _json(error)},
         },
     }
+
+
+def query_docs(**parameters: dict[str, Any]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads these parameters of the URL: name -> JSON schema. None is needed."""
+    found = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in parameters.items()]
+    return {"parameters": found}
 
 
 def add_schemas(app: FastAPI) -> None:

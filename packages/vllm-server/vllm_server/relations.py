@@ -1,11 +1,13 @@
 """Settings of the server that must fit together, checked without touching a file."""
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
 from vllm_server.api_keys import check_keys
+from vllm_server.template_variables import may_be_chosen
 
 if TYPE_CHECKING:
     from vllm_engine.config import EngineConfig
@@ -40,8 +42,17 @@ def check_server_relations(config: "ServerConfig") -> None:
             "api_server_count above 1 needs the engine in a process of its own, not disable_frontend_multiprocessing",
             field="api_server_count",
         )
+    check_template_variables(config.default_chat_template_kwargs)
     _check_cors(config)
     _check_tls(config)
+
+
+def check_template_variables(defaults: Mapping[str, Any] | None) -> None:
+    """Raise ``ConfigError`` for a variable of ``default_chat_template_kwargs`` that is not for anybody to choose."""
+    for name in defaults or {}:
+        if not may_be_chosen(name):
+            field = "default_chat_template_kwargs"
+            raise ConfigError(f"{field} cannot set {name!r}: the server itself hands it to the template", field=field)
 
 
 def check_relations_to_engine(server: "ServerConfig", engine: "EngineConfig") -> None:

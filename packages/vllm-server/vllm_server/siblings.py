@@ -87,10 +87,14 @@ class Siblings:
         if self._server is not None:
             self._server.close()
 
-    async def ask_all(self, name: str) -> list[bytes]:
-        """The answers of the others. One that does not answer, because it is just being started anew, is left out."""
+    async def ask_each(self, name: str) -> dict[int, bytes | None]:
+        """The answers of the others by their numbers; None for one that is just being started anew, or hangs."""
         answers = await asyncio.gather(*(self.ask(number, name) for number in self._others))
-        return [answer for answer in answers if answer is not None]
+        return dict(zip(self._others, answers, strict=True))
+
+    async def ask_all(self, name: str) -> list[bytes]:
+        """The answers of the others that answer."""
+        return [answer for answer in (await self.ask_each(name)).values() if answer is not None]
 
     async def ask(self, number: int, name: str, argument: bytes = b"") -> bytes | None:
         """The answer of one of the others; None when it does not answer, or there is none of this number."""

@@ -1,5 +1,6 @@
 """Classes that the tests name in ``scheduler_cls``, ``worker_cls`` and ``worker_extension_cls``."""
 
+import time
 from typing import Any
 
 from vllm_engine.core.scheduler import Scheduler
@@ -34,6 +35,10 @@ class Extension:
         """The first weights of a parameter."""
         parameter = dict(self.runner.model.named_parameters())[name]  # type: ignore[attr-defined]
         return [scale * value for value in parameter.flatten()[:2].tolist()]
+
+    def rest(self, seconds: float) -> None:
+        """Take long."""
+        time.sleep(seconds)
 
     def fail(self) -> None:
         """Raise."""

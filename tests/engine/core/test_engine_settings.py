@@ -1,5 +1,6 @@
 """Settings of the engine core, each by what it changes that one can see from outside."""
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.models.tiny import VOCAB_SIZE, make_tiny_model
+from vllm_engine.async_llm import AsyncLLM
 from vllm_engine.config import EngineArgs
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.limits import resolve_limits
@@ -171,6 +173,30 @@ def test_the_methods_of_an_extension_can_be_called_between_steps(
         for name in ("_config", "answer", "nothing"):
             with pytest.raises(ValueError, match="no method"):
                 llm.collective_rpc(name)
+
+
+async def test_a_call_of_a_worker_is_progress_for_as_long_as_it_takes(model_path: Path) -> None:
+    """However long a model's weights take to read again, the server is well meanwhile."""
+    args = EngineArgs(
+        str(model_path),
+        dtype="float32",
+        max_model_len=64,
+        kv_cache_memory_bytes=2**23,
+        worker_extension_cls=HERE + "Extension",
+    )
+    llm = AsyncLLM(args, multiprocess=False)
+    await llm.start()
+    try:
+        assert llm._watch is not None
+        pulse = llm._watch._pulse
+        pulse._longest_seconds = 0.5
+        call = asyncio.create_task(llm.collective_rpc("rest", [1.8]))
+        await asyncio.sleep(1.6)
+        assert pulse.silent_seconds >= 0.5
+        llm.check_progress()
+        assert await call == [None]
+    finally:
+        await llm.close()
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,21 @@ def test_a_long_step_that_computes_is_progress_and_one_that_waits_is_none() -> N
     assert core.pulse.stalled, "it turns in circles"
 
 
+def test_work_that_is_no_step_may_take_as_long_as_it_computes() -> None:
+    """Weights of some models take longer to read than any step may."""
+    core = Core()
+    reads = True
+    core.pulse = Pulse(core.ping, lambda: core.cpu, lambda: core.now, has_other_work=lambda: reads)
+    core.answers, core.computes = False, True
+    core.live(2 * LONGEST_STEP_SECONDS)
+    assert not core.pulse.stalled
+    reads = False
+    assert core.pulse.stalled
+    reads, core.computes = True, False
+    core.live(STALL_SECONDS)
+    assert core.pulse.stalled, "it is stopped"
+
+
 def test_where_processor_time_is_unknown_a_silent_core_may_compute() -> None:
     core = Core()
     core.answers, core.cpu = False, None

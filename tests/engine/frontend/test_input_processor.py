@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from tests.engine.frontend import tiny_tokenizers as tiny
+from vllm_engine.async_llm import LONG_TEXT_CHARS
 from vllm_engine.config import EngineArgs
 from vllm_engine.config.generation import GenerationConfig
 from vllm_engine.errors import InvalidRequest, Unsupported
@@ -287,10 +288,10 @@ def test_arrival_is_told_on_both_clocks() -> None:
 
 def test_long_texts_are_recognised_whatever_form_they_have() -> None:
     inputs = processor()
-    assert inputs.tokenizes_long("a" * 11, more_than=10)
-    assert inputs.tokenizes_long({"prompt": "a" * 11}, more_than=10)
+    assert inputs.chars_to_tokenize("a" * 11) == inputs.chars_to_tokenize({"prompt": "a" * 11}) == 11
+    assert inputs.chars_to_tokenize({"prompt_embeds": b""}) > LONG_TEXT_CHARS
     for short in ("a", [1] * 11, {"prompt": "a" * 11, "prompt_token_ids": [1]}, {"prompt": 5}, None, 5):
-        assert not inputs.tokenizes_long(short, more_than=10)  # type: ignore[arg-type]
+        assert inputs.chars_to_tokenize(short) < 2  # type: ignore[arg-type]
 
 
 def test_parameters_survive_the_way_to_the_core() -> None:

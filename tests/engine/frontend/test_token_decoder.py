@@ -130,6 +130,14 @@ def test_a_decoder_that_looks_at_neighbours_is_followed_in_a_window(skip: bool, 
     assert tokenizer.decode(token_ids, skip_special_tokens=skip) == expected
 
 
+@pytest.mark.parametrize("after", ["[SEP]", None])
+def test_an_output_goes_on_with_a_text_that_hidden_tokens_end(after: str | None) -> None:
+    tokenizer = tiny.load("word_piece")
+    word, hidden = (tiny.word_piece().token_to_id(token) if token else 10**6 for token in ("cat", after))
+    prompt = [word, *[hidden] * (CONTEXT_TOKENS + 1)]
+    assert stream(tokenizer.decoder(prompt), [word, word]) == " cat cat"
+
+
 def test_spaces_between_special_tokens_are_left_out_on_request() -> None:
     tokenizer = tiny.load("word_piece")
     cls, sep, cat = (tiny.word_piece().token_to_id(token) for token in ("[CLS]", "[SEP]", "cat"))

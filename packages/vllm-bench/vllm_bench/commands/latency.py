@@ -59,8 +59,10 @@ def run(options: Namespace) -> int:
     def work(engine: dict[str, Any]) -> int:
         from vllm_bench.offline.latency import latency_lines, measure_latency
         from vllm_bench.result.fingerprint import engine_fingerprint
-        from vllm_bench.result.save import save
+        from vllm_bench.result.save import check_place, save
 
+        if options.output_json is not None:
+            check_place(options.output_json)
         result = measure_latency(options, engine)
         result["fingerprint"] = engine_fingerprint(options, engine, result["seed"])
         print("\n".join(latency_lines(result)))

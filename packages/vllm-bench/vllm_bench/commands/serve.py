@@ -24,16 +24,19 @@ def run(options: Namespace) -> int:
     from vllm_bench.result.options import saves
     from vllm_bench.result.partial import exit_code
     from vllm_bench.result.plot_options import draws
-    from vllm_bench.result.save import default_name, save
+    from vllm_bench.result.save import check_place, default_name, save
     from vllm_bench.result.table import load_lines
 
+    folder = options.result_dir or Path()
+    if saves(options):
+        check_place(folder / (options.result_filename or "result.json"))
     result = measure(options, body_fields(options))
     metrics = shown_metrics(options)
     if options.max_concurrency is not None and not math.isinf(options.request_rate):
         metrics += ["client_queue_time", "e2el_including_client_queue"]
     print("\n".join(load_lines(result, metrics, options.metric_percentiles)))
     if saves(options):
-        path = (options.result_dir or Path()) / (options.result_filename or default_name(result))
+        path = folder / (options.result_filename or default_name(result))
         save(result if options.save_detailed else without_details(result), path, append=options.append_result)
         print(f"\nsaved to {path}")
         if draws(options):

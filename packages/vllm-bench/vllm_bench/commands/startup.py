@@ -43,12 +43,15 @@ def run(options: Namespace) -> int:
             raise CommandError(f"{name} belongs before MODEL; what follows it is for `vllm serve`", exit_code=2)
 
     from vllm_bench.offline.serve_settings import read_serve_settings
+    from vllm_bench.result.save import check_place, save
     from vllm_bench.server_process import free_port
     from vllm_bench.startup import measure_start, startup_figures, startup_lines
     from vllm_bench.startup_probe import StartupProbe
 
     given = [options.model, *options.serve_options]
     settings = read_serve_settings(given)
+    if options.output_json is not None:
+        check_place(options.output_json)
 
     # The server runs in a session of its own: were this process simply ended, it would stay behind.
     previous = signal.signal(signal.SIGTERM, _end)
@@ -70,7 +73,6 @@ def run(options: Namespace) -> int:
     print("\n" + "\n".join(startup_lines(figures)))
     if options.output_json is not None:
         from vllm_bench.result.fingerprint import engine_fingerprint, words_without_secrets
-        from vllm_bench.result.save import save
 
         words = words_without_secrets(options.serve_options, settings.given)
         content = {"model_id": options.model, "serve_options": words, **figures}

@@ -95,8 +95,10 @@ def run(options: Namespace) -> int:
     def work(engine: dict[str, Any]) -> int:
         from vllm_bench.offline.throughput import measure_throughput, throughput_lines
         from vllm_bench.result.fingerprint import engine_fingerprint
-        from vllm_bench.result.save import save
+        from vllm_bench.result.save import check_place, save
 
+        if options.output_json is not None:
+            check_place(options.output_json)
         result = measure_throughput(options, engine)
         result["fingerprint"] = engine_fingerprint(options, engine, result["seed"])
         print("\n".join(throughput_lines(result)))

@@ -1,6 +1,7 @@
 """Results as files: one line of JSON each, so that several may stand in one file."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -16,6 +17,22 @@ def default_name(result: dict[str, Any]) -> str:
     limit = result["max_concurrency"]
     load = f"{result['request_rate']}qps" + (f"-concurrency{limit}" if limit is not None else "")
     return f"{label}-{load}-{_plain(str(result['model_id']))}-{result['date']}.json"
+
+
+def check_place(path: Path) -> None:
+    """Make the folder of a file that will be saved, and try whether it takes one: known before anything is measured.
+
+    Raises:
+        CommandError: the file could not be written (exit code 2).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not path.exists() or path.is_file():
+            tempfile.TemporaryFile(dir=path.resolve().parent).close()
+    except OSError as error:
+        raise CommandError(f"no result can be saved in {path}: {error.strerror}", exit_code=2) from error
 
 
 def save(result: dict[str, Any], path: Path, *, append: bool = False) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_bench.result.read import RUNS_OF_A_SWEEP, read
-from vllm_bench.result.save import save, save_text
+from vllm_bench.result.save import check_place, save, save_text
 from vllm_bench.sweep.plan import Run
 from vllm_cli.command import CommandError
 
@@ -42,8 +42,8 @@ class Store:
 
     def begin(self) -> None:
         """Make the folder, and forget what was under way when a sweep was killed."""
+        check_place(self.table_path)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self.unfinished.unlink(missing_ok=True)
         except OSError as error:
             raise CommandError(f"the results cannot be saved: {error}") from error

@@ -38,6 +38,11 @@ class Gpu:
         """Whether it multiplies matrices of bfloat16, as all from Ampere on do."""
         return self.capability >= (8, 0)
 
+    @property
+    def has_e4m3(self) -> bool:
+        """Whether it converts the 8-bit floats of ``fp8_e4m3``, as all from Ada Lovelace on do."""
+        return self.capability >= (8, 9)
+
     def __str__(self) -> str:
         return f"{self.name} (sm_{self.capability[0]}{self.capability[1]})"
 

@@ -10,7 +10,7 @@ import msgspec
 from vllm_engine import envs
 from vllm_engine.config.decoder import DecoderConfig, default_max_model_len, resolve_dtype
 from vllm_engine.config.decoder_file import load_decoder_config
-from vllm_engine.config.device import first_gpu
+from vllm_engine.config.device import Gpu, first_gpu
 from vllm_engine.config.groups import CacheConfig, EngineConfig, ModelConfig
 from vllm_engine.config.groups.model import AUTO
 from vllm_engine.config.model_files import config_folder
@@ -63,7 +63,10 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
     max_model_len = longest if settings.max_model_len in (None, AUTO) else settings.max_model_len
     if max_model_len > longest:
         warnings.append(_beyond(max_model_len, longest, decoder))
-    return ModelPlan(decoder, dtype, _cache_formats(config.cache, decoder, dtype), max_model_len, tuple(warnings))
+    formats = _cache_formats(config.cache, decoder, dtype)
+    if gpu is not None:
+        _refuse_e4m3(config.cache, formats, gpu)
+    return ModelPlan(decoder, dtype, formats, max_model_len, tuple(warnings))
 
 
 def _cache_formats(settings: CacheConfig, decoder: DecoderConfig, dtype: str) -> tuple[CacheFormat, ...]:
@@ -85,6 +88,16 @@ def _cache_formats(settings: CacheConfig, decoder: DecoderConfig, dtype: str) ->
     if SLIDING_LAYERS in skipped:
         numbers.update(index for index in range(decoder.num_layers) if decoder.layer_window(index) is not None)
     return tuple(own if index in numbers else asked for index in range(decoder.num_layers))
+
+
+def _refuse_e4m3(settings: CacheConfig, formats: tuple[CacheFormat, ...], gpu: Gpu) -> None:
+    """Raise ``ConfigError`` for layers that a GPU's kernels cannot cache as asked."""
+    if not gpu.has_e4m3 and {"fp8_e4m3", "fp8_per_token_head"} & set(formats):
+        raise ConfigError(
+            f"kv_cache_dtype={settings.kv_cache_dtype}: {gpu} has no instructions for fp8 e4m3; use fp8_e5m2 or "
+            "int8_per_token_head",
+            field="kv_cache_dtype",
+        )
 
 
 def _within_windows(settings: ModelConfig, window: int) -> int:

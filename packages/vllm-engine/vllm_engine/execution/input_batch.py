@@ -56,7 +56,8 @@ class InputBatch:
         if new.wants_prompt_logprobs:
             self.wants_prompt_logprobs[request_id] = len(new.request.prompt_token_ids)
         embeds = new.request.prompt_embeds
-        if embeds is not None:
+        # Begun again after a preemption, a request may find all of its prompt in the prefix cache.
+        if embeds is not None and new.num_computed_tokens < embeds.shape[0]:
             self.prompt_embeds[row] = np.frombuffer(embeds.data, dtype=np.uint8).reshape(embeds.shape[0], -1)
 
     def append_blocks(self, request_id: str, block_ids: list[list[int]]) -> None:

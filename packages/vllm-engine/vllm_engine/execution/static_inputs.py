@@ -41,6 +41,11 @@ class StaticInputs:
             slots[:count].copy_(new)
         self._filled = count
 
+    def clear(self) -> None:
+        """All is padding again, so that layers that are called to be captured write nothing into the cache."""
+        self._slots.fill_(NOWHERE)
+        self._filled = 0
+
     def slot_mappings(self, size: int) -> list[Tensor]:
         """Those of the first tokens, for each group."""
         return [slots[:size] for slots in self._slots]

@@ -148,6 +148,7 @@ class StepGraphs:
         key = self._key(kind, size)
         if key in self._captured:
             return self._captured[key]
+        self._inputs.clear()  # the step before may still be in them, and its tokens' places in the cache
         try:
             captured = self._capture_whole(size) if kind == FULL else self._capture_pieces(size)
         except (NotCapturable, torch.OutOfMemoryError) as reason:

@@ -1,7 +1,8 @@
 """Chat messages to the text that the model was trained on: messages are checked here, ``templates`` renders them."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from vllm_engine.errors import InvalidRequest, Unsupported, shown
@@ -41,7 +42,7 @@ def render_chat(
     continue_final_message: bool = False,
     chat_template: str | None = None,
     chat_template_content_format: ContentFormat = "auto",
-    must_read: Collection[str] = (),
+    must_read: Mapping[str, str] = MappingProxyType({}),
     **kwargs: Any,
 ) -> str:
     """Text of a conversation. It holds its own special tokens: encode it with ``add_special_tokens=False``.
@@ -54,7 +55,7 @@ def render_chat(
         continue_final_message: end within the last message, so that the model goes on with it.
         chat_template: name of one of the tokenizer's templates, or a template itself.
         chat_template_content_format: how content reaches the template, see ``ContentFormat``.
-        must_read: those of ``kwargs`` that make no sense with a template that does not look at them.
+        must_read: variables that make no sense with a template that does not look at them, and what to call them.
         kwargs: further variables of the template.
 
     Raises:
@@ -70,9 +71,9 @@ def render_chat(
         )
     conversation = prepare_messages(messages)
     template, from_request = _select_template(tokenizer.chat_templates, chat_template, has_tools=bool(tools))
-    for name in must_read:
+    for name, field in must_read.items():
         if name not in names_read(template, from_request=from_request):
-            raise Unsupported(f"{name} has no effect: the chat template does not read it", field=name)
+            raise Unsupported(f"{field} has no effect: the chat template does not read it", field=field)
     content_format = check_content_format(chat_template_content_format)
     shape_content(conversation, content_format, template, tokenizer.special_tokens_map)
     variables = {

@@ -31,6 +31,7 @@ class CoreWatch:
         outputs: OutputProcessor,
         *,
         step_seconds: float | None,
+        has_worker_calls: Callable[[], bool],
         on_dead: Callable[[EngineDead], None],
     ) -> None:
         """Begin to watch, in the event loop that runs.
@@ -40,13 +41,19 @@ class CoreWatch:
             delivery: knows when the last step ended, and whether the core sleeps.
             outputs: knows how many requests there are.
             step_seconds: what a step may take while there are requests; None is no limit.
+            has_worker_calls: whether methods of the workers run, which may take as long as they take.
             on_dead: is called once, when a step has taken longer.
         """
         self._client = client
         self._delivery = delivery
         self._outputs = outputs
         self._on_dead = on_dead
-        self._pulse = Pulse(client.ping, client.cpu_seconds)
+        self._pulse = Pulse(
+            client.ping,
+            client.cpu_seconds,
+            # Asleep, it may be waking up.
+            has_other_work=lambda: delivery.asleep or has_worker_calls(),
+        )
         client.on_message = self._pulse.heard
         self._tasks = [asyncio.create_task(self._watch_pulse(), name="pulse-watch")]
         if step_seconds is not None:

@@ -24,6 +24,7 @@ from vllm_engine.sampling.processors import load_processor_classes
 logger = get_logger(__name__)
 
 MAX_CACHE_SALT_CHARS = 256
+EMBEDS_CHARS = 1 << 16
 EMBEDS_PLACEHOLDER = 0
 """The token id that stands where a prompt has a row of embeddings: any that the model's table has."""
 _INT32_MIN, _INT32_MAX = -(2**31), 2**31 - 1
@@ -157,12 +158,12 @@ class InputProcessor:
         # The core's ids are not those of the outputs: what a user does to an output must not reach a core in a thread.
         return PreparedRequest(request_id, parsed.text, ids.copy(), params, requests, arrival_time, queued_ts)
 
-    def tokenizes_long(self, prompt: Prompt, *, more_than: int) -> bool:
-        """Whether ``process`` would take a while: for embeddings, and for a text of more than so many characters."""
+    def chars_to_tokenize(self, prompt: Prompt) -> int:
+        """How long ``process`` would take, in characters. To read embeddings takes as long as a long text."""
         if isinstance(prompt, dict) and prompt.get("prompt_embeds") is not None:
-            return True
+            return EMBEDS_CHARS
         text = prompt.get("prompt") if isinstance(prompt, dict) and "prompt_token_ids" not in prompt else prompt
-        return isinstance(text, str) and len(text) > more_than
+        return len(text) if isinstance(text, str) else 0
 
     # ---- the prompt ----
 

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from vllm_engine.frontend.backends import TokenizerBackend
@@ -187,7 +188,7 @@ class WindowDecoder:
         self._skip = skip_special_tokens
         self._join_added = not skip_special_tokens and not spaces_between_special_tokens
         self._after_added = False
-        self._old = self._known(prompt_token_ids[-CONTEXT_TOKENS:])
+        self._old = self._last_known(prompt_token_ids)
         self._old_text = self._decode(self._old)
         self._new: list[int] = []
 
@@ -218,6 +219,10 @@ class WindowDecoder:
     def _move_on(self) -> None:
         self._old, self._new = (self._old + self._new)[-CONTEXT_TOKENS:], []
         self._old_text = self._decode(self._old)
+
+    def _last_known(self, token_ids: Sequence[int]) -> list[int]:
+        """The last tokens of a prompt that leave a trace: with none, the output would be the beginning of a text."""
+        return list(islice((i for i in reversed(token_ids) if self._known([i])), CONTEXT_TOKENS))[::-1]
 
     def _known(self, token_ids: Sequence[int]) -> list[int]:
         hidden: Callable[[int], bool] = self._backend.special_ids.__contains__ if self._skip else lambda _: False

@@ -2,13 +2,14 @@
 
 Each result is compared with float64, then timed, and its achieved bandwidth or rate is given as a part of the measured
 ceiling (a copy, a product of cuBLAS in bf16) and beside torch's own operation, as torch's time over ours. Exit code 1
-when a value is wrong; goals stand in a column of their own, and those that are missed change nothing. When the time is
-used up, the rest is left out, and said so. ``--check`` compares only, on tiny shapes, and runs without a GPU with
-TRITON_INTERPRET=1.
+when a value is wrong or a case fails, which keeps no other from its turn; goals stand in a column of their own, and
+those that are missed change nothing. When the time is used up, the rest is left out, and said so. ``--check`` compares
+only, on tiny shapes, and runs without a GPU with TRITON_INTERPRET=1.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,18 +18,21 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vllm_kernels.backend import use_face
-from vllm_kernels.benchmarks import adapters, attention, drawing, experts, latents, products, rows, states
+from vllm_kernels.benchmarks import adapters, attention, caches, drawing, experts, latents, products, rows, states
 from vllm_kernels.benchmarks.case import Case, Sizes, relative_error
 from vllm_kernels.benchmarks.ceilings import Ceilings, measure
 from vllm_kernels.benchmarks.timing import device_name, median_seconds
 from vllm_kernels.triton.device import why_not
 
-_GROUPS = (rows, attention, latents, products, experts, adapters, states, drawing)
+_GROUPS = (rows, caches, attention, latents, products, experts, adapters, states, drawing)
 
 
 @dataclass(frozen=True)
 class Line:
-    """What was found out of one case. ``part`` of the ceiling; ``ratio`` the peer's time over ours."""
+    """What was found out of one case.
+
+    ``part`` of the ceiling; ``ratio`` the peer's time over ours; ``fault``: why there is no result.
+    """
 
     name: str
     shape: str
@@ -41,6 +45,7 @@ class Line:
     peer: str = ""
     goal: str = ""
     missed: bool = False
+    fault: str = ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
     ceilings = None if options.check else measure(device)
     wrong = False
-    if not options.json:
-        print(_head(device, ceilings))
+    head = {"device": device_name(device), "ceilings": asdict(ceilings) if ceilings else None}
+    print(json.dumps(head) if options.json else _head(device, ceilings), flush=True)
     torch.manual_seed(0)
     until = time.monotonic() + options.seconds
     left_out = []
@@ -67,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             if time.monotonic() > until:
                 left_out.append(case.name)
                 continue
-            line = _line(case, ceilings)
+            line = _tried(case, ceilings)
             wrong |= not line.right
-            print(json.dumps(asdict(line)) if options.json else _text(line), flush=True)
+            print(_json(line) if options.json else _text(line), flush=True)
     if left_out:
         print(f"{len(left_out)} left out after {options.seconds:g} s: {', '.join(left_out)}", file=sys.stderr)
     return 1 if wrong else 0
@@ -80,6 +85,17 @@ def _cases(device: torch.device, dtype: torch.dtype, sizes: Sizes, only: list[st
         for case in group.cases(device, dtype, sizes):
             if all(word in case.name for word in only):
                 yield case
+
+
+def _tried(case: Case, ceilings: Ceilings | None) -> Line:
+    """The line of a case, also of one that does not compile or does not fit this device."""
+    from triton.errors import TritonError
+
+    try:
+        return _line(case, ceilings)
+    except (RuntimeError, TritonError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        return Line(case.name, case.shape, math.inf, False, goal=_goal(case), fault=fault)
 
 
 def _line(case: Case, ceilings: Ceilings | None) -> Line:
@@ -114,8 +130,15 @@ def _head(device: torch.device, ceilings: Ceilings | None) -> str:
     return f"{device_name(device)}: copy {copied:.0f} GB/s, bf16 product {multiplied:.0f} TFLOP/s"
 
 
+def _json(line: Line) -> str:
+    """One object; JSON has no infinity."""
+    return json.dumps(asdict(line) | {"error": line.error if math.isfinite(line.error) else None})
+
+
 def _text(line: Line) -> str:
     words = [f"{line.name:<28} {line.shape:<36} error {line.error:.1e}{'' if line.right else ' WRONG'}"]
+    if line.fault:
+        words = [f"{line.name:<28} {line.shape:<36} FAILED: {line.fault}"]
     if line.microseconds is not None and line.part is not None:
         words.append(f"{line.microseconds:9.1f} us {line.rate:>12} {line.part:5.0%} of the ceiling")
     if line.ratio is not None:
@@ -131,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="compare values on tiny shapes, time nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases whose names have all these words")
     parser.add_argument(
-        "--seconds", type=float, default=450, help="after which nothing is begun (default: %(default)s)"
+        "--seconds", type=float, default=420, help="after which nothing is begun (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="JSON lines")
     return parser

@@ -15,7 +15,7 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
     context = sizes(4096, 40)
     return [
         attention("decode attention", [(1, context)] * sizes(64, 3), plain, device, dtype, sizes, goal=0.8),
-        attention("decode attention", [(1, sizes(32768, 90))], plain, device, dtype, sizes),
+        attention("decode attention", [(1, sizes(32768, 520))], plain, device, dtype, sizes),
         attention("decode attention", [(1, context)] * sizes(64, 3), "fp8_e5m2", device, dtype, sizes),
         attention("prefill attention", [(sizes(8192, 40),) * 2], plain, device, dtype, sizes, goal=0.6),
         attention(

@@ -14,11 +14,32 @@ _TOKENS = 2
 def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
     """All of them; inputs are random and made as each is asked for. The shapes are Qwen 3 30B A3B's."""
     shape = sizes(128, 4), sizes(8, 2), sizes(2048, 64), sizes(768, 32)
-    for format in (None, "fp8", "int4"):
-        for tokens in (sizes(64, 3), sizes(4096, 9)):
+    yield _routing(sizes(4096, 9), shape[0], shape[1], device, dtype)
+    for format in (None, "fp8", "int8", "int4"):
+        for tokens in (sizes(64, 3), sizes(4096, 270 if format is None else 9)):
             group = sizes(128, 32) if format == "int4" else None
             activation_bits = None if format == "int4" else 8
             yield experts(tokens, *shape, format, device, dtype, group, activation_bits, goal=0.7)
+
+
+def _routing(tokens: int, num_experts: int, top_k: int, device: torch.device, dtype: torch.dtype) -> Case:
+    logits = torch.randn(tokens, num_experts, device=device).to(dtype)
+
+    def by_torch() -> torch.Tensor:
+        shares = torch.softmax(logits, dim=1, dtype=torch.float32).topk(top_k, dim=1).values
+        return shares / shares.sum(dim=1, keepdim=True)
+
+    return Case(
+        "routing",
+        f"{tokens} tokens, {top_k} of {num_experts} experts",
+        lambda: route(logits, top_k, renormalize=True).weights,
+        lambda result: result[:_TOKENS],
+        lambda: torch.softmax(logits[:_TOKENS].double().topk(top_k, dim=1).values, dim=1),
+        1e-5,
+        logits.nbytes + 8 * tokens * top_k,
+        peer=by_torch,
+        peer_name="torch softmax and topk",
+    )
 
 
 def experts(

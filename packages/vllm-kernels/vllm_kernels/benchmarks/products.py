@@ -5,8 +5,10 @@ import torch
 from vllm_kernels.benchmarks.case import Case, Sizes
 from vllm_kernels.ops.fp8 import new_weight as new_fp8_weight
 from vllm_kernels.ops.linear import fill, linear
+from vllm_kernels.ops.mxfp4 import new_weight as new_mxfp4_weight
 from vllm_kernels.ops.quantization import new_weight
 from vllm_kernels.reference.fp8 import rounded
+from vllm_kernels.triton.device import has_fp8
 
 _ROWS = slice(0, 4)
 
@@ -29,9 +31,32 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
         fp8_product(16, out_features, in_features, None, device, dtype),
         fp8_product(square, square, square, None, device, dtype, peer_goal=1.3),
         fp8_product(sizes(4096, 64), sizes(4096, 128), sizes(4096, 128), 128, device, dtype),
-        fp8_product(square, square, square, None, device, dtype, peer="_scaled_mm"),
     ]
+    if has_fp8(device):  # else torch has no such product
+        found.append(fp8_product(square, square, square, None, device, dtype, peer="_scaled_mm"))
+    found += [_mxfp4_product(rows, out_features, sizes(4096, 1024), device, dtype) for rows in (16, square)]
     return found
+
+
+def _mxfp4_product(rows: int, out_features: int, in_features: int, device: torch.device, dtype: torch.dtype) -> Case:
+    x = torch.randn(rows, in_features, device=device).to(dtype)
+    dense = torch.randn(out_features, in_features, device=device).to(dtype)
+    weight = new_mxfp4_weight(out_features, in_features, dtype, device)
+    fill(weight, dense)
+    ids = torch.arange(out_features, device=device)
+    return Case(
+        "MXFP4 weights",
+        f"{rows} x {out_features} x {in_features}",
+        lambda: linear(x, weight),
+        lambda result: result[_ROWS],
+        lambda: x[_ROWS].double() @ weight.rows(ids).double().T,
+        5e-3,
+        weight.nbytes + x.nbytes + rows * out_features * x.itemsize,
+        2 * rows * out_features * in_features,
+        "memory" if rows <= 64 else "matrix",
+        peer=lambda: torch.nn.functional.linear(x, dense),
+        peer_name="cuBLAS",
+    )
 
 
 def fp8_product(

@@ -3,7 +3,8 @@
 import torch
 
 from vllm_kernels.benchmarks.case import Case, Sizes
-from vllm_kernels.ops.activation import silu_and_mul
+from vllm_kernels.ops import rounded
+from vllm_kernels.ops.activation import gelu, silu_and_mul
 from vllm_kernels.ops.cache import allocate_kv_cache
 from vllm_kernels.ops.embedding import embedding
 from vllm_kernels.ops.norm import fused_add_rms_norm, rms_norm
@@ -19,6 +20,8 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
     return [
         *(norm(device, dtype, tokens, hidden) for hidden in (sizes(1024, 48), sizes(4096, 64))),
         _added_norm(device, dtype, tokens, sizes(4096, 64)),
+        _rounded_norm(device, dtype, tokens, sizes(4096, 64)),
+        _gelu(device, dtype, tokens, sizes(4096, 64)),
         gate(device, dtype, tokens, sizes(14336, 40)),
         _lookup(device, dtype, tokens, sizes(4096, 64), sizes(128256, 11)),
         _rotation(device, dtype, tokens, sizes),
@@ -53,6 +56,42 @@ def _added_norm(device: torch.device, dtype: torch.dtype, tokens: int, hidden: i
         lambda: _exact_norm((x[_ROWS] + residual[_ROWS]).double(), weight),
         4e-3,
         4 * x.nbytes,
+        goal=0.85,
+    )
+
+
+def _rounded_norm(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int) -> Case:
+    x = torch.randn(tokens, hidden, device=device).to(dtype)
+    weight = torch.randn(hidden, device=device).to(dtype)
+
+    def run() -> torch.Tensor:
+        values, scales = rounded.rms_norm(x, weight, _EPS, torch.int8)
+        return values[_ROWS] * scales[_ROWS, None]
+
+    return Case(
+        "rms_norm to int8",
+        f"{tokens} x {hidden}",
+        run,
+        lambda result: result,
+        lambda: _exact_norm(x[_ROWS].double(), weight),
+        2e-2,  # a number is within 1/254 of the largest of its row
+        x.nbytes + x.numel() + 4 * tokens,
+        goal=0.85,
+    )
+
+
+def _gelu(device: torch.device, dtype: torch.dtype, tokens: int, width: int) -> Case:
+    x = torch.randn(tokens, width, device=device).to(dtype)
+    return Case(
+        "gelu",
+        f"{tokens} x {width}",
+        lambda: gelu(x),
+        lambda result: result[_ROWS],
+        lambda: torch.nn.functional.gelu(x[_ROWS].double()),
+        4e-3,
+        2 * x.nbytes,
+        peer=lambda: torch.nn.functional.gelu(x),
+        peer_name="torch gelu",
         goal=0.85,
     )
 

@@ -94,6 +94,7 @@ class PackedWeight(LinearWeight):
             x = x.contiguous()
             stride = self.in_features
         count = len(x)
+        bias = None if bias is None else bias.contiguous()  # a copy must live until the product is done
         residual_stride = 0
         if residual is not None:
             if residual.stride(1) != 1:
@@ -103,7 +104,7 @@ class PackedWeight(LinearWeight):
         _linear.call(
             self._address,
             x.data_ptr(),
-            None if bias is None else bias.contiguous().data_ptr(),
+            None if bias is None else bias.data_ptr(),
             None if residual is None else residual.data_ptr(),
             out.data_ptr(),
             count,

@@ -1,11 +1,14 @@
 """CUDA graphs as torch has them. No decisions here: ``vllm_kernels.graphs`` makes them, and its tests fake this."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_broken: list[torch.cuda.CUDAGraph] = []
+"""Graphs that failed, which torch's allocator of pinned memory goes on asking about: they must not go away."""
 
 
 class CudaRecorder:
@@ -13,6 +16,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._index = torch.cuda.current_device() if device.index is None else device.index
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -42,13 +46,18 @@ class CudaRecorder:
         return replay
 
     def abandon(self) -> None:
-        """Stop after a failure. Ending a capture that failed is a failure, too, of which nothing more can be learnt."""
+        """Stop after a failure. Where the failure ended the capture, torch raises before it tells its allocator."""
         graph, self._graph = self._graph, None
-        if graph is not None:
-            try:
-                graph.capture_end()
-            except RuntimeError:
-                return
+        if graph is None:
+            return
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            _broken.append(graph)
+            pool, self._pool = self._pool, torch.cuda.graph_pool_handle()
+            with suppress(RuntimeError):  # it failed before it began
+                torch._C._cuda_endAllocateToPool(self._index, pool)
+                torch._C._cuda_releasePool(self._index, pool)
 
     def alias(self, tensor: Tensor) -> Tensor:
         """The same memory without a claim to it: what a later piece or graph allocates may be there again."""

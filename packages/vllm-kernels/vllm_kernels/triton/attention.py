@@ -8,7 +8,7 @@ from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
-from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile
+from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile, tables_of
 from vllm_kernels.triton.cache import factor_type, factors_of, formats_of
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
@@ -18,7 +18,9 @@ LAST_KEY = 2**31 - 1
 """No bound of the keys."""
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride", "num_blocks", "num_tokens", "first_key", "last_key", "first_part", "window"]
+)
 def attention_kernel(
     query,
     key_cache,
@@ -54,7 +56,6 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    SPLITS: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
@@ -96,8 +97,8 @@ def attention_kernel(
     if WINDOWED:
         low = tl.maximum(context + first - window + 1, first_key)
     begin = (low // BLOCK_N) * BLOCK_N
-    if SPLITS > 1:
-        span = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), SPLITS) * BLOCK_N
+    if part_out is not None:
+        span = tl.cdiv(tl.cdiv(end - begin, BLOCK_N), tl.num_programs(2)) * BLOCK_N
         begin += split * span
         end = tl.minimum(end, begin + span)
 
@@ -172,7 +173,7 @@ def attention_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_parts"])
 def merge_kernel(
     part_out,
     part_max,
@@ -238,6 +239,8 @@ def paged_attention(
     num_tokens, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()
+    alibi_slopes, sinks = (x if x is None else x.contiguous() for x in (alibi_slopes, sinks))
+    query_starts, seq_lens, block_table = tables_of(metadata)
     group = num_heads // cache.num_kv_heads
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -251,7 +254,7 @@ def paged_attention(
     parts = _parts(parts_of_prefix + most, out) if prefix or most > 1 else (None, None, None)
 
     def launch(
-        tiles: Tiles, query_start_loc: torch.Tensor, seq_lens: torch.Tensor, keys: tuple[int, int], first_part: int
+        tiles: Tiles, query_start_loc: torch.Tensor, lengths: torch.Tensor, keys: tuple[int, int], first_part: int
     ) -> None:
         attend.launch(
             (len(tiles.seq), cache.num_kv_heads, tiles.splits),
@@ -260,9 +263,9 @@ def paged_attention(
             cache.value,
             cache.key_scale,
             cache.value_scale,
-            metadata.block_table,
+            block_table,
             query_start_loc,
-            seq_lens,
+            lengths,
             tiles.seq,
             tiles.first,
             alibi_slopes,
@@ -270,7 +273,7 @@ def paged_attention(
             out,
             *(parts if prefix or tiles.splits > 1 else (None, None, None)),
             query.stride(0),
-            metadata.block_table.stride(0),
+            block_table.stride(0),
             cache.num_blocks,
             num_tokens,
             *keys,
@@ -284,7 +287,6 @@ def paged_attention(
             HEAD_DIM=head_dim,
             BLOCK_SIZE=cache.block_size,
             **tile(chosen[tiles.rows <= rows_of_tile(group, DECODE_ROWS)], group, head_dim),
-            SPLITS=tiles.splits,
             WINDOWED=sliding_window is not None,
             CAPPED=soft_cap is not None,
         )
@@ -293,14 +295,14 @@ def paged_attention(
         launch(prefix.tiles, prefix.query_start_loc, prefix.seq_lens, (0, prefix.length), 0)
     for tiles in plan.launches:
         own_keys = (prefix.length if prefix else 0, LAST_KEY)
-        launch(tiles, metadata.query_start_loc, metadata.seq_lens, own_keys, parts_of_prefix)
+        launch(tiles, query_starts, seq_lens, own_keys, parts_of_prefix)
         count = parts_of_prefix + tiles.splits
         if count > 1:
             tokens = tiles.rows // group
             merge.launch(
                 (len(tiles.seq), tokens * num_heads),
                 *parts,
-                metadata.query_start_loc,
+                query_starts,
                 tiles.seq,
                 tiles.first,
                 sinks,
@@ -397,20 +399,12 @@ def _attention_configurations(family: str) -> list[Configuration]:
         for dtype in (torch.bfloat16, torch.float16):
             for head_dim in (64, 80, 96, 128, 192, 256):
                 for group in (1, 2, 4, 7, 8):
-                    # The last two are of a step whose sequences have a common prefix.
-                    for few, splits, in_parts in (
-                        (False, 1, False),
-                        (True, 1, False),
-                        (True, 8, True),
-                        (False, 8, True),
-                        (True, 1, True),
-                    ):
+                    # Many in parts are of a step whose sequences have a common prefix.
+                    for few, in_parts in ((False, False), (True, False), (True, True), (False, True)):
                         # Features with the common shape only, as they add to a kernel and do not change its tiles.
                         wanted = features if (head_dim, group) == (128, 4) and dtype == torch.bfloat16 else [{}]
                         found += [
-                            _attention_configuration(
-                                family, format, dtype, head_dim, group, few, splits, in_parts, **chosen
-                            )
+                            _attention_configuration(family, format, dtype, head_dim, group, few, in_parts, **chosen)
                             for chosen in wanted
                         ]
     return found
@@ -423,7 +417,6 @@ def _attention_configuration(
     head_dim: int,
     group: int,
     few: bool,
-    splits: int,
     in_parts: bool,
     *,
     windowed: bool = False,
@@ -465,7 +458,6 @@ def _attention_configuration(
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": 16,
         **sizes,
-        "SPLITS": splits,
         "WINDOWED": windowed,
         "CAPPED": capped,
     }

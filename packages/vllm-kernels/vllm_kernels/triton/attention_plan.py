@@ -93,6 +93,16 @@ def plan_for(
     return plan
 
 
+def tables_of(metadata: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``query_start_loc``, ``seq_lens`` and ``block_table`` as kernels read them: entries of a row side by side.
+
+    A copy is made anew by each call, as a captured graph must make it by each replay.
+    """
+    table = metadata.block_table
+    table = table if table.stride(1) == 1 else table.contiguous()
+    return metadata.query_start_loc.contiguous(), metadata.seq_lens.contiguous(), table
+
+
 def rows_of_tile(group: int, wanted: int) -> int:
     """Query rows of a tile: a power of two with room for at least one token's heads."""
     return power_of_two(group, wanted)

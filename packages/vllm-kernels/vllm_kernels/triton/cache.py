@@ -59,7 +59,7 @@ def unusual(values):
     return tl.where(tl.abs(values) < float("inf"), 0, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def write_kernel(
     key,
     value,
@@ -107,7 +107,7 @@ def write_kernel(
     tl.store(value_cache + target, to_entry(values, FORMAT, LARGEST, value_cache), mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def copy_blocks_kernel(
     key,
     value,
@@ -138,7 +138,7 @@ def copy_blocks_kernel(
         tl.store(value_scale + target * ROWS + entry, v_scale, mask=scaled)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def gather_kernel(
     key_cache,
     value_cache,

@@ -7,7 +7,7 @@ from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer
 BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def embedding_kernel(ids, table, out, num_rows, scale, SIZE: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr):
     """One row of the table for one token, BLOCK columns of it; zeros for an id outside of the table."""
     token = tl.program_id(0).to(tl.int64)

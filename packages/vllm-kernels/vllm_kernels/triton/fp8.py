@@ -90,7 +90,7 @@ def _classes(family: str) -> list[ShapeClass]:
 TILES = Tunable("fp8_product_kernel", ("rows", "block"), _rule, _candidates, _classes, _work)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def fp8_product_kernel(
     x,
     x_scales,

@@ -21,7 +21,7 @@ PART_COLUMNS = 256
 """A part has at least so many columns of the input."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_adapters"])
 def lora_shrink_kernel(
     x,
     a,
@@ -81,7 +81,7 @@ def lora_shrink_kernel(
     tl.store(low + place[:, None] + line[None, :], total, mask=present[:, None] & known[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_adapters"])
 def lora_expand_kernel(
     low,
     b,
@@ -123,7 +123,8 @@ def lora_expand_kernel(
     inside = column < end
 
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for at in range(0, rank, BLOCK_R):
+    # Few turns, mostly one: to prefetch all parts of the next would take more shared memory than there is.
+    for at in tl.range(0, rank, BLOCK_R, num_stages=1):
         line = at + tl.arange(0, BLOCK_R)
         known = line < rank
         wanted = present[:, None] & known[None, :]
@@ -182,7 +183,8 @@ class Shape:
             useful = 1
         parts = 1 << (max(useful, 1).bit_length() - 1)
         step = min(power_of_two(in_features, 16), 64 if wide or rows > 16 else 128)
-        return cls(rows, (first, min(ranks, 64)), (step, 64 if wide or rows == 16 else 128), parts)
+        turn = min(ranks, 64 if rows == 16 else 32)
+        return cls(rows, (first, turn), (step, 64 if wide or rows == 16 else 128), parts)
 
     def shrink(self, num_slices: int, max_rank: int, in_features: int) -> dict[str, int]:
         """Constants of the first kernel."""
@@ -280,7 +282,7 @@ def _shape(weights: LoRAWeights, metadata: LoRAMetadata) -> Shape:
 _LAYERS = ((3, 1024), (1, 2048), (2, 1024), (1, 3072), (3, 4096), (1, 4096), (2, 4096), (1, 14336))
 """Slices and columns of the projections of the Qwen 3 0.6B and the Llama 8B shapes."""
 
-_STEPS = ((1, 4), (64, 4), (2048, 4))
+_STEPS = ((1, 4), (64, 4), (256, 1), (2048, 4))
 """Tokens of a step, and places for adapters."""
 
 

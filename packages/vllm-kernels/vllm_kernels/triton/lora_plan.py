@@ -5,6 +5,7 @@ from itertools import chain
 
 import torch
 
+from vllm_kernels import batch_invariance
 from vllm_kernels.ops.lora import LoRAMetadata
 from vllm_kernels.transfers import upload
 
@@ -55,8 +56,8 @@ def plan_for(metadata: LoRAMetadata, device: torch.device) -> Plan:
 
 
 def rows_of_tile(num_tokens: int) -> int:
-    """Tokens of a tile, at most."""
-    return 16 if num_tokens <= FEW_TOKENS else 64
+    """Tokens of a tile, at most: always as many where the order of a sum, which depends on it, must not change."""
+    return 16 if num_tokens <= FEW_TOKENS and not batch_invariance.enabled() else 64
 
 
 def most_tiles(num_tokens: int, num_adapters: int, rows: int) -> int:

@@ -20,7 +20,7 @@ from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.attention import LOG2E, merge
-from vllm_kernels.triton.attention_plan import splits_of
+from vllm_kernels.triton.attention_plan import splits_of, tables_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
@@ -32,7 +32,7 @@ MOST_ROWS = 32
 """Of a tile: with more, the sums of 512 columns do not fit the registers."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_tokens"])
 def latent_attention_kernel(
     query_latent,
     query_rope,
@@ -62,13 +62,12 @@ def latent_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    SPLITS: tl.constexpr,
 ):
     """One tile of query rows, one part of the latents, by online softmax (arXiv:2307.08691).
 
     Row ``r`` of a sequence is head ``r % NUM_HEADS`` of its new token ``r // NUM_HEADS``; a tile begins at row
     ``tile_first``. With one split the result goes to ``out``; with more, its sum and the softmax's state go to
-    ``part_*`` (``[SPLITS, num_tokens, NUM_HEADS]``), for ``merge_kernel``.
+    ``part_*`` (``[splits, num_tokens, NUM_HEADS]``), for ``merge_kernel``.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -81,7 +80,7 @@ def latent_attention_kernel(
 
     row = first + tl.arange(0, BLOCK_M)
     local = row // NUM_HEADS
-    head = row % NUM_HEADS
+    head = (row % NUM_HEADS).to(tl.int64)  # heads may lie as far apart as all tokens of the step are large
     valid = local < query_len
     position = context + local
     token = (start + local).to(tl.int64)
@@ -103,8 +102,8 @@ def latent_attention_kernel(
     # Latents that any row sees, and this split's part of them.
     begin = 0
     end = tl.minimum(context + (first + BLOCK_M - 1) // NUM_HEADS + 1, seq_len)
-    if SPLITS > 1:
-        span = tl.cdiv(tl.cdiv(end, BLOCK_N), SPLITS) * BLOCK_N
+    if part_out is not None:
+        span = tl.cdiv(tl.cdiv(end, BLOCK_N), tl.num_programs(1)) * BLOCK_N
         begin = split * span
         end = tl.minimum(end, begin + span)
 
@@ -136,7 +135,7 @@ def latent_attention_kernel(
         sum_of_latents += tl.dot(weight.to(q_latent.dtype), latents, input_precision="ieee")
 
     present = valid[:, None] & in_latent[None, :]
-    if SPLITS == 1:
+    if part_out is None:
         result = sum_of_latents / tl.where(total == 0.0, 1.0, total)[:, None]
         place_out = out + (token * NUM_HEADS + head)[:, None] * RANK + latent_column[None, :]
         tl.store(place_out, result.to(out.dtype.element_ty), mask=present)
@@ -147,7 +146,7 @@ def latent_attention_kernel(
         tl.store(part_out + state[:, None] * RANK + latent_column[None, :], sum_of_latents, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def write_latent_kernel(
     latent,
     key_rope,
@@ -212,6 +211,7 @@ def latent_attention(
     if query_latent.dtype not in FLOATS:
         return eager.latent_attention(query_latent, query_rope, cache, metadata, scale)
     query_latent, query_rope = (x if x.stride(2) == 1 else x.contiguous() for x in (query_latent, query_rope))
+    query_starts, seq_lens, block_table = tables_of(metadata)
     num_tokens, num_heads, rank = query_latent.shape
     out = torch.empty(query_latent.shape, dtype=query_latent.dtype, device=query_latent.device)
     for tiles in _plan_for(metadata, num_heads).launches:
@@ -225,16 +225,16 @@ def latent_attention(
             query_latent,
             query_rope,
             cache.entries,
-            metadata.block_table,
-            metadata.query_start_loc,
-            metadata.seq_lens,
+            block_table,
+            query_starts,
+            seq_lens,
             tiles.seq,
             tiles.first,
             out,
             *parts,
             *query_latent.stride()[:2],
             *query_rope.stride()[:2],
-            metadata.block_table.stride(0),
+            block_table.stride(0),
             cache.num_blocks,
             num_tokens,
             float(scale),
@@ -242,13 +242,12 @@ def latent_attention(
             **_sizes(rank, cache.rope_dim),
             BLOCK_SIZE=cache.block_size,
             **choose(query_latent.device, tiles.rows, rank, query_latent.dtype, cache.entries.dtype),
-            SPLITS=tiles.splits,
         )
         if tiles.splits > 1:
             merge.launch(
                 (len(tiles.tokens_seq), FEW_TOKENS * num_heads),
                 *parts,
-                metadata.query_start_loc,
+                query_starts,
                 tiles.tokens_seq,
                 tiles.tokens_first,
                 None,
@@ -389,9 +388,9 @@ def _attention_configurations(family: str) -> list[Configuration]:
             if STORAGE[format].itemsize == 2 and STORAGE[format] != dtype:
                 continue
             for num_heads in (16, 128):
-                for few, splits in ((False, 1), (True, 1), (True, 8)):
+                for few, in_parts in ((False, False), (True, False), (True, True)):
                     rows = rows_of_tile(few, num_heads)
-                    kind, part = pointer(dtype), "*fp32" if splits > 1 else None
+                    kind, part = pointer(dtype), "*fp32" if in_parts else None
                     types: dict[str, str | None] = {"query_latent": kind, "query_rope": kind}
                     types |= {"entries": pointer(STORAGE[format])}
                     types |= dict.fromkeys(
@@ -403,7 +402,7 @@ def _attention_configurations(family: str) -> list[Configuration]:
                     constants: dict[str, Any] = {"NUM_HEADS": num_heads, **_sizes(512, 64), "BLOCK_SIZE": 64}
                     sizes = choose(family, rows, 512, dtype, STORAGE[format])
                     num_warps, num_stages = sizes.pop("num_warps"), sizes.pop("num_stages")
-                    constants |= {**sizes, "SPLITS": splits}
+                    constants |= sizes
                     found.append(Configuration(types, constants, num_warps, num_stages))
     return found
 

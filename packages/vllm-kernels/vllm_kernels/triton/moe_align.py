@@ -89,7 +89,7 @@ def tell_blocks(
         tl.store(block_rows + block, tl.minimum(rows, BLOCK_M), mask=block < num_blocks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def expert_count_kernel(experts, counts, num_pairs, EXPERTS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr):
     """Pairs of each expert in one chunk: ``counts`` ``[chunks, BINS]``."""
     chunk = tl.program_id(0)
@@ -98,7 +98,7 @@ def expert_count_kernel(experts, counts, num_pairs, EXPERTS: tl.constexpr, BINS:
     tl.store(counts + chunk.to(tl.int64) * BINS + tl.arange(0, BINS), found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks", "num_blocks"])
 def expert_start_kernel(
     counts,
     starts,
@@ -134,7 +134,7 @@ def expert_start_kernel(
     tell_blocks(block_experts, block_rows, total, begin, end, num_blocks, BINS, BLOCK_M, BLOCKS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_places"])
 def expert_place_kernel(
     experts,
     starts,
@@ -156,7 +156,7 @@ def expert_place_kernel(
     tl.store(pairs + place, pair, mask=known & (place < num_places))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks", "num_places"])
 def expert_align_kernel(
     experts,
     pairs,

@@ -202,7 +202,7 @@ def dense_sum(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def expert_product_kernel(
     x,
     x_scales,

@@ -46,7 +46,7 @@ def keep_groups(
     return tl.reshape(members, [ROWS, GROUPS * SIZE])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def route_kernel(
     logits,
     bias,

@@ -124,7 +124,7 @@ def sum_of_mxfp4(
     return result * (top << 23).to(tl.float32, bitcast=True)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def mxfp4_product_kernel(
     x,
     weight,

@@ -40,7 +40,7 @@ def normalise(
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def norm_kernel(
     x,
     residual,

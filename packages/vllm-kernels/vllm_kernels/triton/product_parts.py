@@ -30,7 +30,7 @@ def finish(
         tl.store(out + place, result.to(out.dtype.element_ty), mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def add_parts_kernel(parts, bias, residual, out, num_rows, out_features, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """Add the parts, ``[PARTS, num_rows, out_features]``, of BLOCK columns, in order, then bias and residual."""
     row = tl.program_id(0).to(tl.int64)

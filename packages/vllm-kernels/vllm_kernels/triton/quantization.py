@@ -28,6 +28,7 @@ class TritonWeight(CompactWeight):
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
         x = self.in_order(x).contiguous()
+        bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
         out = x.new_empty(len(x), self.out_features, dtype=out_dtype)
         shape = Shape.choose(len(x), self.out_features, self.in_features, self.scheme, x.dtype, x.device)
         if self.scheme.activation_bits:
@@ -45,6 +46,7 @@ class TritonWeight(CompactWeight):
         out_dtype: torch.dtype,
     ) -> torch.Tensor:
         q = self.in_order(x.values).contiguous()
+        bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
         out = q.new_empty(len(q), self.out_features, dtype=out_dtype)
         shape = Shape.choose(len(q), self.out_features, self.in_features, self.scheme, self.dtype, q.device)
         group = self.scheme.activation_group

@@ -168,7 +168,7 @@ ROUNDED_TILES = Tunable(
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def product_kernel(
     x,
     weight,
@@ -221,7 +221,7 @@ def product_kernel(
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rounded_product_kernel(
     q,
     x_scales,

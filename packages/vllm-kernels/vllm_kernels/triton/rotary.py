@@ -9,7 +9,7 @@ from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, head_
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions", "num_slots"])
 def rope_kernel(
     qkv,
     positions,
@@ -176,6 +176,9 @@ def rope_and_cache(
             interleaved,
         )  # fmt: skip
     qkv = qkv.contiguous()
+    positions, cos_sin_cache, q_norm, k_norm = (
+        x if x is None else x.contiguous() for x in (positions, cos_sin_cache, q_norm, k_norm)
+    )
     rotary_dim = 0 if cos_sin_cache is None else cos_sin_cache.shape[1]
     heads = num_heads + 2 * cache.num_kv_heads
     shape = tile(heads, cache.head_dim, rotary_dim)
@@ -183,7 +186,7 @@ def rope_and_cache(
         (len(qkv), triton.cdiv(heads, shape["ROWS"])),
         qkv,
         positions,
-        None if cos_sin_cache is None else cos_sin_cache.contiguous(),
+        cos_sin_cache,
         q_norm,
         k_norm,
         cache.key,

@@ -51,7 +51,7 @@ def units_of(values, peak, scale, GIVEN: tl.constexpr, TOP: tl.constexpr):
     return units
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def norm_round_kernel(
     x,
     residual,

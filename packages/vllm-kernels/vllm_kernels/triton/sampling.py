@@ -136,7 +136,7 @@ def tally_kernel(logits, state, scales, token_ids, part_mass, part_larger, size,
     tl.store(part_mass + row * num_parts + part, mass)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "width"])
 def logprobs_kernel(
     logits,
     state,

@@ -16,7 +16,7 @@ SHARES = 4
 """Programs for the entries of one penalised row."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries", "num_rows"])
 def penalties_kernel(
     logits,
     rows,
@@ -53,7 +53,7 @@ def penalties_kernel(
         tl.store(where, logit, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries", "num_rows"])
 def entries_kernel(
     logits,
     rows,
@@ -85,7 +85,7 @@ def entries_kernel(
         tl.store(where, value, mask=present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def fill_kernel(
     logits, rows, token_ids, num_rows, size, row_stride, column_stride, FILLED: tl.constexpr, BLOCK: tl.constexpr
 ):

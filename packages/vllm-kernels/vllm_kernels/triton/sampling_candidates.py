@@ -37,7 +37,7 @@ CHUNK = 256
 """Columns that a program of ``sections_kernel`` looks at together."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def sections_kernel(
     logits,
     state,
@@ -133,7 +133,7 @@ def sections_kernel(
             tl.store(masses + place, tl.sum(mass, axis=1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def gather_candidates_kernel(
     logits,
     state,

@@ -22,7 +22,7 @@ LARGEST_RANKED = 1024
 RANKED_WIDTHS = (32, LARGEST_RANKED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def cut_kernel(
     logits,
     state,

@@ -49,7 +49,7 @@ def step_sizes(dt, dt_bias, head, low, high, SOFTPLUS: tl.constexpr):
     return tl.where(dt > high, high, dt)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def state_update_kernel(
     x,
     dt,
@@ -175,7 +175,7 @@ def chunk_state_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def pass_states_kernel(
     states,
     exponents,
@@ -237,7 +237,7 @@ def chunk_scan_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Results of BLOCK_T tokens of a chunk and head, from the state that it begins with and its tokens up to them.
+    """BLOCK_P results of BLOCK_T tokens of a chunk and head: from the state that it begins with, and its tokens.
 
     ``states``, ``steps`` and ``exponents`` are those of ``chunk_state_kernel``, after the states were passed on.
     """
@@ -248,10 +248,10 @@ def chunk_scan_kernel(
     first = tl.load(query_start_loc + seq) + tl.load(chunk_first + chunk)
     length = tl.load(query_start_loc + seq + 1) - first
     first = first.to(tl.int64)
-    begin = tl.program_id(2) * BLOCK_T
+    begin = tl.program_id(2) % (CHUNK // BLOCK_T) * BLOCK_T
     local = begin + tl.arange(0, BLOCK_T)
     present = local < length
-    row = tl.arange(0, BLOCK_P)
+    row = tl.program_id(2) // (CHUNK // BLOCK_T) * BLOCK_P + tl.arange(0, BLOCK_P)
     column = tl.arange(0, BLOCK_N)
     in_head = row < HEAD_DIM
     in_state = column < SIZE
@@ -319,6 +319,7 @@ def selective_state_update(
     if not _served(x, dt, state):
         return eager.selective_state_update(x, dt, a, b, c, state, state_slots, d, z, dt_bias, dt_softplus, dt_limit)
     x, dt, b, c, z = map(_with_dense_rows, (x, dt, b, c, z))
+    a, d, dt_bias, state_slots = map(_dense, (a, d, dt_bias, state_slots))
     rows, heads, head_dim = x.shape
     out = x.new_empty(x.shape)
     constants = _constants(heads, b.shape[1], head_dim, b.shape[2])
@@ -362,6 +363,7 @@ def chunk_scan(
     if not _served(x, dt, state):
         return eager.chunk_scan(x, dt, a, b, c, state, metadata, d, z, dt_bias, dt_softplus, dt_limit)
     x, dt, b, c, z = map(_with_dense_rows, (x, dt, b, c, z))
+    a, d, dt_bias, state_slots = map(_dense, (a, d, dt_bias, metadata.state_slots))
     _, heads, head_dim = x.shape
     size = b.shape[2]
     out = x.new_empty(x.shape)
@@ -397,7 +399,7 @@ def chunk_scan(
         states,
         exponents,
         state,
-        metadata.state_slots,
+        state_slots,
         metadata.has_initial_state.view(torch.uint8),
         chunks.starts,
         len(state),
@@ -406,8 +408,9 @@ def chunk_scan(
         CHUNK=shape["CHUNK"],
         BLOCK=ELEMENTS,
     )
+    rows = scan_rows(head_dim, size)
     scan.launch(
-        (count, heads, shape["CHUNK"] // BLOCK_T),
+        (count, heads, -(-head_dim // rows) * (shape["CHUNK"] // BLOCK_T)),
         x,
         b,
         c,
@@ -422,7 +425,7 @@ def chunk_scan(
         out,
         strides[0],
         *strides[2:],
-        **constants,
+        **{**constants, "BLOCK_P": rows},
         BLOCK_T=BLOCK_T,
         num_warps=shape["num_warps"],
     )
@@ -432,6 +435,11 @@ def chunk_scan(
 def update_rows(head_dim: int, size: int) -> int:
     """Rows of a state in a program: about four thousand entries."""
     return min(power_of_two(head_dim), max(1, 4096 // power_of_two(size)))
+
+
+def scan_rows(head_dim: int, size: int) -> int:
+    """Results of a token in a program: as many rows of a state as 64 KiB of shared memory hold in fp32."""
+    return min(power_of_two(head_dim, 16), max(16, 16384 // power_of_two(size, 16)))
 
 
 def chunk_shape(head_dim: int, size: int, dtype: torch.dtype) -> dict[str, int]:
@@ -462,13 +470,25 @@ def _with_dense_rows(tensor: Any) -> Any:
     return tensor.contiguous()
 
 
+def _dense(tensor: Any) -> Any:
+    return None if tensor is None else tensor.contiguous()
+
+
 def _strides(
     x: torch.Tensor, dt: torch.Tensor, b: torch.Tensor, c: torch.Tensor, z: torch.Tensor | None
 ) -> tuple[int, int, int, int, int]:
     return x.stride(0), dt.stride(0), b.stride(0), c.stride(0), 0 if z is None else z.stride(0)
 
 
-_SHAPES = ((80, 1, 64, 128), (128, 8, 64, 128), (16, 1, 64, 128), (48, 1, 64, 64), (24, 1, 64, 256), (128, 1, 128, 16))
+_SHAPES = (
+    (80, 1, 64, 128),
+    (128, 8, 64, 128),
+    (16, 1, 64, 128),
+    (48, 1, 64, 64),
+    (24, 1, 64, 256),
+    (32, 2, 128, 256),
+    (128, 1, 128, 16),
+)
 """Heads, groups, size of a head and of its state: Mamba 2 2.7B, Codestral Mamba, an eighth of that, and others."""
 
 _STRIDES = dict.fromkeys(("x_stride", "dt_stride", "b_stride", "c_stride", "z_stride"), "i32")
@@ -511,7 +531,8 @@ def _chunk_configurations(kernel: Any) -> list[Configuration]:
         shape = chunk_shape(head_dim, size, dtype)
         constants = {**_constants(heads, groups, head_dim, size), "CHUNK": shape["CHUNK"]}
         scans = kernel is chunk_scan_kernel
-        constants |= {"BLOCK_T": BLOCK_T} if scans else {"SOFTPLUS": True}
+        own = {"BLOCK_P": scan_rows(head_dim, size), "BLOCK_T": BLOCK_T}
+        constants |= own if scans else {"SOFTPLUS": True}
         warps = shape["num_warps"] if scans else STATE_WARPS
         found.append(Configuration(_ordered(kernel, types), constants, num_warps=warps))
     return list({configuration.label: configuration for configuration in found}.values())

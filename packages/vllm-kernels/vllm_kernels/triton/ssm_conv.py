@@ -16,7 +16,7 @@ WARPS = 8
 UPDATE_C = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def conv_kernel(
     x,
     weight,
@@ -109,7 +109,7 @@ def conv_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def conv_update_kernel(
     x,
     weight,
@@ -173,9 +173,9 @@ def causal_conv1d(
         (len(tiles.seq), triton.cdiv(x.shape[1], BLOCK_C)),
         x,
         weight.contiguous(),
-        bias,
+        None if bias is None else bias.contiguous(),
         state,
-        metadata.state_slots,
+        metadata.state_slots.contiguous(),
         metadata.has_initial_state.view(torch.uint8),
         metadata.query_start_loc,
         tiles.seq,
@@ -212,9 +212,9 @@ def causal_conv1d_update(
         (len(x), triton.cdiv(x.shape[1], UPDATE_C)),
         x,
         weight.contiguous(),
-        bias,
+        None if bias is None else bias.contiguous(),
         state,
-        state_slots,
+        state_slots.contiguous(),
         out,
         x.stride(0),
         len(state),

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
 
 
+QUICK_LOGPROBS = 4096
+"""It takes some milliseconds to write so many."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """Everything the engine needs for one HTTP request. ``request_id`` is made by the server.
@@ -68,6 +72,12 @@ class Generation:
         if len(final) < len(self.prompts):
             raise RequestFailed("The engine ended this request without an answer.")
         return [final[index] for index in range(len(self.prompts))]
+
+    async def answer(self, write: Callable[[list[RequestOutput]], bytes]) -> bytes:
+        """What ``write`` makes of ``final_outputs``: in a thread when it has many log-probabilities to write."""
+        outputs = await self.final_outputs()
+        size = sum(map(_num_logprobs, outputs))
+        return write(outputs) if size <= QUICK_LOGPROBS else await self.llm.in_renderer(lambda: write(outputs))
 
     def _start(self, index: int, meter: TokenMeter) -> AsyncGenerator[RequestOutput, None]:
         record = current_record()
@@ -126,3 +136,8 @@ class Generation:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+
+def _num_logprobs(output: RequestOutput) -> int:
+    positions = [item.logprobs for item in output.outputs] + [output.prompt_logprobs]
+    return sum(len(each) * len(each[-1] or ()) for each in positions if each)

@@ -6,7 +6,6 @@ from starlette.requests import Request
 
 from vllm_engine.errors import InvalidRequest
 from vllm_server.protocol.receipt import Receipt
-from vllm_server.protocol.sampling import SamplingFields
 from vllm_server.telemetry.request_record import RequestRecord, current_record
 
 HEADER = "x-vllm-include-receipt"
@@ -40,9 +39,11 @@ class ReceiptBook:
         return b'%b,"receipt":%b}' % (body[:-1], msgspec.json.encode(self._record.receipt()))
 
 
-def receipt_book(raw: Request, request: SamplingFields) -> ReceiptBook:
-    """For a request, whose field wins over its header. Raises ``InvalidRequest`` for a header that says neither."""
-    wanted = request.include_receipt
+def receipt_book(raw: Request, wanted: bool | None) -> ReceiptBook:
+    """For a request, whose field (``wanted``) wins over its header.
+
+    Raises ``InvalidRequest`` for a header that says neither.
+    """
     if wanted is None:
         word = raw.headers.get(HEADER, "false").strip().lower()
         if word not in _WORDS:

@@ -10,6 +10,7 @@ from vllm_engine.errors import InvalidRequest, Overloaded, RequestFailed
 from vllm_engine.outputs import RequestOutput
 from vllm_server.answers.event_stream import named_event
 from vllm_server.answers.logprobs import TokenNames, chat_logprobs
+from vllm_server.answers.receipts import ReceiptBook
 from vllm_server.errors import error_body
 from vllm_server.protocol.chat import TokenLogprob
 from vllm_server.protocol.responses import (
@@ -42,6 +43,7 @@ class ResponseAnswer:
         response: ResponseObject,
         item_id: str,
         names: TokenNames,
+        receipts: ReceiptBook,
         *,
         num_logprobs: int | None,
         prompt_text: str | None = None,
@@ -52,6 +54,8 @@ class ResponseAnswer:
         self.response = response
         self._with_events = with_events
         self._names = names
+        self._receipts = receipts
+        self._sealed: bytes | None = None
         self._num_logprobs = num_logprobs
         self._prompt_text = prompt_text
         self._dropped = dropped_messages
@@ -72,8 +76,12 @@ class ResponseAnswer:
 
     @property
     def body(self) -> bytes:
-        """The response as it is now."""
-        return msgspec.json.encode(self.response)
+        """The response as it is now: a complete one has its receipt, if that is wanted."""
+        if self.response.status not in ("completed", "incomplete"):
+            return msgspec.json.encode(self.response)
+        if self._sealed is None:
+            self._sealed = self._receipts.sealed(self.response)
+        return self._sealed
 
     def queue(self) -> list[bytes]:
         """The engine has the request."""
@@ -163,7 +171,8 @@ class ResponseAnswer:
         return chat_logprobs(token_ids, positions, self._names, num_top=self._num_logprobs).content
 
     def _state(self, kind: str) -> None:
-        self._emit(StateEvent(kind, self._next(), self.response))
+        if self._with_events:
+            self._emit(StateEvent(kind, self._next(), msgspec.Raw(self.body)))
 
     def _tell_part(self, kind: str) -> None:
         self._emit(PartEvent(kind, self._next(), self._item.id, _ITEM, _PART, self._part))

@@ -18,12 +18,14 @@ from vllm_engine.errors import ConfigError
 from vllm_engine.logging import get_logger
 from vllm_server.batch.url import check_url, is_url
 from vllm_server.config import ServerConfig
+from vllm_server.relations import check_template_variables
 
 logger = get_logger(__name__)
 
 AS_SERVED = (
     "chat_template",
     "chat_template_content_format",
+    "default_chat_template_kwargs",
     "response_role",
     "return_tokens_as_token_ids",
     "enable_prompt_tokens_details",
@@ -70,6 +72,7 @@ class BatchConfig:
     )
     chat_template: str | None = _as_served("chat_template")
     chat_template_content_format: Literal["auto", "string", "openai"] = _as_served("chat_template_content_format")
+    default_chat_template_kwargs: dict[str, Any] | None = _as_served("default_chat_template_kwargs")  # noqa: RUF009
     response_role: str = _as_served("response_role")
     return_tokens_as_token_ids: bool = _as_served("return_tokens_as_token_ids")
     enable_prompt_tokens_details: bool = _as_served("enable_prompt_tokens_details")
@@ -93,6 +96,7 @@ def create_batch_config(options: dict[str, Any]) -> BatchConfig:
     config: BatchConfig = build(BatchConfig, check_options(BatchConfig, options))
     refuse_unsupported(config)
     tell_no_effect(config)
+    check_template_variables(config.default_chat_template_kwargs)
     for name in ("input_file", "output_file"):
         value = getattr(config, name)
         if not value:

@@ -1,44 +1,30 @@
 """A chat request as ``render_chat`` wants it: plain dicts, tools, and switches that fit together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_server.protocol.chat import Message, ReasoningEffort, Tool
+from vllm_server.template_variables import may_be_chosen
 
 MAX_MESSAGES = 10_000
-
-# What the server itself hands to the template; ``chat_template_kwargs`` must not replace it.
-_RESERVED = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "chat_template_content_format",
-        "continue_final_message",
-        "conversation",
-        "messages",
-        "must_read",
-        "return_dict",
-        "return_tensors",
-        "tokenize",
-        "tokenizer",
-        "tools",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The arguments of ``render_chat``. ``chat_template`` is the request's own, which only some servers take."""
+    """The arguments of ``render_chat``. ``chat_template`` is the request's own, which only some servers take.
+
+    ``must_read`` has the variables that the template has to look at, and the fields of the request that they are.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     add_generation_prompt: bool
     continue_final_message: bool
     template_kwargs: dict[str, Any]
-    must_read: tuple[str, ...] = ()
+    must_read: dict[str, str] = field(default_factory=dict)
     chat_template: str | None = None
 
 
@@ -86,13 +72,17 @@ def conversation_of(request: HasConversation, *, trust_template: bool = False) -
     variables = _template_kwargs(request.chat_template_kwargs)
     given = {"documents": request.documents, "reasoning_effort": request.reasoning_effort}
     own = {name: value for name, value in given.items() if value}
+    tools = _tools(request)
+    # What is false says no more than what is not there, to a template that does not know it.
+    must_read = {name: f"chat_template_kwargs.{name}" for name, value in variables.items() if value}
+    must_read |= {name: name for name in (*own, *(("tools",) if tools else ()))}
     return Conversation(
         [_checked(message, f"messages[{index}]") for index, message in enumerate(request.messages)],
-        _tools(request),
+        tools,
         generates,
         continues,
         {**variables, **own},
-        tuple(own),
+        must_read,
         request.chat_template,
     )
 
@@ -143,6 +133,6 @@ def _template_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 def _template_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
     for name in given or {}:
-        if name in _RESERVED or not name.isidentifier() or name.startswith("_"):
+        if not may_be_chosen(name):
             raise InvalidRequest(f"chat_template_kwargs cannot set {name[:100]!a}", field="chat_template_kwargs")
     return given or {}

@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 QUICK = 8192
 """Characters or tokens, beyond which the work leaves the event loop."""
-MAX_CHARS = 1 << 22
-"""Most characters of one request: far more than any model reads."""
+MAX_BYTES = 1 << 22
+"""Of UTF-8, and so most tokens, of one request: far more than any model reads, and a hundred times that in memory."""
 
 
 def tokenizer_of(context: ServerContext, field: str | None) -> "Tokenizer":
@@ -31,11 +31,11 @@ async def encode(context: ServerContext, text: str, field: str, *, special: bool
     Raises ``InvalidRequest`` naming ``field`` for a text that is too long, ``Unsupported`` without a tokenizer.
     """
     tokenizer = tokenizer_of(context, field)
-    if len(text) > MAX_CHARS:
-        raise InvalidRequest(f"{field} takes at most {MAX_CHARS} characters", field=field)
+    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
+        raise InvalidRequest(f"{field} takes at most {MAX_BYTES} bytes of UTF-8", field=field)
     return await aside(context, lambda: tokenizer.encode(text, special), size=len(text))
 
 
 async def aside(context: ServerContext, work: Callable[[], T], *, size: int) -> T:
     """The result of ``work`` on so many characters or tokens: done at once if they are few, else in a thread."""
-    return await context.llm.in_renderer(work) if size > QUICK else work()
+    return await context.llm.in_renderer(work, size=size) if size > QUICK else work()

@@ -38,6 +38,7 @@ async def render(conversation: Conversation, context: ServerContext) -> str:
         "chat_template": conversation.chat_template or context.chat_template,
         "chat_template_content_format": context.config.chat_template_content_format,
         "must_read": conversation.must_read,
+        **(context.config.default_chat_template_kwargs or {}),
         **conversation.template_kwargs,
     }
     if conversation.chat_template is not None:

@@ -66,7 +66,7 @@ async def tokens_of(text: str, context: ServerContext) -> list[int]:
     tokenizer = context.llm.get_tokenizer()
     if len(text) <= QUICK_CHARS:
         return tokenizer.encode(text, False)
-    return await context.llm.in_renderer(lambda: tokenizer.encode(text, False))
+    return await context.llm.in_renderer(lambda: tokenizer.encode(text, False), size=len(text))
 
 
 def _first_candidate(conversation: Conversation, starts: list[int], most_chars: int) -> int:

@@ -3,9 +3,10 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from vllm_server.protocol.chat import Message, ReasoningEffort, TokenLogprob
+from vllm_server.protocol.receipt import Receipt
 from vllm_server.protocol.sampling import Int32, Salt
 
 Label = Annotated[str, Meta(max_length=512)]
@@ -101,6 +102,7 @@ class ResponsesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True)
     vllm_xargs: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_response_messages: bool | None = None
+    include_receipt: bool | None = None
 
 
 class TokenCountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -269,6 +271,8 @@ class ResponseObject(msgspec.Struct, tag_field="object", tag="response", kw_only
     user: str | None = None
     input_messages: list[RawMessage] | UnsetType = UNSET
     output_messages: list[RawMessage] | UnsetType = UNSET
+    receipt: Receipt | UnsetType = UNSET
+    """Only in its JSON: it is made when the rest is written."""
 
 
 class DeletedResponse(msgspec.Struct, tag_field="object", tag="response"):
@@ -301,7 +305,8 @@ class StateEvent(msgspec.Struct):
 
     type: str
     sequence_number: int
-    response: ResponseObject
+    response: Raw
+    """JSON of a ``ResponseObject``."""
 
 
 class ItemEvent(msgspec.Struct):

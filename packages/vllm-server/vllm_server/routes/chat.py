@@ -40,7 +40,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     context = context_of(raw)
     request = convert(without_refused(fields, REFUSED_CHAT), ChatRequest)
     take_label(raw, request.request_id)
-    receipts = receipt_book(raw, request)
+    receipts = receipt_book(raw, request.include_receipt)
     model = context.model_name(request.model)
     check_chat(request, context.llm.config.scheduler.scheduling_policy)
     names = chat_field_names(request)
@@ -69,8 +69,8 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     )
     if request.stream:
         return EventStream(writer.blocks(generation), context.in_flight)
-    outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(receipts.sealed(writer.whole(outputs[0])), media_type="application/json")
+    work = generation.answer(lambda outputs: receipts.sealed(writer.whole(outputs[0])))
+    return Response(await context.in_flight.run(raw.receive, work), media_type="application/json")
 
 
 def check_chat(request: ChatRequest, policy: str) -> None:

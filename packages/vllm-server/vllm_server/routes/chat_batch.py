@@ -1,11 +1,14 @@
 """``POST /v1/chat/completions/batch``: several conversations in one request, one choice for each."""
 
+import asyncio
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest, Unsupported
 from vllm_engine.frontend.prompts import Prompt
+from vllm_engine.outputs import RequestOutput
 from vllm_server.access.request_id import take_label
 from vllm_server.answers.chat import ChatAnswer
 from vllm_server.answers.generation import Generation
@@ -45,7 +48,7 @@ async def create_chat_completions(raw: Request) -> Response:
     fields = without_refused(parse_object(await read_json_body(raw)), REFUSED_CHAT)
     batch = convert(fields, ChatBatchRequest)
     take_label(raw, batch.request_id)
-    receipts = receipt_book(raw, batch)
+    receipts = receipt_book(raw, batch.include_receipt)
     model = context.model_name(batch.model)
     requests = _requests(batch)
     check_chat(requests[0], context.llm.config.scheduler.scheduling_policy)
@@ -54,29 +57,35 @@ async def create_chat_completions(raw: Request) -> Response:
         params = chat_params(requests[0], context)
     conversations, prompts = [], []
     for index, request in enumerate(requests):
+        await asyncio.sleep(0)  # a thousand conversations, each rendered at once, would stop every stream for long
         conversation, prompt = await _read(request, index, context)
         conversations.append(conversation)
         prompts.append(prompt)
     response_id = new_id("chatcmpl")
     generation = Generation(context.llm, prompts, params, response_id, batch.priority or 0, batch.cache_salt, names)
-    outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
 
-    counts = TokenCounts()
-    choices = []
-    answer: ChatCompletion | None = None
-    for index, (request, conversation, output) in enumerate(zip(requests, conversations, outputs, strict=True)):
-        role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
-        echo = echoed(request, conversation, role)
-        writer = ChatAnswer(request, response_id, model, role, context.llm.tokenizer, context.config, receipts, echo)
-        answer = writer.whole(output)
-        (choice,) = answer.choices
-        choice.index = index
-        choice.prompt_token_ids, choice.prompt_logprobs = answer.prompt_token_ids, answer.prompt_logprobs
-        choices.append(choice)
-        counts.add(index, output)
-    usage = counts.usage(details=context.config.enable_prompt_tokens_details)
-    whole = ChatCompletion(response_id, answer.created if answer else 0, model, choices, usage)
-    return Response(receipts.sealed(whole), media_type="application/json")
+    def written(outputs: list[RequestOutput]) -> bytes:
+        counts = TokenCounts()
+        choices = []
+        answer: ChatCompletion | None = None
+        for index, (request, conversation, output) in enumerate(zip(requests, conversations, outputs, strict=True)):
+            role = context.config.response_role if conversation.add_generation_prompt else request.messages[-1].role
+            echo = echoed(request, conversation, role)
+            writer = ChatAnswer(
+                request, response_id, model, role, context.llm.tokenizer, context.config, receipts, echo
+            )
+            answer = writer.whole(output)
+            (choice,) = answer.choices
+            choice.index = index
+            choice.prompt_token_ids, choice.prompt_logprobs = answer.prompt_token_ids, answer.prompt_logprobs
+            choices.append(choice)
+            counts.add(index, output)
+        usage = counts.usage(details=context.config.enable_prompt_tokens_details)
+        whole = ChatCompletion(response_id, answer.created if answer else 0, model, choices, usage)
+        return receipts.sealed(whole)
+
+    body = await context.in_flight.run(raw.receive, generation.answer(written))
+    return Response(body, media_type="application/json")
 
 
 def _requests(batch: ChatBatchRequest) -> list[ChatRequest]:

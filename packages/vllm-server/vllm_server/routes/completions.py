@@ -46,7 +46,7 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     context = context_of(raw)
     request = convert(without_refused(fields, REFUSED_COMPLETION), CompletionRequest)
     take_label(raw, request.request_id)
-    receipts = receipt_book(raw, request)
+    receipts = receipt_book(raw, request.include_receipt)
     model = context.model_name(request.model)
     _check(request, context.llm.config.scheduler.scheduling_policy)
     params = _sampling_params(request, context)
@@ -67,8 +67,8 @@ async def answer(raw: Request, fields: dict[str, Any]) -> Response:
     )
     if request.stream:
         return EventStream(writer.blocks(generation), context.in_flight)
-    outputs = await context.in_flight.run(raw.receive, generation.final_outputs())
-    return Response(receipts.sealed(writer.whole(outputs)), media_type="application/json")
+    work = generation.answer(lambda outputs: receipts.sealed(writer.whole(outputs)))
+    return Response(await context.in_flight.run(raw.receive, work), media_type="application/json")
 
 
 def _check(request: CompletionRequest, policy: str) -> None:

@@ -9,25 +9,28 @@ from starlette.responses import JSONResponse, Response
 
 from vllm_engine.errors import InvalidRequest, RequestFailed, Unsupported
 from vllm_engine.frontend.sleeping import check_tags
+from vllm_engine.messages import SLEEP_TAGS
 from vllm_server.context import context_of
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.openapi import body_docs
+from vllm_server.openapi import FLAG, body_docs, query_docs
 from vllm_server.protocol.control import CollectiveRpcRequest, CollectiveRpcResults
 from vllm_server.server_facts import server_facts
 
 router = APIRouter()
 
 
-@router.get("/server_info")
+@router.get("/server_info", openapi_extra=query_docs(config_format={"enum": ["json"]}))
 async def server_info(raw: Request) -> Response:
     """The settings that hold, without secrets."""
+    if raw.query_params.get("config_format", "json") != "json":
+        raise InvalidRequest("config_format can be json only", field="config_format")
     context = context_of(raw)
     return Response(
         msgspec.json.encode(server_facts(context.llm.config, context.config)), media_type="application/json"
     )
 
 
-@router.post("/sleep")
+@router.post("/sleep", openapi_extra=query_docs(level={"enum": [0, 1, 2]}, mode={"enum": ["keep"]}))
 async def sleep(raw: Request) -> Response:
     """Hold all requests until ``/wake_up``. Streams pause, and go on where they were.
 
@@ -57,7 +60,7 @@ async def release_kv_cache_memory(raw: Request) -> Response:
     return Response()
 
 
-@router.post("/wake_up")
+@router.post("/wake_up", openapi_extra=query_docs(tags={"type": "array", "items": {"enum": list(SLEEP_TAGS)}}))
 async def wake_up(raw: Request) -> Response:
     """Go on. ``?tags=`` may name ``weights`` or ``kv_cache``: that alone comes back, and requests wait for the other.
 
@@ -95,7 +98,7 @@ async def collective_rpc(raw: Request) -> Response:
     return Response(body, media_type="application/json")
 
 
-@router.post("/reset_prefix_cache")
+@router.post("/reset_prefix_cache", openapi_extra=query_docs(reset_running_requests=FLAG, reset_external=FLAG))
 async def reset_prefix_cache(raw: Request) -> Response:
     """Forget the cached prefixes, so that the next prompts are computed whole.
 

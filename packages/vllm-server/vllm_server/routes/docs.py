@@ -43,6 +43,13 @@ def _routes(paths: Mapping[str, Any]) -> Iterator[str]:
         for method in (name for name in _METHODS if name in paths[path]):
             route = paths[path][method]
             yield f"<h3><code>{method.upper()} {escape(path)}</code></h3><p>{escape(route.get('description', ''))}</p>"
+            asked = [
+                f"<code>{escape(parameter['name'])}</code> ({_kind(parameter.get('schema', {}))})"
+                for parameter in route.get("parameters", ())
+                if parameter["in"] == "query"
+            ]
+            if asked:
+                yield f"<p>In the URL: {', '.join(asked)}.</p>"
             parts = {"takes": route.get("requestBody", {}), "gives": route.get("responses", {}).get("200", {})}
             named = [
                 f"{word} {_kind(schema)}"

@@ -41,7 +41,7 @@ async def create_message(raw: Request) -> Response:
     model = context.model_name(request.model)
     chat = chat_request_of(request)
     _add_sampling(chat, request)
-    receipts = receipt_book(raw, chat)
+    receipts = receipt_book(raw, request.include_receipt)
     with named_as_in_request(FIELD_NAMES):
         params = chat_params(chat, context)
     # A chat template writes the special tokens itself.
@@ -68,8 +68,8 @@ async def count_tokens(raw: Request) -> Response:
     request = convert(fields, CountTokensRequest)
     context.model_name(request.model)
     text = await _text(chat_request_of(request), context)
-    count = len(await encode(context, text, "messages", special=False))
-    return Response(msgspec.json.encode(TokenCount(count)), media_type="application/json")
+    ids = await context.in_flight.run(raw.receive, encode(context, text, "messages", special=False))
+    return Response(msgspec.json.encode(TokenCount(len(ids))), media_type="application/json")
 
 
 async def _text(chat: ChatRequest, context: ServerContext) -> str:
@@ -85,7 +85,6 @@ def _add_sampling(chat: ChatRequest, request: MessagesRequest) -> None:
     chat.top_p = request.top_p
     chat.stream = request.stream
     chat.vllm_xargs = request.vllm_xargs
-    chat.include_receipt = request.include_receipt
 
 
 def _error_event(label: str | None, error: Exception) -> bytes:

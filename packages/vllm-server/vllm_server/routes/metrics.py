@@ -15,9 +15,10 @@ router = APIRouter(route_class=DirectRoute)
 async def metrics(raw: Request) -> Response:
     """All metrics in the text format: of all processes, where several serve the port."""
     context = context_of(raw)
-    if context.siblings is None:
+    if context.siblings is None or context.told_counts is None:
         page = context.registry.page()
     else:
-        others = [decode(data) for data in await context.siblings.ask_all("metrics")]
+        answers = await context.siblings.ask_each("metrics")
+        others = [context.told_counts.of(row) if data is None else decode(data) for row, data in answers.items()]
         page = render(merge([context.registry.snapshot(), *others]))
     return Response(page, headers={"content-type": TEXT_FORMAT})

@@ -6,13 +6,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_server.context import ServerContext, context_of
+from vllm_server.openapi import response_docs
 from vllm_server.protocol.models import ModelCard, ModelList
 from vllm_server.routes.direct_route import DirectRoute
 
 router = APIRouter(route_class=DirectRoute)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", openapi_extra=response_docs(ModelList))
 async def list_models(raw: Request) -> Response:
     """All names under which the model is served."""
     context = context_of(raw)
@@ -20,7 +21,7 @@ async def list_models(raw: Request) -> Response:
     return Response(msgspec.json.encode(ModelList(cards)), media_type="application/json")
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", openapi_extra=response_docs(ModelCard))
 async def get_model(raw: Request, name: str) -> Response:
     """One of them."""
     context = context_of(raw)

@@ -18,12 +18,13 @@ from vllm_server.access.tenant import current_tenant
 from vllm_server.answers.event_stream import EventStream
 from vllm_server.answers.generation import Generation
 from vllm_server.answers.logprobs import TokenNames
+from vllm_server.answers.receipts import receipt_book
 from vllm_server.answers.response_runs import BackgroundRun, error_event, streamed
 from vllm_server.answers.responses import ResponseAnswer
 from vllm_server.context import ServerContext, context_of
 from vllm_server.field_names import named_as_in_request
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.openapi import body_docs, response_docs
+from vllm_server.openapi import FLAG, TEXTS, body_docs, query_docs, response_docs
 from vllm_server.prompts.chat import chat_params
 from vllm_server.prompts.response_items import encode_items, new_item_id
 from vllm_server.prompts.responses import (
@@ -64,6 +65,7 @@ async def create_response(raw: Request) -> Response:
     check_parts(fields)
     request = convert(without_refused(fields, REFUSED_RESPONSES, hints=HINTS_OF_RESPONSES), ResponsesRequest)
     take_label(raw, request.request_id)
+    receipts = receipt_book(raw, request.include_receipt)
     model = context.model_name(request.model)
     _check(request, context)
     items = items_of(request, await _previous(request.previous_response_id, context))
@@ -73,7 +75,7 @@ async def create_response(raw: Request) -> Response:
         params = chat_params(chat, context)
     if request.stream or request.background:  # a response that is cancelled has what there was of it
         params = params.replace(output_kind=OutputKind.DELTA)
-    prompt = await prompt_of(request, chat, context)
+    prompt = await context.in_flight.run(raw.receive, prompt_of(request, chat, context))
     response = _response(request, params, context.responses, model)
     kept = KeptResponse(
         id=response.id,
@@ -86,6 +88,7 @@ async def create_response(raw: Request) -> Response:
         response,
         new_item_id("msg"),
         TokenNames(context.llm.tokenizer, context.config.return_tokens_as_token_ids),
+        receipts,
         num_logprobs=params.logprobs,
         prompt_text=prompt.text if request.enable_response_messages else None,
         dropped_messages=prompt.dropped,
@@ -124,11 +127,18 @@ async def count_input_tokens(raw: Request) -> Response:
     context.model_name(request.model)
     whole = ResponsesRequest(**{name: getattr(request, name) for name in request.__struct_fields__})
     items = items_of(whole, await _previous(request.previous_response_id, context))
-    prompt = await prompt_of(whole, chat_of(whole, items), context)
-    return _json(msgspec.json.encode(InputTokens(await token_count(prompt, context))))
+    prompt = await context.in_flight.run(raw.receive, prompt_of(whole, chat_of(whole, items), context))
+    count = await context.in_flight.run(raw.receive, token_count(prompt, context))
+    return _json(msgspec.json.encode(InputTokens(count)))
 
 
-@router.get("/v1/responses/{response_id}", openapi_extra=response_docs(ResponseObject))
+@router.get(
+    "/v1/responses/{response_id}",
+    openapi_extra=response_docs(ResponseObject)
+    | query_docs(
+        stream=FLAG, starting_after={"type": "integer", "minimum": 0}, include=TEXTS, include_obfuscation=FLAG
+    ),
+)
 async def retrieve_response(raw: Request, response_id: str) -> Response:
     """A response as it is now, or with ``stream`` the events of one that was made as a stream in the background."""
     context = context_of(raw)
@@ -147,7 +157,16 @@ async def retrieve_response(raw: Request, response_id: str) -> Response:
     return _events(kept, context, 0 if after is None else _number(after, "starting_after", 0, 2**53) + 1)
 
 
-@router.get("/v1/responses/{response_id}/input_items", openapi_extra=response_docs(ItemList))
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    openapi_extra=response_docs(ItemList)
+    | query_docs(
+        order={"enum": ["asc", "desc"]},
+        limit={"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+        after={"type": "string"},
+        include=TEXTS,
+    ),
+)
 async def list_input_items(raw: Request, response_id: str) -> Response:
     """The items that a response answers, those of the responses before it included, the last ones first."""
     kept = _find(response_id, context_of(raw))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from vllm_engine.errors import InvalidRequest
 from vllm_server.context import ServerContext, context_of
 from vllm_server.json_body import convert, parse_object, read_json_body
-from vllm_server.openapi import body_docs
+from vllm_server.openapi import body_docs, response_docs
 from vllm_server.prompts.conversation import conversation_of
 from vllm_server.prompts.encoding import aside, encode, tokenizer_of
 from vllm_server.prompts.rendering import render
@@ -39,10 +39,10 @@ async def tokenize(raw: Request) -> Response:
     context.in_flight.check_open()
     fields = parse_object(await read_json_body(raw))
     if "messages" in fields:
-        tokens = await _of_chat(convert(without_refused(fields, NOT_FOR_TEXT), TokenizeChatRequest), context)
+        work = _of_chat(convert(without_refused(fields, NOT_FOR_TEXT), TokenizeChatRequest), context)
     else:
-        tokens = await _of_text(convert(fields, TokenizeTextRequest), context)
-    return _json(tokens)
+        work = _of_text(convert(fields, TokenizeTextRequest), context)
+    return _json(await context.in_flight.run(raw.receive, work))
 
 
 @router.post("/detokenize", openapi_extra=body_docs(DetokenizeRequest, DetokenizedText))
@@ -55,13 +55,11 @@ async def detokenize(raw: Request) -> Response:
     tokenizer = tokenizer_of(context, "tokens")
     if len(request.tokens) > MAX_TOKENS:
         raise InvalidRequest(f"tokens takes at most {MAX_TOKENS} ids", field="tokens")
-    text = await aside(
-        context, lambda: tokenizer.decode(request.tokens, skip_special_tokens=False), size=len(request.tokens)
-    )
-    return _json(DetokenizedText(text))
+    work = aside(context, lambda: tokenizer.decode(request.tokens, skip_special_tokens=False), size=len(request.tokens))
+    return _json(DetokenizedText(await context.in_flight.run(raw.receive, work)))
 
 
-@info_router.get("/tokenizer_info")
+@info_router.get("/tokenizer_info", openapi_extra=response_docs(TokenizerInfo))
 async def tokenizer_info(raw: Request) -> Response:
     """What the tokenizer is, and its chat template."""
     context = context_of(raw)

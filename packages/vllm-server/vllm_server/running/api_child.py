@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from vllm_engine.core.clients.cpu_time import process_cpu_seconds
+from vllm_engine.core.clients.pulse import Pulse
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_server.running.channel import (
     LENGTH,
@@ -19,12 +21,17 @@ from vllm_server.running.channel import (
     Failed,
     FromApi,
     Listening,
+    Ping,
     ToApi,
     packed,
 )
 
 POLL_SECONDS = 0.2
 PREFIX = "VLLM_LOGGING_PREFIX"
+HANG_SECONDS = 10.0
+"""How long its event loop may answer nothing while the process uses no processor time: it is stopped, or waits."""
+BUSY_SECONDS = 60.0
+"""How long it may answer nothing although it computes."""
 
 
 class ApiChild:
@@ -38,13 +45,14 @@ class ApiChild:
         self.drained = False
         self.exit_code: int | None = None
         self._on_change = on_change
+        self._pulse: Pulse | None = None
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "vllm_server.running.api_process"],
                     stdin=theirs.fileno(),
-                    pass_fds=(launch.listener, launch.table),
+                    pass_fds=(launch.listener, launch.table, launch.told_counts),
                     env={**os.environ, PREFIX: f"{os.environ.get(PREFIX, '')}[api {launch.index}] "},
                 )
             except OSError as error:
@@ -67,6 +75,13 @@ class ApiChild:
         """Send a message; one that is gone, or so stuck that it reads nothing, does not get it."""
         with contextlib.suppress(OSError):
             self._socket.sendall(packed(message))
+
+    def hangs(self) -> bool:
+        """Whether its event loop has not run for too long. To be asked every ``LOOK_SECONDS`` of a ``Pulse``."""
+        if self._pulse is None or self.exit_code is not None:
+            return False
+        self._pulse.look()
+        return self._pulse.stalled
 
     def kill(self) -> None:
         """End it by force."""
@@ -103,11 +118,13 @@ class ApiChild:
             while True:
                 (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
                 self._take(decoder.decode(await reader.readexactly(length)))
-                self._on_change()
 
     def _take(self, message: FromApi) -> None:
+        if self._pulse is not None:
+            self._pulse.heard()
         if isinstance(message, Drained):
             self.drained = True
+            self._on_change()
         elif self.listening.done():
             return
         elif isinstance(message, Failed):
@@ -119,3 +136,9 @@ class ApiChild:
             self.listening.set_exception(error)
         elif isinstance(message, Listening):
             self.listening.set_result(message)
+            self._pulse = Pulse(
+                lambda: self.tell(Ping()),
+                lambda: process_cpu_seconds(self.pid),
+                stall_seconds=HANG_SECONDS,
+                longest_seconds=BUSY_SECONDS,
+            )

@@ -8,6 +8,7 @@ import sys
 import threading
 from types import TracebackType
 
+from vllm_engine.core.stacks import own_stacks
 from vllm_engine.errors import ConfigError, EngineDead
 from vllm_engine.frontend.tally import SharedTable
 from vllm_engine.logging import configure_logging, get_logger
@@ -20,13 +21,17 @@ from vllm_server.running.channel import (
     Failed,
     Listening,
     ParentChannel,
+    Ping,
+    Pong,
     Stop,
     StopAtOnce,
+    TellStacks,
     ToApi,
 )
 from vllm_server.running.event_loop import loop_factory
 from vllm_server.running.one_of_several import OneOfSeveral
 from vllm_server.siblings import Siblings
+from vllm_server.telemetry.told_counts import ToldCounts
 
 logger = get_logger("vllm_server.running.api_process")  # not __name__, which is "__main__" in a program
 
@@ -52,7 +57,10 @@ class ToldSignals:
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         while (message := self._channel.receive()) is not None:
-            loop.call_soon_threadsafe(self._take, message)
+            if isinstance(message, TellStacks):
+                logger.error("stacks of this process:\n%s", own_stacks())
+            else:
+                loop.call_soon_threadsafe(self._take, message)
         os._exit(1)  # the launching process is gone, and nobody would ever end this one
 
     def _take(self, message: ToApi) -> None:
@@ -63,6 +71,8 @@ class ToldSignals:
             self.stop_at_once.set()
         elif isinstance(message, End):
             self.end.set()
+        elif isinstance(message, Ping):
+            self._channel.send(Pong())
 
 
 async def serve(launch: ApiLaunch, channel: ParentChannel) -> int:
@@ -77,6 +87,7 @@ async def serve(launch: ApiLaunch, channel: ParentChannel) -> int:
         signals=signals,
         core=launch.core,
         counts=SharedTable(launch.table, TALLIES, launch.count, launch.tenants, launch.index),
+        told_counts=ToldCounts(launch.told_counts, launch.count, launch.index),
         siblings=Siblings(launch.folder, launch.index, launch.count),
         tell_listening=lambda route, body: channel.send(Listening(route, body)),
         stay=stay,

@@ -21,8 +21,9 @@ LENGTH = struct.Struct("<I")
 class ApiLaunch(msgspec.Struct, frozen=True, tag="launch"):
     """One of ``count`` API processes.
 
-    ``listener`` and ``table`` are descriptors that it inherits: of its listening socket, and of the memory in which all
-    count what their limits are about, by ``tenants``. ``folder`` is where the sockets of the siblings are.
+    ``listener``, ``table`` and ``told_counts`` are descriptors that it inherits: of its listening socket, and of the
+    memory in which all count what their limits are about, by ``tenants``, and keep what they have told of their counts.
+    ``folder`` is where the sockets of the siblings are.
     """
 
     engine: EngineConfig
@@ -32,6 +33,7 @@ class ApiLaunch(msgspec.Struct, frozen=True, tag="launch"):
     count: int
     listener: int
     table: int
+    told_counts: int
     tenants: list[str]
     folder: str
     log_config: str | None
@@ -47,6 +49,14 @@ class StopAtOnce(msgspec.Struct, frozen=True, tag="stop at once"):
 
 class End(msgspec.Struct, frozen=True, tag="end"):
     """All have finished: close the connections, and end."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Answered with ``Pong`` by the event loop."""
+
+
+class TellStacks(msgspec.Struct, frozen=True, tag="tell stacks"):
+    """Write into the log where all threads are. Done by a thread, also while the event loop hangs."""
 
 
 class Listening(msgspec.Struct, frozen=True, tag="listening"):
@@ -67,8 +77,12 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
     """Nothing runs here any more. The port is still answered, with 503, until ``End``."""
 
 
-ToApi = ApiLaunch | Stop | StopAtOnce | End
-FromApi = Listening | Failed | Drained
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The event loop runs."""
+
+
+ToApi = ApiLaunch | Stop | StopAtOnce | End | Ping | TellStacks
+FromApi = Listening | Failed | Drained | Pong
 
 TALLIES = ("requests", "tokens", "running", "charged")
 """What all processes count together: of the engine's queue, requests and tokens by tenant; of keys, running requests

@@ -6,7 +6,7 @@ import gc
 import importlib
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineConfig
@@ -23,9 +23,12 @@ from vllm_server.telemetry.tracing import create_tracer
 
 if TYPE_CHECKING:
     from vllm_engine.async_llm import AsyncLLM
+    from vllm_server.telemetry.registry import Registry
 
 logger = get_logger(__name__)
 
+KEEP_SECONDS = 1.0
+"""How often one of several processes keeps its counts: at most those of so long are lost when it is killed."""
 OBJECTS_BETWEEN_COLLECTIONS = 10_000
 """What a step makes for some dozen streams is gone with the next one: most of it before anybody looks through it."""
 
@@ -62,6 +65,8 @@ async def serve(
             from vllm_server.telemetry.registry import new_registry
 
         registry = new_registry()
+        if one is not None:
+            registry.go_on_from(one.told_counts, one.siblings.own)
         name = served_names(engine_config)[0]
         metrics = [] if engine_config.engine.disable_log_stats else [EngineMetrics(name, engine_config)]
         for source in metrics:
@@ -98,6 +103,7 @@ async def serve(
                     tracer=tracer,
                     siblings=None if one is None else one.siblings,
                     counts=None if one is None else one.counts,
+                    told_counts=None if one is None else one.told_counts,
                     responses=ResponseStore.from_environment(None if one is None else one.siblings.own),
                 )
                 server = create_server(
@@ -124,7 +130,7 @@ async def serve(
                 one.tell_listening(*example_of(context))
             gc.freeze()  # a collection of all objects would stop every stream to go through those of the start again
             gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
-            async with refreshed(tls, server_config):
+            async with refreshed(tls, server_config), counts_kept(registry, one):
                 return await serve_until_the_end(
                     serving,
                     server,
@@ -138,6 +144,24 @@ async def serve(
             await llm.close()
             if tracer is not None:
                 await tracer.close()
+
+
+@contextlib.asynccontextmanager
+async def counts_kept(registry: "Registry", one: OneOfSeveral | None) -> AsyncIterator[None]:
+    """Within, what this process counts is kept for the one that follows it, should it be killed."""
+
+    async def keep() -> None:
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            registry.snapshot()
+
+    task = None if one is None else asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def first(wanted: "asyncio.Task[Any]", interruption: Awaitable[Any]) -> bool:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vllm_engine.core.clients.attached import CoreAddress
     from vllm_engine.frontend.tally import SharedTable
     from vllm_server.siblings import Siblings
+    from vllm_server.telemetry.told_counts import ToldCounts
 
 
 class Signals(Protocol):
@@ -33,6 +34,7 @@ class OneOfSeveral:
     signals: Signals
     core: "CoreAddress"
     counts: "SharedTable"
+    told_counts: "ToldCounts"
     siblings: "Siblings"
     tell_listening: Callable[[str, dict[str, Any]], None]
     stay: Callable[[], Awaitable[None]]

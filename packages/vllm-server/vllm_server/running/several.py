@@ -1,7 +1,8 @@
 """``vllm serve`` with several API processes: this one starts them and the engine core, and serves nothing itself.
 
 An API process that dies costs its own requests, whose work in the engine ends at once; the others go on, and a new one
-takes its place on the same socket. When they die again and again, the server ends with exit code 1.
+takes its place on the same socket. One that hangs is killed: the system would go on to give it its share of the
+connections. When they die again and again, the server ends with exit code 1.
 """
 
 import asyncio
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.core.clients.pulse import LOOK_SECONDS
 from vllm_engine.frontend.tally import SharedTable
 from vllm_engine.logging import get_logger, logging_in_force, startup_phase
 from vllm_server.api_keys import tenant_name
 from vllm_server.config import ServerConfig, load_chat_template
 from vllm_server.running.announcement import announce
 from vllm_server.running.api_child import ApiChild
-from vllm_server.running.channel import LIVE_TALLIES, TALLIES, ApiLaunch, End, Stop, StopAtOnce
+from vllm_server.running.channel import LIVE_TALLIES, TALLIES, ApiLaunch, End, Stop, StopAtOnce, TellStacks
 from vllm_server.running.lifecycle import first
 from vllm_server.running.stop_signals import StopSignals
 from vllm_server.running.tls import create_tls
+from vllm_server.telemetry.told_counts import ToldCounts
 
 if TYPE_CHECKING:
     from vllm_engine.core.clients.process import ProcessClient
@@ -38,6 +41,8 @@ GRACE_SECONDS = 2.5
 """How long an API process may take, when its requests are to end, until it is ended by force."""
 END_SECONDS = 1.5
 """How long it then gets to close its connections."""
+STACKS_SECONDS = 0.5
+"""How long one that hangs gets to tell where."""
 _POLL_SECONDS = 0.02
 
 
@@ -102,6 +107,7 @@ class Fleet:
         keys = [*(server_config.api_key or ()), *(server_config.admin_api_key or ())]
         self._tenants = ["", *(tenant_name(key.encode()) for key in keys)]
         self._table = SharedTable.create(TALLIES, len(listeners), self._tenants)
+        self._told_counts = ToldCounts.create(len(listeners))
         self._counts = SharedTable(self._table, TALLIES, len(listeners), self._tenants, None)
         self._changed = asyncio.Event()
         self._num_started = 0
@@ -124,6 +130,7 @@ class Fleet:
         """Replace those that die, until it is time to end; then end in good order. Returns the exit code."""
         code = 0
         stop = asyncio.create_task(signals.stop.wait())
+        watch = asyncio.create_task(self._kill_those_that_hang())
         try:
             # When the engine dies, they end their requests, and say that nothing runs any more.
             while not stop.done() and not self._all_done and not code:
@@ -135,6 +142,7 @@ class Fleet:
                     code = 1
         finally:
             stop.cancel()
+            watch.cancel()
         died = not self._core.is_alive
         await self._drain(signals, shutdown_timeout)
         return 1 if died else code
@@ -146,6 +154,7 @@ class Fleet:
             if child.listening.done() and not child.listening.cancelled():
                 child.listening.exception()  # seen: who waited for it has heard of another one
         os.close(self._table)
+        os.close(self._told_counts)
 
     @property
     def _all_done(self) -> bool:
@@ -161,11 +170,24 @@ class Fleet:
             count=len(self._listeners),
             listener=self._listeners[index].fileno(),
             table=self._table,
+            told_counts=self._told_counts,
             tenants=self._tenants,
             folder=self._core.folder,
             log_config=logging_in_force(),
         )
         return ApiChild(launch, self._changed.set)
+
+    async def _kill_those_that_hang(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            hung = [child for child in self._children if child.hangs()]
+            for child in hung:
+                logger.error("API process %d (pid %d) answers nothing: it is killed", child.index, child.pid)
+                child.tell(TellStacks())
+            if hung:
+                await asyncio.sleep(STACKS_SECONDS)
+            for child in hung:
+                child.kill()
 
     def _replace_dead(self) -> bool:
         """Put a new process in the place of each that has died, unless the engine has. False when it is no use."""

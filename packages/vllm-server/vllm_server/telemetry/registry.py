@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
 
 from vllm_engine.logging import get_logger
-from vllm_server.telemetry.snapshot import Combine, Family, Kind, Snapshot, render, series_key
+from vllm_server.telemetry.snapshot import Combine, Family, Kind, Snapshot, merge, render, series_key
+from vllm_server.telemetry.told_counts import ToldCounts
 
 logger = get_logger(__name__)
 
@@ -31,10 +32,17 @@ class Registry:
 
     def __init__(self, sources: Iterable[Source] = ()) -> None:
         self._sources: list[Source] = list(sources)
+        self._told: ToldCounts | None = None
+        self._inherited = Snapshot(0.0, [])
 
     def register(self, source: Source) -> None:
         """Add a source; its metrics come after those of the others."""
         self._sources.append(source)
+
+    def go_on_from(self, told: ToldCounts, row: int) -> None:
+        """Count on from what the process before this one has told, and let the next one do so. ``row`` is of both."""
+        self._inherited = told.of(row)
+        self._told = told
 
     def snapshot(self) -> Snapshot:
         """All metrics as they stand now."""
@@ -46,7 +54,12 @@ class Registry:
                 moment = max(moment, source.moment)
             except Exception:
                 logger.exception("some metrics could not be read")
-        return Snapshot(moment, families)
+        snapshot = Snapshot(moment, families)
+        if self._told is not None:
+            self._inherited.moment = moment  # stands after what it is added to
+            snapshot = merge([snapshot, self._inherited])
+            self._told.keep(snapshot)
+        return snapshot
 
     def page(self) -> bytes:
         """The page of this process alone."""

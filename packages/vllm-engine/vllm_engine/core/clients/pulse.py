@@ -27,6 +27,10 @@ class Pulse:
         ping: Callable[[], None],
         cpu_seconds: Callable[[], float | None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        stall_seconds: float = STALL_SECONDS,
+        longest_seconds: float = LONGEST_STEP_SECONDS,
+        has_other_work: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -34,7 +38,14 @@ class Pulse:
             cpu_seconds: processor time that the core has used so far; None where the system does not tell, and then
                 a silent core counts as computing.
             clock: seconds.
+            stall_seconds: how long it may be silent and use no processor time.
+            longest_seconds: how long it may be silent although it computes.
+            has_other_work: whether it does something else than steps now, such as reading weights: then it may be
+                silent for as long as it computes.
         """
+        self._has_other_work = has_other_work
+        self._stall_seconds = stall_seconds
+        self._longest_seconds = longest_seconds
         self._ping = ping
         self._cpu_seconds = cpu_seconds
         self._clock = clock
@@ -49,7 +60,8 @@ class Pulse:
     def stalled(self) -> bool:
         """Whether the core makes no progress."""
         return not self._heard and (
-            (self._silent >= STALL_SECONDS and self._idle >= STALL_SECONDS) or self._silent >= LONGEST_STEP_SECONDS
+            (self._silent >= self._stall_seconds and self._idle >= self._stall_seconds)
+            or (self._silent >= self._longest_seconds and not self._has_other_work())
         )
 
     @property
