@@ -1,7 +1,6 @@
 """``AsyncLLM``: the engine for programs with an event loop, such as the server. Its core runs beside it."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_engine import envs
 from vllm_engine.config import EngineArgs, EngineConfig
-from vllm_engine.core.clients.pulse import LOOK_SECONDS, Pulse
-from vllm_engine.core.stacks import own_stacks
-from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, RequestFailed
+from vllm_engine.errors import EngineDead, InvalidRequest, RequestFailed
 from vllm_engine.frontend.admission import Admission
+from vllm_engine.frontend.core_watch import CoreWatch
 from vllm_engine.frontend.delivery import Delivery
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
@@ -44,8 +42,6 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-STEP_POLL_SECONDS = 0.5
-"""How often it is looked whether a step takes too long, where that has a limit."""
 LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
 TURN_CHARS = 16384
@@ -101,10 +97,8 @@ class AsyncLLM:
         self.admission: Admission | None = None
         """What runs and waits, where that has bounds."""
         self._output_task: asyncio.Task[None] | None = None
-        self._step_watch: asyncio.Task[None] | None = None
-        self._pulse: Pulse | None = None
+        self._watch: CoreWatch | None = None
         self._num_worker_calls = 0  # under way
-        self._pulse_watch: asyncio.Task[None] | None = None
         self._delivery = Delivery(self._stat_loggers, slice_updates=envs.get("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"))
         self._step_seconds: float | None = envs.get("VLLM_ENGINE_ITERATION_TIMEOUT_S")
         self._aborted_early: set[str] = set()
@@ -148,15 +142,14 @@ class AsyncLLM:
                 self.config.scheduler, self._ready.max_num_seqs, requests=requests, tokens=tokens
             )
         self._output_task = asyncio.create_task(self._deliver_outputs(client, self._outputs), name="engine-outputs")
-        self._pulse = Pulse(client.ping, client.cpu_seconds, has_other_work=self._has_other_work)
-        client.on_message = self._pulse.heard
-        self._pulse_watch = asyncio.create_task(self._watch_pulse(client, self._pulse), name="pulse-watch")
-        if self._step_seconds is not None:
-            self._step_watch = asyncio.create_task(self._watch_steps(self._step_seconds), name="step-watch")
-
-    def _has_other_work(self) -> bool:
-        """Whether the core may be at something that takes as long as it takes: asleep, it may be waking up."""
-        return self._delivery.asleep or self._num_worker_calls > 0
+        self._watch = CoreWatch(
+            client,
+            self._delivery,
+            self._outputs,
+            step_seconds=self._step_seconds,
+            has_worker_calls=lambda: self._num_worker_calls > 0,
+            on_dead=self._die,
+        )
 
     def _create_client(self, model_path: Path) -> "CoreClient":
         from vllm_engine.core.clients.attached import AttachedClient
@@ -174,9 +167,8 @@ class AsyncLLM:
             if self._outputs is not None:
                 self._delivery.deliver(self._outputs.abort_all()[1])
         self._renderers.close()
-        for watch in (self._step_watch, self._pulse_watch):
-            if watch is not None:
-                watch.cancel()
+        if self._watch is not None:
+            self._watch.stop()
         if self._output_task is not None:
             self._output_task.cancel()
             await asyncio.gather(self._output_task, return_exceptions=True)
@@ -270,8 +262,8 @@ class AsyncLLM:
         A core that is stopped is found out within four seconds; one that computes, however long, is well.
         """
         self.check_health()
-        if self._pulse is not None and self._pulse.stalled:
-            raise EngineStalled(f"the engine has made no progress for {self._pulse.silent_seconds:.1f} s")
+        if self._watch is not None:
+            self._watch.check_progress()
 
     # ---- requests ----
 
@@ -500,7 +492,7 @@ class AsyncLLM:
             self._running_client.abort(engine_ids)
         self._delivery.deliver(result)
 
-    # ---- watching ----
+    # ---- outputs ----
 
     async def _deliver_outputs(self, client: "CoreClient", outputs: OutputProcessor) -> None:
         """Deliver what the core sends until it is gone; then tell everyone who waits."""
@@ -511,39 +503,6 @@ class AsyncLLM:
         except Exception as error:
             logger.exception("the outputs of the engine could not be handled")
             self._die(EngineDead(f"the engine's outputs could not be handled ({type(error).__name__})"))
-
-    async def _watch_steps(self, limit: float) -> None:
-        """Take the engine for dead when requests wait, and no step ends for ``limit`` seconds."""
-        _, outputs = self._processors
-        was_late = False
-        while True:
-            await asyncio.sleep(min(limit / 4, STEP_POLL_SECONDS))
-            now = time.monotonic()
-            if self._delivery.asleep or not outputs.num_requests:
-                self._delivery.last_step = now
-            is_late = now - self._delivery.last_step > limit
-            # Seen twice, as after a pause of this process a step may have come that nobody has handled yet.
-            if is_late and was_late:
-                logger.error("no step of the engine has ended for %g s (VLLM_ENGINE_ITERATION_TIMEOUT_S)", limit)
-                self._die(EngineDead(f"no step of the engine has ended for {limit:g} s"))
-                return
-            was_late = is_late
-
-    async def _watch_pulse(self, client: "CoreClient", pulse: Pulse) -> None:
-        """Follow the core's progress, and tell in the log where everything stands when it stalls."""
-        was_stalled = False
-        while client.is_alive:
-            await asyncio.sleep(LOOK_SECONDS)
-            if was_stalled and not pulse.stalled:
-                was_stalled = False
-                logger.warning("the engine makes progress again")
-            pulse.look()
-            if pulse.stalled and not was_stalled:
-                was_stalled = True
-                logger.error("the engine has made no progress for %.1f s", pulse.silent_seconds)
-                logger.error("stacks of the frontend process:\n%s", own_stacks())
-                if stacks := await client.stacks():
-                    logger.error("stacks of the engine process:\n%s", stacks)
 
     def _die(self, error: EngineDead) -> None:
         if self._death is None:

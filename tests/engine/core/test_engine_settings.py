@@ -187,8 +187,8 @@ async def test_a_call_of_a_worker_is_progress_for_as_long_as_it_takes(model_path
     llm = AsyncLLM(args, multiprocess=False)
     await llm.start()
     try:
-        pulse = llm._pulse
-        assert pulse is not None
+        assert llm._watch is not None
+        pulse = llm._watch._pulse
         pulse._longest_seconds = 0.5
         call = asyncio.create_task(llm.collective_rpc("rest", [1.8]))
         await asyncio.sleep(1.6)
