@@ -8,6 +8,7 @@ import triton.language as tl
 
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.rounded import scale_of, units_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class Rounded:
 
 @triton.jit
 def round_kernel(x, q, scales, sums, IN: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """One group of one row: ``q = round(x * (127 / max|x|))``, ties to even."""
+    """One group of one row: ``q = round(x * (127 / max|x|))``, ties to even; zeros and a scale of NaN for one with an
+    infinity or NaN.
+    """
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     place = tl.arange(0, BLOCK)
@@ -33,17 +36,10 @@ def round_kernel(x, q, scales, sums, IN: tl.constexpr, GROUP: tl.constexpr, BLOC
     present = (place < GROUP) & (column < IN)
     values = tl.load(x + row * IN + column, mask=present, other=0.0).to(tl.float32)
     peak = tl.max(tl.abs(values), axis=0)
-    peak = tl.where(peak < 1e-30, 0.0, peak)
-    per_unit = tl.where(peak == 0.0, 0.0, tl.div_rn(127.0, tl.where(peak == 0.0, 1.0, peak)))
-    # Adding and taking away 1.5 * 2^23 rounds to whole numbers, ties to the even one.
-    units = (values * per_unit + 12582912.0) - 12582912.0
-    finite = tl.where(peak < float("inf"), 1.0, 0.0)
-    units = tl.where(tl.abs(units) <= 127.0, units, 0.0).to(tl.int32)
+    scale = scale_of(peak, tl.sum(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0), 127.0)
+    zeros = tl.zeros_like(values)
+    units = units_of(values, peak + zeros, scale + zeros, False, 127.0).to(tl.int32)
     tl.store(q + row * IN + column, units.to(tl.int8), mask=present)
-    # What is not finite makes its group NaN.
-    scale = tl.where(finite == 1.0, tl.div_rn(peak, 127.0), float("nan"))
-    unusual = tl.sum(tl.where(values == values, 0, 1), axis=0)
-    scale = tl.where(unusual > 0, float("nan"), scale)
     tl.store(scales + row * tl.num_programs(1) + group, scale)
     tl.store(sums + row * tl.num_programs(1) + group, tl.sum(units, axis=0))
 
