@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from tests.kernels.native_build import kernels_from
 from vllm_kernels.backend import use_face
+from vllm_kernels.batch_invariance import use_batch_invariance
 from vllm_kernels.cpu import native
 from vllm_kernels.ops.linear import fill, gated_linear, linear
 from vllm_kernels.ops.linear import new_weight as new_plain_weight
@@ -179,6 +180,17 @@ def test_a_row_does_not_depend_on_the_batch(level, scheme, dtype, num_threads):
     together = linear(x, weight)
     for begin, end in ((0, 64), (5, 6), (7, 9), (20, 23), (30, 34), (249, 250), (60, 77), (100, 250)):
         assert torch.equal(linear(x[begin:end], weight), together[begin:end])
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4 weight only"])
+def test_a_row_does_not_depend_on_the_batch_on_a_gpu_where_asked_to(scheme):
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    with use_batch_invariance(True), use_face("triton"):
+        weight = filled(torch.randn(64, 2048), scheme)
+        x = torch.randn(40, 2048)
+        together = linear(x, weight)
+        assert all(torch.equal(linear(x[i : i + 1], weight), together[i : i + 1]) for i in (0, 17, 39))
 
 
 @pytest.mark.parametrize("scheme", INTEGER)

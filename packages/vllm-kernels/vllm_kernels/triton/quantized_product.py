@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels import batch_invariance
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
@@ -63,9 +64,13 @@ class Shape:
         dtype: torch.dtype,
         where: Where,
     ) -> "Shape":
-        """By the numbers of the product alone, on a device or for a family."""
+        """By the numbers of the product alone, on a device or for a family.
+
+        Always the same where a result must not depend on the batch.
+        """
+        alone = batch_invariance.enabled()
         group = scheme.group_size or in_features
-        block_m = min(max(16, power_of_two(num_rows)), 64)
+        block_m = 64 if alone else min(max(16, power_of_two(num_rows)), 64)
         inner = scheme.activation_group if scheme.activation_bits else group
         choice = (ROUNDED_TILES if scheme.activation_bits else TILES).choose(
             where,
@@ -77,7 +82,7 @@ class Shape:
         tiles = -(-num_rows // block_m) * -(-out_features // choice["BLOCK_N"])
         prefetched = (choice["num_stages"] - 1) * choice["BLOCK_N"] * choice["BLOCK_K"] * scheme.bits // 8
         programs = multiprocessors(where) * max(2, -(-UNDER_WAY // prefetched))
-        parts = max(1, min(programs // max(tiles, 1), in_features // 512, MOST_PARTS))
+        parts = 1 if alone else max(1, min(programs // max(tiles, 1), in_features // 512, MOST_PARTS))
         groups = -(-in_features // group)
         return cls(
             out_features,
