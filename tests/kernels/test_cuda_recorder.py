@@ -1,7 +1,8 @@
 """What ``CudaRecorder`` asks of torch, held against the rules that torch has for it. The GPU is made up."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,13 +19,17 @@ class TorchCuda:
 
     def __init__(self) -> None:
         self.stream = DEFAULT
-        self.pools = 0
+        self.streams = self.pools = 0
         self.underway: list[Any] = []
         """Pools that the device's memory is taken from while something is captured."""
         self.pinned_underway: list[Any] = []
         """The same of pinned memory, which nothing but the end of a capture takes back."""
         self.graphs_of: dict[Any, int] = {}
         self.capturing = self.is_spoilt = False
+
+    def new_stream(self) -> str:
+        self.streams += 1
+        return f"stream {self.streams}"
 
     def graph_pool_handle(self) -> tuple[int, int]:
         self.pools += 1
@@ -98,7 +103,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> TorchCuda:
     monkeypatch.setattr(Graph, "cuda", cuda, raising=False)
     replaced: dict[str, Any] = {
         "CUDAGraph": Graph,
-        "Stream": lambda device: "a stream of its own",
+        "Stream": lambda index: cuda.new_stream(),
         "stream": cuda.on,
         "device": lambda device: cuda.on(cuda.stream),
         "graph_pool_handle": cuda.graph_pool_handle,
@@ -111,6 +116,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> TorchCuda:
     monkeypatch.setattr(torch._C, "_cuda_releasePool", cuda.release_pool, raising=False)
     monkeypatch.setattr(cuda_graph.CudaRecorder, "alias", lambda self, tensor: tensor)
     monkeypatch.setattr(cuda_graph, "_broken", [])
+    monkeypatch.setattr(cuda_graph, "_of_thread", threading.local())
     return cuda
 
 
@@ -118,7 +124,7 @@ def zeros(_: object) -> torch.Tensor:
     return torch.zeros(1)
 
 
-@pytest.mark.parametrize("where", ["torch", "python", "begin"])
+@pytest.mark.parametrize("where", ["torch", "python", "begin", "end"])
 def test_after_a_capture_that_failed_the_next_one_does_not(cuda: TorchCuda, where: str) -> None:
     pool = GraphPool(torch.device("cuda", 0))
     pool.capture_pieces(zeros)
@@ -126,6 +132,9 @@ def test_after_a_capture_that_failed_the_next_one_does_not(cuda: TorchCuda, wher
     def failing(_: object) -> torch.Tensor:
         if cuda.capturing and where == "torch":
             cuda.spoil()
+        if cuda.capturing and where == "end":
+            with suppress(RuntimeError):
+                cuda.spoil()
         if cuda.capturing and where == "python":
             raise RuntimeError("not here")
         return torch.zeros(1)
@@ -140,3 +149,16 @@ def test_after_a_capture_that_failed_the_next_one_does_not(cuda: TorchCuda, wher
     cuda.empty_cache()  # as the engine does when it sleeps
     pool.capture_pieces(zeros)
     assert cuda.underway == []
+
+
+def test_a_thread_captures_on_one_stream_however_often_its_graphs_are_made_anew(cuda: TorchCuda) -> None:
+    def capture() -> None:
+        GraphPool(torch.device("cuda", 0)).capture_pieces(zeros)
+
+    for _ in range(3):
+        capture()
+    assert cuda.streams == 1
+    thread = threading.Thread(target=capture)
+    thread.start()
+    thread.join()
+    assert cuda.streams == 2

@@ -1,5 +1,6 @@
 """CUDA graphs as torch has them. No decisions here: ``vllm_kernels.graphs`` makes them, and its tests fake this."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_of_thread = threading.local()
 _broken: list[torch.cuda.CUDAGraph] = []
 """Graphs that failed, which torch's allocator of pinned memory goes on asking about: they must not go away."""
 
@@ -18,7 +20,7 @@ class CudaRecorder:
         self._device = device
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _side_stream(self._index)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @contextmanager
@@ -38,10 +40,11 @@ class CudaRecorder:
 
     def end(self) -> Callable[[], None]:
         """What replays all that was captured."""
-        graph, self._graph = self._graph, None
+        graph = self._graph
         if graph is None:
             raise RuntimeError("nothing is being captured")
         graph.capture_end()
+        self._graph = None
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -53,11 +56,11 @@ class CudaRecorder:
         try:
             graph.capture_end()
         except RuntimeError:
-            _broken.append(graph)
             pool, self._pool = self._pool, torch.cuda.graph_pool_handle()
-            with suppress(RuntimeError):  # it failed before it began
+            with suppress(RuntimeError):  # it had not begun, or had ended
                 torch._C._cuda_endAllocateToPool(self._index, pool)
                 torch._C._cuda_releasePool(self._index, pool)
+                _broken.append(graph)
 
     def alias(self, tensor: Tensor) -> Tensor:
         """The same memory without a claim to it: what a later piece or graph allocates may be there again."""
@@ -71,6 +74,14 @@ class CudaRecorder:
         """Bytes of the device that are taken, by whomever: a graph's own memory is in no statistics of torch."""
         free, total = torch.cuda.mem_get_info(self._device)
         return total - free
+
+
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """The thread's own, one for all its graphs: cuBLAS keeps up to 32 MiB for each stream that it was ever used on."""
+    streams: dict[int, torch.cuda.Stream] = _of_thread.__dict__.setdefault("streams", {})
+    if index not in streams:
+        streams[index] = torch.cuda.Stream(index)
+    return streams[index]
 
 
 class _Memory:
