@@ -51,13 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def covering(configurations: "list[Configuration]") -> list[int]:
-    """Places of a small subset in which every type and constant of every parameter occurs."""
+    """Places of a small subset in which every type and constant of every parameter and every launch option occurs."""
     chosen: list[int] = []
     seen: set[tuple[str, str, object]] = set()
     for place, configuration in enumerate(configurations):
         facts = {
             *((name, "type", kind) for name, kind in configuration.types.items()),
             *((name, "value", value) for name, value in configuration.constants.items()),
+            ("num_warps", "option", configuration.num_warps),
+            ("num_stages", "option", configuration.num_stages),
         }
         if facts - seen:
             chosen.append(place)
