@@ -17,6 +17,14 @@ if find_spec("triton") is not None:
     call_without_patching()
 
 
+@pytest.fixture(autouse=True)
+def poisoned():
+    """What is made without numbers in it is full of NaN, or of the greatest integer: an element nobody writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # a GPU's products warn of themselves
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=[1, 2])
 def num_threads(request):
     """The number of threads that torch computes with."""

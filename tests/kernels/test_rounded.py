@@ -51,18 +51,10 @@ def same(result: Rounded, expected: Rounded) -> bool:
     return torch.equal(result.values.float(), expected.values.float()) and torch.equal(result.scales, expected.scales)
 
 
-@pytest.fixture
-def poisoned():
-    """New tensors are full of NaN, or of the greatest integer."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_tokens_are_rounded_to_the_nearest(face, poisoned, name, given, dtype):
+def test_tokens_are_rounded_to_the_nearest(face, name, given, dtype):
     torch.manual_seed(0)
     x = (torch.randn(2, 3, 300) * torch.tensor([1e-3, 1, 30])[:, None]).to(dtype)
     x[0, 0] = 0
@@ -80,7 +72,7 @@ def test_tokens_are_rounded_to_the_nearest(face, poisoned, name, given, dtype):
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("unit_offset", [False, True])
-def test_norms_are_those_done_apart_and_rounded(face, poisoned, name, given, dtype, unit_offset):
+def test_norms_are_those_done_apart_and_rounded(face, name, given, dtype, unit_offset):
     torch.manual_seed(0)
     x, residual = torch.randn(7, 2, 80).to(dtype), torch.randn(7, 2, 80).to(dtype)
     weight = torch.randn(80).to(dtype)
@@ -106,7 +98,7 @@ def test_norms_are_those_done_apart_and_rounded(face, poisoned, name, given, dty
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("given", [False, True])
-def test_gates_are_those_done_apart_and_rounded(face, poisoned, name, kind, given):
+def test_gates_are_those_done_apart_and_rounded(face, name, kind, given):
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16):
         x = 3 * torch.randn(5, 2, 84).to(dtype)
