@@ -31,6 +31,14 @@ def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(name: str) ->
         resolve_model(name)
 
 
+def test_a_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.gguf").write_bytes(b"GGUF")
+    for name in ("model.gguf", str(tmp_path / "model.gguf")):
+        with pytest.raises(ConfigError, match=r"model\.gguf is a file, not the folder"):
+            resolve_model(name)
+
+
 def test_a_name_that_the_hub_cannot_have_is_refused() -> None:
     with pytest.raises(ConfigError, match="neither a folder nor a name on the hub"):
         resolve_model("a/b/c")

@@ -316,6 +316,12 @@ def test_a_broken_index_is_refused(folder: Path, index: str) -> None:
     refused(folder, "model.safetensors.index.json")
 
 
+@pytest.mark.parametrize("file_format", ["safetensors", "pt"])
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, file_format: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^cannot read .*/gone: No such file or directory$"):
+        list(read_tensors(tmp_path / "gone", file_format))
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     split(folder, ".safetensors", save_file, "model.safetensors.index.json")
     os.remove(folder / "part-2.safetensors")

@@ -55,6 +55,8 @@ def resolve_model(
         if revision is not None:
             logger.warning("revision %s has no effect: %s %s is a folder", revision, setting, name)
         return folder
+    if folder.is_file():
+        raise ConfigError(f"{setting} {name} is a file, not the folder of a model", field=setting)
     if folder.is_absolute() or name.startswith((".", "~")):
         raise ConfigError(f"{setting} folder {name} does not exist", field=setting)
     return _fetch(

@@ -21,8 +21,13 @@ def read_tensors(file: Path, file_format: Format, *, eager: bool = False) -> Ite
     With ``eager``, a safetensors file is first read as a whole.
 
     Raises:
-        ConfigError: the file is damaged, or holds something other than named dense tensors.
+        ConfigError: the file cannot be read, is damaged, or holds something other than named dense tensors.
     """
+    # The libraries say of a file without permission that it is not there.
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}", field="model") from error
     return _read_safetensors(file, eager) if file_format == "safetensors" else _read_torch(file)
 
 
