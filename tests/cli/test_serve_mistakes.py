@@ -42,6 +42,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["demo", "--max-model-length", "9"], "there is no option --max-model-length; did you mean --max-model-len?"),
         (["demo", "other"], "'other' is one argument too many"),
         (["--model"], "--model: expected one argument"),
+        (["demo", "--enforce_eager=true"], "--enforce-eager is a switch and takes no value, got 'true'"),
+        (["demo", "--no-enforce-eager=1"], "--no-enforce-eager is a switch and takes no value, got '1'"),
         (["demo", "--hf-overrides", "[1]"], "--hf-overrides: expected a JSON object such as '{\"key\": 1}', got '[1]'"),
     ],
 )

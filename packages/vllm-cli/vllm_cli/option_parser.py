@@ -134,6 +134,8 @@ class _Canonical:
         if not getattr(action, "takes_keys", False):
             if dot:
                 self._parser.error(f"{option} has no keys")
+            if equals and action.nargs == 0:
+                self._parser.error(f"{option} is a switch and takes no value, got {value!r}")
             return [option + equals + value]
         if not equals:
             following = next(rest, None)
