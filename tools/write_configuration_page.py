@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -129,6 +130,8 @@ def _takes(setting: Setting) -> str:
     choices = choices_of(setting.hint)
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
+    if setting.facts.get("json"):
+        return f"a list; as a flag, of JSON: `'{json.dumps(setting.default)}'`"
     return _cell(allowed(setting))
 
 
