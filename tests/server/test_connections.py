@@ -1,8 +1,10 @@
 """What may come over a connection, byte by byte: malformed, smuggled, endless and slow requests, several at once."""
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -222,6 +224,27 @@ async def test_a_slow_answer_is_no_slow_request(monkeypatch: pytest.MonkeyPatch)
         answer = await talk(url, START + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert statuses(answer) == [200]
         assert b'"text":"abcd"' in answer
+
+
+async def test_an_answer_that_nobody_reads_is_not_kept_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_bounds, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(http_bounds, "UNREAD_SECONDS", 0.3)
+    body = b'{"prompt": "%b"}' % (b"a" * (3 << 20))  # answered with 9 MB, more than the system takes
+    parts = urlsplit(url)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (parts.hostname, parts.port))
+        head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        await loop.sock_sendall(client, head + body)
+        assert (await loop.sock_recv(client, 12)).endswith(b"200")  # it begins to read, and stops
+        await asyncio.sleep(1)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10):
+                received += len(piece)
+        assert received < 2 * len(body)
 
 
 async def test_all_requests_of_a_client_that_has_gone_end() -> None:

@@ -28,6 +28,8 @@ GRACE_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 1024
 IDLE_SECONDS = 60.0
 """After which a connection is closed on which nothing ever came; uvicorn's own timer covers those between requests."""
+UNREAD_SECONDS = 600.0
+"""In which a client must read something of an answer that waits for it, before its connection is closed."""
 CHECK_SECONDS = 5.0
 LINGER_SECONDS = 2.0
 """In which a refused client can read why, while what it still sends is thrown away."""
@@ -64,6 +66,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._check: asyncio.TimerHandle | None = None
         self._refused = False
+        self._unread_since: float | None = None
 
     # ---- the event loop's side ----
 
@@ -79,6 +82,16 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._check.cancel()
         super().connection_lost(exc)
         self._tell_that_nobody_listens()
+
+    def pause_writing(self) -> None:
+        """The client does not read what is sent."""
+        self._unread_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has read most of it."""
+        self._unread_since = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """What the event loop has read."""
@@ -124,7 +137,9 @@ class _BoundedProtocol(HttpToolsProtocol):
             return
         self._check = self.loop.call_later(CHECK_SECONDS, self._look)
         now = self.loop.time()
-        if self._incomplete:
+        if self._unread_since is not None and now - self._unread_since > UNREAD_SECONDS:
+            self.transport.abort()  # the answer would wait for ever, and its request with it
+        elif self._incomplete:
             late = now - self._begun - GRACE_SECONDS
             if not self.flow.read_paused and late > (0 if self._in_head else self._size / SLOWEST_BYTES_PER_SECOND):
                 self._refuse(408, "The request did not come in time.", "request_timeout")

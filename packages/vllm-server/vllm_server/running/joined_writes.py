@@ -67,6 +67,11 @@ class JoinedTransport(asyncio.Transport):
         self.flush()
         self._transport.close()
 
+    def abort(self) -> None:
+        """Close at once, whatever waits to be sent."""
+        self._pieces, self._size = [], 0
+        self._transport.abort()
+
     def write_eof(self) -> None:
         """Send what waits, and the end."""
         self.flush()
