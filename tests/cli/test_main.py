@@ -30,6 +30,19 @@ def test_version_is_the_number_alone(capsys, flag):
     assert run(capsys, flag) == (0, f"{vllm_cli.__version__}\n", "")
 
 
+def test_no_socket_gets_the_number_of_a_closed_standard_stream(tmp_path):
+    program = f"""
+        import contextlib, socket, vllm_cli.main
+        with contextlib.suppress(SystemExit):
+            vllm_cli.main.main(["--version"])
+        with socket.socket() as made, open({str(tmp_path / "number")!r}, "w") as file:
+            file.write(str(made.fileno()))
+    """
+    close = lambda: [os.close(number) for number in range(3)]  # noqa: E731
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], preexec_fn=close, timeout=20)
+    assert (tmp_path / "number").read_text() > "2"
+
+
 def test_help_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import os
+import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,10 +19,11 @@ import pytest
 
 from tests.server import fake_serve
 from tests.server.fake_llm import sse_events
-from tests.server.process import Process, without_phases
+from tests.server.process import ROOT, Process, without_phases
 from vllm_engine.config import EngineArgs
 from vllm_engine.errors import ConfigError
 from vllm_server.config import ServerConfig
+from vllm_server.running.open_files import WANTED, allow_many_files
 from vllm_server.serve import add_arguments, run, serve
 
 
@@ -138,6 +143,43 @@ def test_a_second_signal_does_not_wait(processes: list[Process]) -> None:
     assert process.end() == 0
     assert time.monotonic() - start < 10  # the stream would take twenty
     assert stream.events()[-1]["error"]["code"] == "shutting_down"
+
+
+def test_it_serves_on_when_nobody_takes_its_standard_output(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.server.fake_serve", "demo", "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "FAKE": '{"start_delay": 0.5}', "VLLM_LOGGING_LEVEL": "INFO"},
+        )
+    try:
+        assert process.stdout is not None and process.stdout.readline().startswith("engine launched")
+        process.stdout.close()
+        deadline = time.monotonic() + 20
+        while not (told := re.search(r"standard output takes nothing .* at (http\S+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        assert httpx.get(f"{told[1]}/health").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_as_many_files_may_be_open_as_is_allowed() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        allow_many_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, WANTED) if hard > 0 else WANTED, hard)
+        allow_many_files()  # has no more to do
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_signal_while_the_model_loads_ends_the_process(processes: list[Process]) -> None:

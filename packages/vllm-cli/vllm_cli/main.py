@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done; 1: it failed; 2: the user's options or settings cannot be honoured; 130: Ctrl-C.
     """
+    _fill_standard_descriptors()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # Bytes that are no text, typed or sent by a model, show as a mark instead of ending the program.
         if isinstance(stream, io.TextIOWrapper):
@@ -31,6 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader went away (`vllm chat ... | head`): nothing is left to say, not even for the interpreter's flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _fill_standard_descriptors() -> None:
+    """Open those of standard input, output and errors that are closed, so that no socket gets such a number.
+
+    What is written for people would go there, and event loops do not close it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -40,8 +40,10 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     """
     with startup_phase(logger, "server imports", {}):
         from vllm_server.running import lifecycle
+        from vllm_server.running.open_files import allow_many_files
 
     count = server_config.api_server_count
+    allow_many_files()
     with contextlib.ExitStack() as stack:
         if server_config.uds is not None:
             listeners = [stack.enter_context(unix_socket(server_config.uds))] * count

@@ -1,16 +1,21 @@
 """What the operator sees once the server is ready: where it is, and a line to try it with."""
 
 import json
+import os
 import shlex
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineConfig
+from vllm_engine.logging import get_logger
 from vllm_server.config import ServerConfig, served_names
 from vllm_server.running.sockets import url_of
 
 if TYPE_CHECKING:
     from vllm_server.context import ServerContext
+
+logger = get_logger(__name__)
 
 
 def example_of(context: "ServerContext") -> tuple[str, dict[str, Any]]:
@@ -37,11 +42,17 @@ def announce(
     route, body = example
     data = shlex.quote(json.dumps({"model": name, **body, "max_tokens": 32}))
     where = f"unix:{listener.getsockname()}" if config.uds is not None else url
-    print(f"ready after {seconds:.2f} s: {name} at {where}", flush=True)
+    lines = [f"ready after {seconds:.2f} s: {name} at {where}"]
     options = "" if config.uds is None else f" --unix-socket {shlex.quote(listener.getsockname())}"
     if config.ssl_certfile:
         # -k: this machine need not trust the certificate, and it hardly names this machine's own address.
         options += " -k" if config.ssl_cert_reqs < 2 else " -k --cert CLIENT.pem"
     if config.api_key:
         options += ' -H "Authorization: Bearer $VLLM_API_KEY"'
-    print(f"try: curl {url}{route}{options} -H 'Content-Type: application/json' -d {data}", flush=True)
+    lines.append(f"try: curl {url}{route}{options} -H 'Content-Type: application/json' -d {data}")
+    try:
+        for line in lines:
+            print(line, flush=True)
+    except OSError as error:  # its reader has gone, or the disk is full: no reason to end
+        logger.warning("standard output takes nothing (%s): %s", error.strerror, lines[0])
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
