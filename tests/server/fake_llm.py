@@ -147,7 +147,7 @@ class FakeLLM:
     async def collective_rpc(self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         await self.call(method, *args, *(kwargs or {}).items())
         if method == "fail":
-            raise RuntimeError("ValueError: the worker has no method 'fail'")
+            raise RuntimeError("ArithmeticError: as asked")
         if method == "take_long":
             await asyncio.sleep(60)
         return [{"one": 1}, b"ab", complex(1, 2), None]

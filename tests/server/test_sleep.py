@@ -51,6 +51,8 @@ async def test_weights_and_cache_come_back_one_by_one(tmp_path: Path, monkeypatc
         assert (await sleeps(), await post("/wake_up?tags=weights"), await sleeps()) == (True, 200, True)
         response = await client.post("/collective_rpc", json={"method": "reload_weights"})
         assert (response.status_code, response.json()) == (200, {"results": [None]})
+        response = await client.post("/collective_rpc", json={"method": "no_such"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "method")
         assert not running.done()
         assert (await post("/wake_up?tags=kv_cache"), await sleeps()) == (200, False)
         assert await running == before

@@ -416,6 +416,7 @@ class AsyncLLM:
         Arguments and results must be plain data. Returns the results, worker by worker.
 
         Raises:
+            InvalidRequest: when workers have no such method.
             RuntimeError: with the worker's message when it fails.
             EngineDead: when the engine is closed or gone.
         """

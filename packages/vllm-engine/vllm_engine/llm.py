@@ -191,7 +191,8 @@ class LLM:
     def collective_rpc(self, method: str, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> list[Any]:
         """Call a method of every worker, such as one of ``worker_extension_cls``; returns one result each.
 
-        Where the engine has a process of its own, arguments and results must be plain data.
+        Where the engine has a process of its own, arguments and results must be plain data. Raises ``InvalidRequest``
+        when workers have no such method, and what it raises, or ``RuntimeError`` with its message.
         """
         results: list[Any] = self._running_client.call("collective_rpc", method, list(args), kwargs or {})
         return results

@@ -188,6 +188,8 @@ class RpcResult(msgspec.Struct, array_like=True, tag="result"):
     call_id: int
     value: Any = None
     error: str | None = None
+    bad_argument: str | None = None
+    """Which one is at fault, where the caller is to blame for ``error``."""
 
 
 class AddRequests(msgspec.Struct, array_like=True, tag="add"):

@@ -14,7 +14,7 @@ from vllm_engine.async_llm import AsyncLLM
 from vllm_engine.config import EngineArgs
 from vllm_engine.core.engine_core import EngineCore
 from vllm_engine.core.limits import resolve_limits
-from vllm_engine.errors import ConfigError
+from vllm_engine.errors import ConfigError, InvalidRequest
 from vllm_engine.execution import worker
 from vllm_engine.execution.executor import LoadedModel
 from vllm_engine.execution.memory import DeviceMemory
@@ -171,8 +171,9 @@ def test_the_methods_of_an_extension_can_be_called_between_steps(
         with pytest.raises(ArithmeticError, match="as asked"):
             llm.collective_rpc("fail")
         for name in ("_config", "answer", "nothing"):
-            with pytest.raises(ValueError, match="no method"):
+            with pytest.raises(InvalidRequest, match="no method") as caught:
                 llm.collective_rpc(name)
+            assert caught.value.field == "method"
 
 
 async def test_a_call_of_a_worker_is_progress_for_as_long_as_it_takes(model_path: Path) -> None:
@@ -195,6 +196,11 @@ async def test_a_call_of_a_worker_is_progress_for_as_long_as_it_takes(model_path
         assert pulse.silent_seconds >= 0.5
         llm.check_progress()
         assert await call == [None]
+        with pytest.raises(InvalidRequest, match="no method 'nothing'") as caught:
+            await llm.collective_rpc("nothing")
+        assert caught.value.field == "method"
+        with pytest.raises(RuntimeError, match="ArithmeticError: as asked"):
+            await llm.collective_rpc("fail")
     finally:
         await llm.close()
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vllm_engine.core.engine_core import EngineCore
+from vllm_engine.errors import InvalidRequest
 from vllm_engine.logging import get_logger
 from vllm_engine.messages import AbortRequests, AddRequests, FromCore, Ping, Pong, RpcCall, RpcResult, Shutdown, ToCore
 
@@ -50,6 +51,8 @@ def _handle(core: EngineCore, message: ToCore, send: Callable[[FromCore], None])
         level = core.sleep_level
         try:
             send(RpcResult(message.call_id, core.call(message.method, message.args)))
+        except InvalidRequest as error:
+            send(RpcResult(message.call_id, error=str(error), bad_argument=error.field or ""))
         except Exception as error:
             logger.exception("control call %s failed", message.method)
             send(RpcResult(message.call_id, error=f"{type(error).__name__}: {error}"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_engine.config import EngineConfig
 from vllm_engine.config.profiling import profiler_in_force
-from vllm_engine.errors import EngineDead
+from vllm_engine.errors import EngineDead, InvalidRequest, shown
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
 from vllm_engine.execution.launched import Launched
 from vllm_engine.execution.memory import DeviceMemory
@@ -143,11 +143,11 @@ class UniExecutor:
         """Call a method of every worker, such as one of ``worker_extension_cls``; returns one result each.
 
         Raises:
-            ValueError: when the worker has no such public method.
+            InvalidRequest: when the worker has no such public method.
         """
         found = None if method.startswith("_") else getattr(self.worker, method, None)
         if not callable(found):
-            raise ValueError(f"the worker has no method {method!r}")
+            raise InvalidRequest(f"the worker has no method {shown(method)}", field="method")
         return [found(*args, **kwargs)]
 
     def shutdown(self) -> None:

@@ -7,15 +7,15 @@ from vllm_engine.errors import InvalidRequest, shown
 from vllm_engine.messages import SLEEP_LEVELS, SLEEP_TAGS
 
 
-def check_can_sleep(config: EngineConfig) -> None:
-    """Raise ``InvalidRequest`` where an engine cannot sleep."""
+def check_can_sleep(config: EngineConfig, field: str | None = None) -> None:
+    """Raise ``InvalidRequest`` where an engine cannot sleep. ``field``: what asks for it."""
     if not config.model.enable_sleep_mode:
-        raise InvalidRequest("this engine cannot sleep: it runs without enable_sleep_mode", field="level")
+        raise InvalidRequest("this engine cannot sleep: it runs without enable_sleep_mode", field=field)
 
 
 def check_sleep(config: EngineConfig, level: int) -> None:
     """Raise ``InvalidRequest`` where an engine cannot sleep, or not at this level."""
-    check_can_sleep(config)
+    check_can_sleep(config, "level")
     if type(level) is not int or level not in SLEEP_LEVELS:
         raise InvalidRequest(f"level must be 0, 1 or 2, got {shown(level)}", field="level")
 

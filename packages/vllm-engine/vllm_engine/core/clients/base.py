@@ -9,7 +9,7 @@ from typing import Any
 from vllm_engine import envs
 from vllm_engine.config import EngineConfig
 from vllm_engine.core.clients.output_inbox import OutputInbox
-from vllm_engine.errors import ConfigError, EngineDead
+from vllm_engine.errors import ConfigError, EngineDead, InvalidRequest
 from vllm_engine.messages import (
     AbortRequests,
     AddRequests,
@@ -81,6 +81,7 @@ class AsyncClient(ABC):
         """Run a control method of the core. It answers after the step that it is in.
 
         Raises:
+            InvalidRequest: when an argument makes no sense to it.
             RuntimeError: with its message when it fails, or when ``VLLM_RPC_TIMEOUT`` has passed without an answer.
         """
         milliseconds: int | None = envs.get("VLLM_RPC_TIMEOUT")
@@ -155,6 +156,8 @@ class AsyncClient(ABC):
             if future is not None and not future.done():
                 if message.error is None:
                     future.set_result(message.value)
+                elif message.bad_argument is not None:
+                    future.set_exception(InvalidRequest(message.error, field=message.bad_argument or None))
                 else:
                     future.set_exception(RuntimeError(message.error))
         elif isinstance(message, EngineReady):
