@@ -8,9 +8,11 @@ from tests.kernels.native_build import kernels_from
 from vllm_kernels.backend import use_face
 from vllm_kernels.batch_invariance import use_batch_invariance
 from vllm_kernels.cpu import native
+from vllm_kernels.eager.quantization import CompactWeight
 from vllm_kernels.ops.linear import fill, gated_linear, linear
 from vllm_kernels.ops.linear import new_weight as new_plain_weight
 from vllm_kernels.ops.quantization import fill_quantized, new_weight, unpack_awq, unpack_gptq
+from vllm_kernels.quantized_weight import Quantization
 
 SCHEMES = {
     "int8": {"bits": 8},
@@ -344,6 +346,15 @@ def test_gptq_checkpoint(face, bits, offset, activation_order):
     assert torch.allclose(linear(x, weight).double(), x.double() @ matrix, rtol=1e-5, atol=1e-5)
     coarse = linear(x, loaded(unpacked, bits, 32, activation_bits=8)).double()
     assert (coarse - x.double() @ matrix).norm() < 0.02 * (x.double() @ matrix).norm()
+
+
+def test_an_order_is_kept_where_the_weight_is():
+    """Or each product would bring it there. A GPU's place is taken by one without memory."""
+    with torch.device("meta"):
+        weight = CompactWeight(2, 16, torch.float32, Quantization(4, None, None), False)
+    q, factors = torch.zeros(2, 16, dtype=torch.uint8), torch.ones(2, 1)
+    fill_quantized(weight, q, factors, factors.to(torch.uint8), 0, torch.arange(16).flip(0))
+    assert weight.order is not None and weight.order.device.type == "meta"
 
 
 def test_without_g_idx_columns_are_in_order():

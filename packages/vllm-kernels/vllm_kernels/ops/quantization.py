@@ -226,6 +226,8 @@ def _set_order(weight: QuantizedWeight, order: torch.Tensor | None, *, whole: bo
         check_dtype("order", order, torch.int64)
         if not torch.equal(order.sort().values, torch.arange(weight.in_features, device=order.device)):
             raise ValueError("order must have every column once")
+        # Where the weight is: an index of main memory would go up to a GPU anew, and be waited for, at each product.
+        order = order.to(next(weight.tensors()).device)
     before = weight.order
     if whole or first:
         weight.order = order

@@ -36,7 +36,7 @@ class Plan:
 
     def refill(self, metadata: LoRAMetadata) -> None:
         """Other adapters of as many tokens, in the same memory."""
-        self.numbers.copy_(_numbers(metadata, self.rows), non_blocking=True)
+        self.numbers.copy_(upload(_numbers(metadata, self.rows), self.numbers.device), non_blocking=True)
 
 
 def plan_for(metadata: LoRAMetadata, device: torch.device) -> Plan:
