@@ -112,15 +112,15 @@ def test_figures_are_median_minimum_and_maximum_of_the_runs():
     assert figures["first_token_seconds"]["max"] == 2.5
     assert figures["phases"] == {
         "weights": {"median": 2.0, "min": 1.5, "max": 2.5},
-        "before weights": {"median": 0.1, "min": 0.1, "max": 0.1},
+        "before weights": {"median": 0.05, "min": 0.0, "max": 0.1},
     }
-    assert figures["beside"]["tokenizer"]["median"] == 0.1
+    assert figures["beside"]["tokenizer"]["median"] == 0.05
     assert figures["unnamed_seconds"]["max"] == 0.1
     assert len(figures["runs"]) == 2
     lines = startup_lines(figures)
     assert lines[1].split() == ["ready", "(/health)", "1.500", "1.000", "2.000"]
-    assert lines[-3].split() == ["tokenizer", "0.100", "0.100", "0.100"]
-    assert lines[-1] == "the medians of the phases add up to 2.100 s, 102.4% of the first token's"
+    assert lines[-3].split() == ["tokenizer", "0.050", "0.000", "0.100"]
+    assert lines[-1] == "the medians of the phases add up to 2.050 s, 100.0% of the first token's"
 
 
 def test_the_command_launches_vllm_serve_and_saves_its_figures(tmp_path, monkeypatch, capsys):
