@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.kernels.paged import random_sequence, step_of
 from tests.kernels.test_attention import attend, features, oracle
@@ -22,7 +24,7 @@ pytest.importorskip("triton")
 
 from vllm_kernels.triton import attention_plan
 from vllm_kernels.triton.catalogue import KERNELS
-from vllm_kernels.triton.kernel import recorded
+from vllm_kernels.triton.kernel import Kernel, recorded
 
 HELD_ELSEWHERE = {
     "scan_kernel",
@@ -164,6 +166,28 @@ def test_what_is_launched_is_what_is_compiled_ahead():
         seen.add(kernel.name)
     elsewhere = {"plain_kernel", "merge_kernel", *HELD_ELSEWHERE}
     assert seen == {kernel.name for kernel in KERNELS} - elsewhere
+
+
+@pytest.mark.parametrize(("of_tensors", "switches"), [("cuda:1", ["cuda:1"]), ("cuda:0", []), ("cpu", [])])
+def test_a_kernel_runs_on_the_device_of_its_tensors(of_tensors, switches, monkeypatch):
+    current, ran = [], []
+
+    @contextmanager
+    def use(device):
+        current.append(str(device))
+        yield
+        ran.append("switched back")
+
+    class Function:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: ran.append(grid)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", use)
+    with FakeTensorMode():
+        x = torch.empty(4, device=of_tensors)
+    Kernel(Function(), lambda family: []).launch((3,), None, x, 4)
+    assert current == switches and ran == [(3,), *["switched back"] * len(switches)]
 
 
 def test_a_kernel_is_compiled_without_a_gpu(monkeypatch):

@@ -85,14 +85,22 @@ class Kernel:
         num_stages: int = 2,
         **constants: Any,
     ) -> None:
-        """Run it over ``grid``. ``arguments`` in the order of its parameters; None for a tensor that is not there."""
+        """Run it over ``grid``, on the device of the tensors, whichever is the thread's current one.
+
+        ``arguments`` in the order of its parameters; None for a tensor that is not there.
+        """
         if 0 in grid:
             return
         if _recorders:
             configuration = Configuration(self._types(arguments), constants, num_warps, num_stages)
             for recorder in _recorders:
                 recorder.append((self, configuration))
-        self.function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton would launch on the current one
+                self.function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+        else:
+            self.function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
 
     def _types(self, arguments: tuple[Any, ...]) -> dict[str, str | None]:
         return {name: _type_of(value) for name, value in zip(self.function.arg_names, arguments, strict=False)}
