@@ -345,10 +345,13 @@ def tile(choice: Choice, group: int, head_dim: int) -> dict[str, int]:
 
 def _rule(tokens: str, columns: int, query_bits: int, entry_bits: int) -> Choice:
     """A tile of keys and one of values fit shared memory twice over; wide heads take fewer rows, for the registers."""
-    keys = 64 if columns <= 128 else 32
+    narrow = columns <= 64
+    if query_bits == 32:  # multiplied without matrix instructions, in many more registers
+        rows = DECODE_ROWS if tokens == "few" else 64 if narrow else 32
+        return {"BLOCK_M": rows, "BLOCK_N": 32 if narrow else 16, "num_warps": 8, "num_stages": 2}
     return {
         "BLOCK_M": DECODE_ROWS if tokens == "few" else 64 if columns <= 128 else 32,
-        "BLOCK_N": keys // 2 if query_bits == 32 else keys,
+        "BLOCK_N": 64 if columns <= 128 else 32,
         "num_warps": 4,
         "num_stages": 3 if columns <= 128 else 2,
     }
