@@ -32,9 +32,11 @@ def test_version_is_the_number_alone(capsys, flag):
 
 def test_no_socket_gets_the_number_of_a_closed_standard_stream(tmp_path):
     program = f"""
-        import contextlib, socket, vllm_cli.main
+        import contextlib, socket, subprocess, sys, vllm_cli.main
         with contextlib.suppress(SystemExit):
             vllm_cli.main.main(["--version"])
+        assert vllm_cli.main.main([]) == 2  # with its help
+        subprocess.run([sys.executable, "-c", "import sys; sys.stderr.write('heard')"], check=True)
         with socket.socket() as made, open({str(tmp_path / "number")!r}, "w") as file:
             file.write(str(made.fileno()))
     """

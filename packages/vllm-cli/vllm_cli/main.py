@@ -37,13 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fill_standard_descriptors() -> None:
     """Open those of standard input, output and errors that are closed, so that no socket gets such a number.
 
-    What is written for people would go there, and event loops do not close it.
+    What is written for people would go there, and an event loop that closes such a socket ends the process.
     """
-    for number in range(3):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(number, True)  # by the engine's process
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _run(arguments: Sequence[str]) -> int:
