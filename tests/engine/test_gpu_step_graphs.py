@@ -1,4 +1,7 @@
-"""An engine on a GPU whose steps are replayed says what one without graphs says, and takes no memory for it later."""
+"""An engine on a GPU whose steps are replayed says what one without graphs says, and takes no memory for it later.
+
+No step waits for the GPU while it is launched.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,9 @@ import torch
 
 from tests.engine.models.tiny import make_tiny_model
 from vllm_engine import LLM, SamplingParams
+from vllm_engine.execution.batch import ScheduledBatch
+from vllm_engine.execution.launched import Launched
+from vllm_engine.execution.model_runner import ModelRunner
 
 pytestmark = pytest.mark.gpu
 
@@ -58,3 +64,30 @@ def test_replays_take_no_more_memory(tmp_path: Path) -> None:
             answers(llm)
         torch.cuda.synchronize()
         assert torch.cuda.memory_reserved() == reserved
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_no_step_waits_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: bool) -> None:
+    """torch raises where it would wait, but for events, and the requests of a step that raises end with an error."""
+    launch = ModelRunner.launch
+
+    def strictly(runner: ModelRunner, batch: ScheduledBatch) -> Launched:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(runner, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    make_tiny_model("gemma3", tmp_path)
+    of_all_kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
+        {"repetition_penalty": 1.2, "presence_penalty": 0.1, "frequency_penalty": 0.1},
+        {"logit_bias": {3: 2.0}, "allowed_token_ids": [0, 3, 4], "min_tokens": 2},
+        {"logprobs": 3, "prompt_logprobs": 2},
+    ]
+    params = [SamplingParams(**one, max_tokens=8, ignore_eos=True, detokenize=False) for one in of_all_kinds]
+    monkeypatch.setattr(ModelRunner, "launch", strictly)
+    with make_llm(tmp_path, enforce_eager=eager, max_num_batched_tokens=32) as llm:
+        outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length"] * len(params)
