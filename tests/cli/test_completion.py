@@ -20,6 +20,9 @@ CASES = [
     ("vllm bench s", {"serve", "startup", "sweep"}),
     ("vllm bench serve --num-prom", {"--num-prompts"}),
     ("vllm bench serve --max-num-s", set()),
+    ("vllm bench plot settings.y", {"settings.yaml"}),
+    ("vllm bench sweep s", {"serve"}),
+    ("vllm bench sweep serve --serve-c", {"--serve-cmd"}),
     ("vllm chat --q", {"--quick"}),
     ("vllm completion f", {"fish"}),
 ]

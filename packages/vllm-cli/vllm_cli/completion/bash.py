@@ -36,11 +36,11 @@ complete -o filenames -F _vllm vllm
 
 def script(commands: list[CommandSurface]) -> str:
     """The whole script."""
-    every = [*commands, *(inner for command in commands for inner in command.subcommands)]
+    below = [inner for command in commands for inner in command.all_below()]
+    every = [*commands, *below]
     nested = [
-        f'      {command.words[0]}/{inner.words[-1]}) command="{" ".join(inner.words)}" ;;'
-        for command in commands
-        for inner in command.subcommands
+        f'      "{" ".join(inner.words[:-1])}/{inner.words[-1]}") command="{" ".join(inner.words)}" ;;'
+        for inner in below
     ]
     values = [
         f'    "{" ".join(command.words)} {flag}") values="{" ".join(option.values)}" ;;'

@@ -17,19 +17,21 @@ complete -c vllm -f
 
 def script(commands: list[CommandSurface]) -> str:
     """The whole script."""
-    lines = []
-    for command in commands:
-        lines.append(_word(command, "__fish_use_subcommand"))
-        here = f"__vllm_at {command.words[0]}"
-        for inner in command.subcommands:
-            here += f"; and not __vllm_at {' '.join(inner.words)}"
-        if not command.subcommands:
-            words = f"-a {_quoted(' '.join(command.arguments))}" if command.arguments else "-F"
-            lines.append(f"complete -c vllm -n {_quoted(here)} {words}")
-        lines += _options(command, here)
-        for inner in command.subcommands:
-            lines += [_word(inner, here), *_options(inner, f"__vllm_at {' '.join(inner.words)}")]
+    lines = [line for command in commands for line in _command(command, "__fish_use_subcommand")]
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _command(command: CommandSurface, before: str) -> list[str]:
+    """A command, where the condition ``before`` holds, with its options and sub-commands."""
+    here = f"__vllm_at {' '.join(command.words)}"
+    for inner in command.subcommands:
+        here += f"; and not __vllm_at {' '.join(inner.words)}"
+    lines = [_word(command, before)]
+    if not command.subcommands:
+        words = f"-a {_quoted(' '.join(command.arguments))}" if command.arguments else "-F"
+        lines.append(f"complete -c vllm -n {_quoted(here)} {words}")
+    lines += _options(command, here)
+    return [*lines, *(line for inner in command.subcommands for line in _command(inner, here))]
 
 
 def _word(command: CommandSurface, condition: str) -> str:

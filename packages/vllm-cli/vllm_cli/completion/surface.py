@@ -33,6 +33,10 @@ class CommandSurface:
     subcommands: tuple["CommandSurface", ...] = ()
     arguments: tuple[str, ...] = ()
 
+    def all_below(self) -> list["CommandSurface"]:
+        """Its sub-commands, and theirs: ``vllm bench sweep serve`` is two below ``vllm bench``."""
+        return [command for inner in self.subcommands for command in (inner, *inner.all_below())]
+
 
 def commands() -> list[CommandSurface]:
     """Every installed command. One that cannot be loaded is left out, and so is such a sub-command."""
