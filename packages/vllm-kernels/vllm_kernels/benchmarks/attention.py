@@ -3,10 +3,10 @@
 import torch
 
 from vllm_kernels.benchmarks.case import Case, Sizes
-from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of, hand_out, metadata_of
+from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of, fill_cache, hand_out, metadata_of
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.attention import AttentionMetadata, paged_attention
-from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, write_kv
+from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
 
 
 def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> list[Case]:
@@ -43,7 +43,7 @@ def attention(
     heads, kv_heads, head_dim = sizes(32, 4), sizes(8, 2), sizes(head_dim, 16)
     query_lens, seq_lens = [new for new, _ in lengths], [known for _, known in lengths]
     query = torch.randn(sum(query_lens), heads, head_dim, device=device).to(dtype)
-    cache, metadata = _cached(query_lens, seq_lens, kv_heads, head_dim, format, device, dtype)
+    cache, metadata = _cached(query_lens, seq_lens, kv_heads, head_dim, format, device)
     scale = head_dim**-0.5
     # Whole prompts are long enough to be compared with one call of torch's for each sequence.
     alone = len(lengths) == 1 and query_lens == seq_lens
@@ -83,14 +83,11 @@ def _cached(
     head_dim: int,
     format: CacheFormat,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> tuple[KVCache, AttentionMetadata]:
     """Random keys and values in blocks that are handed out in random order, and the step's metadata."""
-    table, slots = hand_out(seq_lens)
+    table, _ = hand_out(seq_lens)
     cache = allocate_kv_cache(sum(map(blocks_of, seq_lens)) + 1, BLOCK_SIZE, kv_heads, head_dim, format, device)
-    for length, own in zip(seq_lens, slots, strict=True):
-        keys, values = (torch.randn(length, kv_heads, head_dim, device=device).to(dtype) for _ in range(2))
-        write_kv(keys, values, cache, own.to(device))
+    fill_cache(cache.key, cache.value)
     return cache, metadata_of(query_lens, seq_lens, table, device)
 
 

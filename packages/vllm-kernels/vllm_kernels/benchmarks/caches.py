@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from vllm_kernels.benchmarks.case import Case, Sizes
-from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of
+from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of, fill_cache
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache, copy_blocks, gather_kv, write_kv
 from vllm_kernels.ops.mla import allocate_latent_cache, write_latent
@@ -81,8 +81,7 @@ def _gather(tokens: int, format: CacheFormat, device: torch.device, dtype: torch
 
 def _copy(blocks: int, format: CacheFormat, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
     cache = _cache(2 * blocks, format, device, sizes)
-    for entries in (cache.key, cache.value):
-        entries.copy_(torch.randn(entries.shape, device=device))
+    fill_cache(cache.key, cache.value)
     sources, targets = torch.randperm(2 * blocks, device=device).split(blocks)
 
     def run() -> torch.Tensor:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from vllm_kernels.benchmarks.case import Bound, Case, Sizes
-from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of, hand_out, metadata_of
+from vllm_kernels.benchmarks.paged import BLOCK_SIZE, blocks_of, fill_cache, hand_out, metadata_of
 from vllm_kernels.cache_format import CacheFormat
-from vllm_kernels.ops.mla import allocate_latent_cache, latent_attention, write_latent
+from vllm_kernels.ops.mla import allocate_latent_cache, latent_attention
 
 
 def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
@@ -36,9 +36,7 @@ def latents(
     query_lens, seq_lens = [new for new, _ in lengths], [known for _, known in lengths]
     table, slots = hand_out(seq_lens)
     cache = allocate_latent_cache(sum(map(blocks_of, seq_lens)) + 1, BLOCK_SIZE, rank, rope, format, device)
-    for length, own in zip(seq_lens, slots, strict=True):
-        numbers = torch.randn(length, rank + rope, device=device).to(dtype)
-        write_latent(numbers[:, :rank], numbers[:, rank:], cache, own.to(device))
+    fill_cache(cache.entries)
     metadata = metadata_of(query_lens, seq_lens, table, device)
     query = torch.randn(sum(query_lens), heads, rank, device=device).to(dtype)
     query_rope = torch.randn(sum(query_lens), heads, rope, device=device).to(dtype)

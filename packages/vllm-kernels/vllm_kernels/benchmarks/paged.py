@@ -26,6 +26,12 @@ def hand_out(seq_lens: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return table, slots
 
 
+def fill_cache(*entries: torch.Tensor) -> None:
+    """Random numbers everywhere, in the type of each tensor."""
+    for each in entries:
+        each.copy_(torch.randn(each.shape, device=each.device))
+
+
 def metadata_of(
     query_lens: list[int], seq_lens: list[int], table: torch.Tensor, device: torch.device
 ) -> AttentionMetadata:
