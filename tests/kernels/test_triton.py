@@ -1,6 +1,7 @@
 """The Triton kernels beyond what the other files ask of every face: splits, what lies outside, what is compiled."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -256,14 +257,18 @@ SPECIALISED = {
 }  # fmt: skip
 """Numbers for which a kernel is compiled anew when they become 1, or a multiple of 16: a model's own, and strides."""
 
-SPECIALISATIONS = """
+COMPILED = """
 import json
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
+from vllm_kernels.triton.attention import attend
 from vllm_kernels.triton.catalogue import KERNELS
+from vllm_kernels.triton.compilation import _source
 
-backend = make_backend(GPUTarget("cuda", 90, 32))
+target = GPUTarget("cuda", 90, 32)
+backend = make_backend(target)
 
 
 def specialised(kernel):
@@ -276,15 +281,32 @@ def specialised(kernel):
     return [name for name in numbers if any(key != keys(name)[0] for key in keys(name))]
 
 
-print(json.dumps({kernel.name: specialised(kernel) for kernel in KERNELS}))
+e5m2 = next(each for each in attend.configurations("sm_90") if each.types["key_cache"] == "*fp8e5")
+lines = triton.compile(_source(attend, e5m2), target=target).asm["ttgir"].splitlines()
+conversions = [line.split("->")[1] for line in lines if "fp_to_fp" in line and "f8E5M2" in line]
+print(json.dumps([{kernel.name: specialised(kernel) for kernel in KERNELS}, e5m2.types["query"], conversions]))
 """
 
 
-def test_no_number_that_changes_between_steps_or_starts_makes_a_kernel_compile_anew(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET")
-    done = subprocess.run([sys.executable, "-c", SPECIALISATIONS], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def compiled():
+    """What Triton's compiler says: kernel -> the numbers that it is specialised by; and of attention to a cache of e5m2
+    the type of its queries, and what entries are converted to."""
+    without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=without)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == SPECIALISED
+    return json.loads(done.stdout)
+
+
+def test_no_number_that_changes_between_steps_or_starts_makes_a_kernel_compile_anew(compiled):
+    assert compiled[0] == SPECIALISED
+
+
+def test_nan_in_e5m2_is_not_read_as_a_number(compiled):
+    """Into bf16 Triton shifts e5m2 and multiplies, which makes a number of NaN; into fp16 it does not."""
+    _, query, conversions = compiled
+    assert query == "*bf16" and len(conversions) == 2
+    assert all("xf16, " in kind for kind in conversions)
 
 
 def test_what_cannot_be_compiled_is_told(capsys):

@@ -9,7 +9,7 @@ from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
 from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile, tables_of
-from vllm_kernels.triton.cache import factor_type, factors_of, formats_of
+from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, from_entry
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 
@@ -119,7 +119,7 @@ def attention_kernel(
             mask=wanted[None, :] & in_head[:, None],
             other=0.0,
         )
-        score = tl.dot(q, keys.to(q.dtype), input_precision="ieee") * scale
+        score = tl.dot(q, from_entry(keys, q.dtype), input_precision="ieee") * scale
         if key_scale is not None:
             score = score * tl.load(key_scale + place, mask=wanted, other=0.0)[None, :]
         if CAPPED:
@@ -145,7 +145,7 @@ def attention_kernel(
             other=0.0,
         )
         sum_of_values = sum_of_values * kept[:, None]
-        sum_of_values += tl.dot(weight.to(q.dtype), values.to(q.dtype), input_precision="ieee")
+        sum_of_values += tl.dot(weight.to(q.dtype), from_entry(values, q.dtype), input_precision="ieee")
 
     if v_factor is not None:
         sum_of_values *= v_factor

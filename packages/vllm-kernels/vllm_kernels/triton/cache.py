@@ -37,6 +37,17 @@ def to_entry(values, FORMAT: tl.constexpr, LARGEST: tl.constexpr, entries):
 
 
 @triton.jit
+def from_entry(entries, kind: tl.constexpr):
+    """Entries of a cache, without scales, as floats of another type.
+
+    Those of e5m2 by way of fp16, which is exact: Triton's own way to bf16 makes their NaN 114688.
+    """
+    if entries.dtype == tl.float8e5:
+        entries = entries.to(tl.float16)
+    return entries.to(kind)
+
+
+@triton.jit
 def rounded_to_fp8(values, LARGEST: tl.constexpr):
     """fp32 values rounded to those of e4m3 (LARGEST 448) or e5m2, so that the conversion has nothing left to round.
 

@@ -21,7 +21,7 @@ from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.attention import LOG2E, merge
 from vllm_kernels.triton.attention_plan import splits_of, tables_of
-from vllm_kernels.triton.cache import LARGEST, formats_of, to_entry
+from vllm_kernels.triton.cache import LARGEST, formats_of, from_entry, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
@@ -118,10 +118,12 @@ def latent_attention_kernel(
         place = (block.to(tl.int64) * BLOCK_SIZE + key_position % BLOCK_SIZE) * (RANK + ROPE)
         latents = tl.load(
             entries + place[:, None] + latent_column[None, :], mask=wanted[:, None] & in_latent[None, :], other=0.0
-        ).to(q_latent.dtype)
+        )
+        latents = from_entry(latents, q_latent.dtype)
         keys = tl.load(
             entries + place[None, :] + RANK + rope_column[:, None], mask=wanted[None, :] & in_rope[:, None], other=0.0
-        ).to(q_latent.dtype)
+        )
+        keys = from_entry(keys, q_latent.dtype)
         score = tl.dot(q_latent, tl.trans(latents), input_precision="ieee")
         score = (score + tl.dot(q_rope, keys, input_precision="ieee")) * scale
         score = tl.where(wanted[None, :] & (key_position[None, :] <= position[:, None]), score, float("-inf"))
