@@ -78,11 +78,11 @@ class Shape:
             if scheme.activation_bits:
                 x_group = scheme.activation_group
                 x_groups = -(-in_features // x_group)
-            span = span_of(min(x_group or group, in_features), bits)
+            span = span_of(min(x_group or group, in_features), bits, x_group > 0)
         elif scheme == "mxfp4":
             span = columns_of_turn(in_features, block_m, dtype)
         else:
-            span = span_of(in_features, 8)
+            span = span_of(in_features, 8, scheme == "fp8")
         choice = TILES.choose(where, rows=block_m, weights=_name(scheme), span=span, x_bits=8 * dtype.itemsize)
         return cls(
             out_features,
@@ -125,7 +125,7 @@ def _rule(rows: int, weights: str, span: int, x_bits: int) -> Choice:
 
 
 def _candidates(rows: int, weights: str, span: int, x_bits: int) -> dict[str, tuple[int, ...]]:
-    least = 64 if weights.startswith("int4") else 32
+    least = min(span, 64) if weights.startswith("int4") else 32
     return {
         "BLOCK_N": (32, 64, 128, 256),
         "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),

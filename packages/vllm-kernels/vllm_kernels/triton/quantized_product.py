@@ -76,7 +76,7 @@ class Shape:
             where,
             rows=block_m,
             bits=scheme.bits,
-            span=span_of(min(inner, in_features), scheme.bits),
+            span=span_of(min(inner, in_features), scheme.bits, scheme.activation_bits is not None),
             x_bits=8 * dtype.itemsize,
         )
         tiles = -(-num_rows // block_m) * -(-out_features // choice["BLOCK_N"])
@@ -115,7 +115,7 @@ def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
 
 
 def _candidates(rows: int, bits: int, span: int, x_bits: int) -> dict[str, tuple[int, ...]]:
-    least = 64 if bits == 4 else 32
+    least = min(span, 64) if bits == 4 else 32
     return {
         "BLOCK_N": (32, 64, 128, 256),
         "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),
@@ -146,7 +146,11 @@ def _classes_of(schemes: Iterable[Quantization]) -> list[ShapeClass]:
         (
             rows,
             scheme.bits,
-            span_of(scheme.activation_group if scheme.activation_bits else scheme.group_size or 128, scheme.bits),
+            span_of(
+                scheme.activation_group if scheme.activation_bits else scheme.group_size or 128,
+                scheme.bits,
+                scheme.activation_bits is not None,
+            ),
         )
         for scheme in schemes
         for rows in (16, 32, 64)

@@ -13,12 +13,12 @@ OF_128 = tl.constexpr(0x4300)
 """The bits of 128 in bfloat16, the same."""
 
 
-def span_of(columns: int, bits: int) -> int:
+def span_of(columns: int, bits: int, by_bytes: bool) -> int:
     """The most columns of a turn of the loop where ``columns`` share scales: a power of two up to 128.
 
-    A product of bytes takes at least 32 columns, and two halves of them with 4 bits.
+    A product of bytes takes at least 32 columns, and two halves of them with 4 bits. One of 16 bits takes 16.
     """
-    return min(power_of_two(columns, 64 if bits == 4 else 32), 128)
+    return min(power_of_two(columns, 64 if bits == 4 and by_bytes else 32), 128)
 
 
 def bytes_of_row(columns: int, bits: int) -> int:
@@ -104,13 +104,17 @@ def product_of_words(
     else:
         by_bits = tl.permute(tl.reshape(values, [BLOCK_M, BLOCK_K // 8, 2, 2, 2]), (0, 1, 2, 4, 3))
         first, second = tl.split(by_bits)
-        x_0, x_1 = tl.split(first)
-        x_2, x_3 = tl.split(second)
         product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        product = add_quarter(product, x_0, lower_0, upper_0, BLOCK_M, BLOCK_N, BLOCK_K)
-        product = add_quarter(product, x_1, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
-        product = add_quarter(product, x_2, lower_2, upper_2, BLOCK_M, BLOCK_N, BLOCK_K)
-        product = add_quarter(product, x_3, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
+        if BLOCK_K == 32:
+            product = add_half(product, first, lower_0, upper_0, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
+            product = add_half(product, second, lower_2, upper_2, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
+        else:
+            x_0, x_1 = tl.split(first)
+            x_2, x_3 = tl.split(second)
+            product = add_quarter(product, x_0, lower_0, upper_0, BLOCK_M, BLOCK_N, BLOCK_K)
+            product = add_quarter(product, x_1, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
+            product = add_quarter(product, x_2, lower_2, upper_2, BLOCK_M, BLOCK_N, BLOCK_K)
+            product = add_quarter(product, x_3, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
     return product
 
 
@@ -119,6 +123,26 @@ def add_quarter(total, values, lower, upper, BLOCK_M: tl.constexpr, BLOCK_N: tl.
     """``total`` and the product of ``values`` ``[BLOCK_M, BLOCK_K / 8, 2]`` by the two columns of each word."""
     entries = tl.reshape(tl.permute(tl.join(lower, upper), (0, 2, 1)), [BLOCK_K // 4, BLOCK_N])
     return tl.dot(tl.reshape(values, [BLOCK_M, BLOCK_K // 4]), entries, total, input_precision="ieee")
+
+
+@triton.jit
+def add_half(
+    total,
+    values,
+    lower_0,
+    upper_0,
+    lower_1,
+    upper_1,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``total`` and the product of ``values`` ``[BLOCK_M, BLOCK_K / 8, 2, 2]`` by four columns of each word: where a
+    quarter has less than a product takes.
+    """
+    four = tl.join(tl.join(lower_0, upper_0), tl.join(lower_1, upper_1))  # [word, row, bit 2 of the column, bit 0]
+    entries = tl.reshape(tl.permute(four, (0, 2, 3, 1)), [BLOCK_K // 2, BLOCK_N])
+    return tl.dot(tl.reshape(values, [BLOCK_M, BLOCK_K // 2]), entries, total, input_precision="ieee")
 
 
 @triton.jit
