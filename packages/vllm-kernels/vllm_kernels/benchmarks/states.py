@@ -17,6 +17,8 @@ _ROWS = slice(0, 8)
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """``x``, ``dt``, ``a``, ``b``, ``c``."""
+Heads = tuple[torch.Tensor, torch.Tensor]
+"""``d`` and ``dt_bias``, one number of each for a head, as Mamba 2 has them."""
 
 
 def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
@@ -83,55 +85,56 @@ def _convolution_update(rows: int, device: torch.device, dtype: torch.dtype, siz
     )
 
 
-def _inputs(tokens: int, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Inputs:
+def _inputs(tokens: int, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> tuple[Inputs, Heads]:
     heads, head_dim, size = sizes(80, 4), sizes(64, 8), sizes(128, 16)
     x = torch.randn(tokens, heads, head_dim, device=device).to(dtype)
-    dt = torch.rand(tokens, heads, device=device).to(dtype) * 0.1
+    dt = torch.randn(tokens, heads, device=device).to(dtype)
     a = -torch.rand(heads, device=device) - 0.5
     b, c = (torch.randn(tokens, 1, size, device=device).to(dtype) for _ in range(2))
-    return x, dt, a, b, c
+    return (x, dt, a, b, c), (torch.randn_like(a).to(dtype), torch.randn_like(a).to(dtype) - 3)
 
 
-def _step(state: torch.Tensor, token: int, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+def _step(state: torch.Tensor, token: int, inputs: Inputs, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
     """State after a token, and its result, in float64."""
     x, dt, a, b, c = (tensor.double() for tensor in inputs)
-    decayed = state * torch.exp(dt[token] * a)[:, None, None]
-    state = decayed + (dt[token][:, None] * x[token])[:, :, None] * b[token, 0]
-    return state, state @ c[token, 0]
+    size = torch.nn.functional.softplus(dt[token] + heads[1].double())
+    decayed = state * torch.exp(size * a)[:, None, None]
+    state = decayed + (size[:, None] * x[token])[:, :, None] * b[token, 0]
+    return state, state @ c[token, 0] + heads[0].double()[:, None] * x[token]
 
 
 def _update(rows: int, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
-    inputs = _inputs(rows, device, dtype, sizes)
+    inputs, (d, dt_bias) = _inputs(rows, device, dtype, sizes)
     x, _, _, b, _ = inputs
     before = torch.randn(rows, x.shape[1], x.shape[2], b.shape[2], device=device)
     state, slots = before.clone(), torch.arange(rows, dtype=torch.int32, device=device)
     return Case(
         "selective_state_update",
         f"{rows} sequences, {x.shape[1]} heads of {x.shape[2]} x {b.shape[2]}",
-        lambda: selective_state_update(*inputs, state, slots),
+        lambda: selective_state_update(*inputs, state, slots, d=d, dt_bias=dt_bias, dt_softplus=True),
         lambda result: result[_ROWS],
-        lambda: torch.stack([_step(before[row].double(), row, inputs)[1] for row in range(8)]),
+        lambda: torch.stack([_step(before[row].double(), row, inputs, (d, dt_bias))[1] for row in range(8)]),
         1e-2,
         2 * state.nbytes + 2 * x.nbytes,
     )
 
 
 def _scan(tokens: int, device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Case:
-    inputs = _inputs(tokens, device, dtype, sizes)
+    inputs, (d, dt_bias) = _inputs(tokens, device, dtype, sizes)
     x, _, _, b, c = inputs
     state, metadata = torch.zeros(1, x.shape[1], x.shape[2], b.shape[2], device=device), _metadata(tokens, device)
 
     def exact() -> torch.Tensor:
         running, found = torch.zeros_like(state[0], dtype=torch.float64), []
         for token in range(8):
-            running, result = _step(running, token, inputs)
+            running, result = _step(running, token, inputs, (d, dt_bias))
             found.append(result)
         return torch.stack(found)
 
     return Case(
         "chunk_scan",
         f"{tokens} tokens, {x.shape[1]} heads of {x.shape[2]} x {b.shape[2]}",
-        lambda: chunk_scan(*inputs, state, metadata),
+        lambda: chunk_scan(*inputs, state, metadata, d=d, dt_bias=dt_bias, dt_softplus=True),
         lambda result: result[_ROWS],
         exact,
         1e-2,
