@@ -13,6 +13,7 @@ import pytest
 
 from tests.server.conftest import make_context, running
 from tests.server.fake_llm import FakeLLM
+from vllm_server import json_body
 from vllm_server.running import http_bounds
 
 BODY = b'{"prompt": "a", "max_tokens": 1}'
@@ -224,6 +225,26 @@ async def test_a_slow_answer_is_no_slow_request(monkeypatch: pytest.MonkeyPatch)
         answer = await talk(url, START + CLOSE + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         assert statuses(answer) == [200]
         assert b'"text":"abcd"' in answer
+
+
+async def test_bodies_that_are_being_read_share_a_bound(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "MAX_BYTES_BEING_READ", 1 << 20)
+    parts = urlsplit(url)
+    half = START + b"Content-Length: %d\r\n\r\n" % (1 << 20) + b" " * (500 << 10)
+    slow = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(2)]
+    for _, writer in slow:
+        writer.write(half)
+        await writer.drain()
+    await asyncio.sleep(0.2)
+    answer = await talk(url, START + CLOSE + b"Content-Length: %d\r\n\r\n" % (100 << 10), b" " * (100 << 10))
+    assert statuses(answer) == [429] and b"retry-after: 1" in answer.lower()
+    assert statuses(await talk(url, START + CLOSE + LENGTH + b"\r\n" + BODY)) == [200]  # small ones have room
+    for _, writer in slow:
+        writer.close()
+    await asyncio.sleep(0.2)
+    assert statuses(
+        await talk(url, START + CLOSE + b"Content-Length: %d\r\n\r\n" % (100 << 10), BODY.ljust(100 << 10))
+    ) == [200]
 
 
 async def test_an_answer_that_nobody_reads_is_not_kept_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

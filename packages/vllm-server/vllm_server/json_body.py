@@ -6,12 +6,14 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from vllm_engine.errors import InvalidRequest
+from vllm_engine.errors import InvalidRequest, Overloaded
 from vllm_server.errors import PayloadTooLarge, UnsupportedMediaType
 
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 2**20
+MAX_BYTES_BEING_READ = 2**30
+"""Of all bodies whose end has not come: some hundred clients that send slowly would fill the memory with them."""
 MAX_CONTAINERS = 1_000_000
 """Lists and objects in a body, brackets within its texts included: each takes up to thirty times the memory of its
 bytes, and time of the event loop to make and to collect."""
@@ -28,11 +30,18 @@ _ITEM = re.compile(r"(?P<name>\w+)(?:\[[^\]]*\])+")  # an item of a list or mapp
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 
 
+class _Reading:
+    """Bytes of the bodies that are being read."""
+
+    num_bytes = 0
+
+
 async def read_json_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body.
 
     Raises:
         PayloadTooLarge: as soon as more than ``limit`` bytes are announced or have come.
+        Overloaded: when there is no room beside the bodies of others.
         UnsupportedMediaType: when the body is declared to be something else than JSON.
         starlette.requests.ClientDisconnect: when the client goes away while sending.
     """
@@ -43,11 +52,17 @@ async def read_json_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise _too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
-    return bytes(body)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            _Reading.num_bytes += len(chunk)
+            if len(body) > limit:
+                raise _too_large(limit)
+            if _Reading.num_bytes > MAX_BYTES_BEING_READ:
+                raise Overloaded("So many large requests are being read that there is no room for another one.")
+        return bytes(body)
+    finally:
+        _Reading.num_bytes -= len(body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
