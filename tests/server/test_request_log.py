@@ -1,5 +1,6 @@
 """What the log tells of requests: their facts as fields, what was generated where that is wanted, and no secrets."""
 
+import asyncio
 import json
 import logging
 import re
@@ -123,6 +124,28 @@ async def test_what_a_client_that_goes_away_waited_for_is_counted() -> None:
     entry = json.loads(ended[0])
     assert (entry["status"], entry["complete"], entry["prompt_tokens"]) == (499, False, 2)
     assert 0 < entry["generated_tokens"] < 300
+
+
+async def test_a_response_in_the_background_is_told_of_when_it_has_ended() -> None:
+    llm = logging_llm()
+    llm.delay = 0.01
+    context = make_context(llm, enable_log_outputs=True, enable_log_deltas=False, log_error_stack=True)
+    with written(JsonFormatter()) as lines:
+        async with make_client(build_app(context)) as client:
+            for text in ("hi", "!fail-after-3"):
+                num_lines = len(lines)
+                body = {"input": text, "max_output_tokens": 4, "background": True}
+                made = (await client.post("/v1/responses", json=body)).json()
+                assert (made["status"], len(lines)) == ("queued", num_lines)
+                while (await client.get(f"/v1/responses/{made['id']}")).json()["status"] in ("queued", "in_progress"):
+                    await asyncio.sleep(0.01)
+    output, whole, stack, partial, broken = [json.loads(line) for line in lines]
+    assert (output["event"], output["text"]) == ("output", letters(4))
+    assert (whole["event"], whole["status"], whole["finish_reason"]) == ("request", 200, "length")
+    assert whole["generated_tokens"] == 4 and whole["decode_time"] > 0.01
+    assert "RequestFailed" in json.dumps(stack)
+    assert (partial["event"], partial["text"]) == ("output", letters(3))
+    assert (broken["error"], broken["generated_tokens"]) == ("RequestFailed", 3)
 
 
 async def test_without_the_flag_no_request_is_logged() -> None:

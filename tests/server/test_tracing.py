@@ -175,6 +175,21 @@ async def test_what_fails_has_a_span_that_says_so(exported: Exported) -> None:
     assert told[1]["gen_ai.usage.completion_tokens"] == 3
 
 
+async def test_the_span_of_a_response_in_the_background_lasts_as_long_as_that(exported: Exported) -> None:
+    route, body = "/v1/responses", {"input": "x", "max_output_tokens": 4, "background": True, "include_receipt": True}
+    async with make_client(build_app(make_context(FakeLLM(delay=0.01), tracer=exported[0]))) as client:
+        made = (await client.post(route, json=body)).json()
+        while made["status"] in ("queued", "in_progress"):
+            await asyncio.sleep(0.01)
+            made = (await client.get(f"{route}/{made['id']}")).json()
+    *phases, root = await finished(exported)
+    assert [span.name for span in phases] == list(PHASES)
+    (decode,) = (span for span in phases if span.name == "decode")
+    seconds = ((decode.end_time or 0) - (decode.start_time or 0)) / 1e9
+    assert seconds == pytest.approx(made["receipt"]["decode_time"], abs=3e-6)
+    assert (root.attributes or {})["gen_ai.usage.completion_tokens"] == 4
+
+
 async def test_a_client_that_leaves_ends_its_span(exported: Exported) -> None:
     with running(make_context(FakeLLM(delay=0.01), tracer=exported[0])) as url:
         body = {"prompt": "x", "max_tokens": 300, "stream": True}

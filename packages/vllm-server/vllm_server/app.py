@@ -130,11 +130,10 @@ def _key_limits(context: ServerContext) -> KeyLimits:
 def _recorded(app: ASGIApp, context: ServerContext) -> ASGIApp:
     """``app`` with a record of each request for those who want to be told of it."""
     config = context.config
-    observers: list[Observer] = [context.http_metrics]
-    if config.log_error_stack:
-        observers.append(ErrorLog())
+    followers: list[Observer] = [ErrorLog()] if config.log_error_stack else []
     log = None
     if context.llm.config.async_engine.enable_log_requests:
         log = RequestLog(outputs=config.enable_log_outputs, deltas=config.enable_log_deltas, max_len=config.max_log_len)
-        observers.append(log)
-    return RecordMiddleware(app, observers, log if config.enable_log_outputs else None, context.tracer)
+        followers.append(log)
+    listener = log if config.enable_log_outputs else None
+    return RecordMiddleware(app, [context.http_metrics], followers, listener, context.tracer)

@@ -39,12 +39,21 @@ class RecordMiddleware:
         self,
         app: ASGIApp,
         observers: Sequence[Observer] = (),
+        followers: Sequence[Observer] = (),
         listener: OutputListener | None = None,
         tracer: Tracer | None = None,
     ) -> None:
-        """``observers`` are told at the end, ``tracer`` at both ends; ``listener`` hears of all that is generated."""
+        """
+        Args:
+            app: what answers.
+            observers: are told when the answer is out.
+            followers: are told when the request's work in the background has ended, too, if it has any.
+            listener: hears of all that is generated.
+            tracer: a follower that also hears of the beginning.
+        """
         self.app = app
-        self._observers = observers if tracer is None else (*observers, tracer)
+        self._observers = observers
+        self._followers = followers if tracer is None else (*followers, tracer)
         self._tracer = tracer
         self._listener = listener
 
@@ -71,19 +80,31 @@ class RecordMiddleware:
             await self.app(scope, receive, send_recorded)
         finally:
             leave_record(token)
-            if self._observers:
-                self._tell(record, scope)
+            if self._observers or self._followers:
+                self._end(record, scope)
 
-    def _tell(self, record: RequestRecord, scope: Scope) -> None:
+    def _end(self, record: RequestRecord, scope: Scope) -> None:
         record.ended = time.monotonic()
         record.content_length = _content_length(scope)
         record.label = scope.get("state", {}).get("request_id")
         record.route = getattr(scope.get("route"), "path", None)
-        for observer in self._observers:
-            try:
-                observer.on_end(record)
-            except Exception:
-                logger.exception("a request could not be told of")
+        _tell(self._observers, record)
+        if record.work is None:
+            _tell(self._followers, record)
+        else:
+            record.work.add_done_callback(lambda _: self._end_work(record))
+
+    def _end_work(self, record: RequestRecord) -> None:
+        record.ended = time.monotonic()
+        _tell(self._followers, record)
+
+
+def _tell(observers: Iterable[Observer], record: RequestRecord) -> None:
+    for observer in observers:
+        try:
+            observer.on_end(record)
+        except Exception:
+            logger.exception("a request could not be told of")
 
 
 def _content_length(scope: Scope) -> int:

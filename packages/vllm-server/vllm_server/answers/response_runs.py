@@ -101,6 +101,7 @@ class BackgroundRun:
         except Exception as error:
             if not self._accepted.is_set():
                 raise
+            current_record().fail(error)
             _log_unexpected(error)
             last = self._answer.fail(error)
         self._kept.ended = True

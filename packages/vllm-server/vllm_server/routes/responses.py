@@ -49,6 +49,7 @@ from vllm_server.protocol.responses import (
 from vllm_server.protocol.sampling import check_priority
 from vllm_server.response_store import ID_OF_PROCESS, KeptResponse, ResponseStore, SharedResponse
 from vllm_server.routes.direct_route import DirectRoute
+from vllm_server.telemetry.request_record import current_record
 
 router = APIRouter(route_class=DirectRoute)
 
@@ -215,6 +216,7 @@ async def _in_background(
 ) -> Response:
     run = BackgroundRun(answer, kept, context.responses, context.in_flight)
     await run.start(dataclasses.replace(generation, on_accepted=run.accept))
+    current_record().work = kept.task
     return _events(kept, context, 0) if stream else _json(kept.body)
 
 

@@ -1,5 +1,6 @@
 """One HTTP request while it is served: the receipt, the line in the log and the spans are three views of it."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
@@ -51,6 +52,8 @@ class RequestRecord:
         self.num_bytes = 0
         self.error: Exception | None = None
         self.stack: TracebackType | None = None
+        self.work: asyncio.Future[None] | None = None
+        """What goes on when the answer is out: a response that is made in the background."""
         self.response_id: str | None = None
         self.span: Any = None
         """Of OpenTelemetry, where traces are sent."""
