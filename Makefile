@@ -18,7 +18,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install native serve test aot soak soak-long fuzz bench lint docs format types contracts check demo-model clean
+.PHONY: help install native serve test aot soak soak-long fuzz fuzz-engine bench lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,9 @@ soak-long: install native ## 20,000 short requests of all kinds, with aborts: do
 
 fuzz: install native ## ten thousand requests made from our OpenAPI page, against a real server
 	@$(BIN)/python -m pytest -m fuzz -s tests/server/test_schema_fuzz.py $(ARGS)
+
+fuzz-engine: install native ## random models, settings and requests against transformers (ARGS="--seconds 3600")
+	@$(BIN)/python -m tools.fuzz_engine $(ARGS)
 
 bench: install native ## figures of our engine: latency, throughput, start-up (ARGS="--model qwen3-0.6b")
 	@$(BIN)/python tools/bench_engine.py $(ARGS)
