@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,22 @@ def test_help_names_every_command(capsys):
     assert code == 0
     for name in ("serve", "chat", "complete", "collect-env", "bench"):
         assert f"\n  {name} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "serv"], "error: 'serv' is none of serve, latency, throughput, startup, compare, plot, sweep"),
+        (["bench", "serve", "--backend", "openai-cat"], "--backend: 'openai-cat' is none of openai, vllm, "),
+        (["completion", "fsh"], "shell: 'fsh' is none of bash, zsh, fish"),
+    ],
+)
+def test_a_word_that_is_none_of_the_choices_comes_with_all_of_them_and_the_nearest(capsys, arguments, said):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert re.search(r"; did you mean (serve|openai-chat|fish)\?", err)
+    assert len(err.splitlines()) == 1
 
 
 def test_no_command_shows_the_help_and_is_an_error(capsys):

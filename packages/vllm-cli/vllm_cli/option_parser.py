@@ -86,6 +86,16 @@ class OptionParser(argparse.ArgumentParser):
             at += 2 if action is not None and action.nargs is None else 1
         return arguments[:at]
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As in ``argparse``, but what is near is named, and a sub-command stands for itself."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        at_fault = None if action.nargs == argparse.PARSER else action
+        raise argparse.ArgumentError(at_fault, f"{value!r} is none of {', '.join(choices)}{hint}")
+
     def unknown(self, argument: str) -> str:
         """What is wrong with an argument that nothing takes, and what is near."""
         if not argument.startswith("-"):
