@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.engine.models.tiny import make_tiny_model
 from tests.kernels import fake_graphs
 from tests.kernels.fake_graphs import FakeRecorder
+from tests.kernels.one_device import OneDevice
 from vllm_engine.config import EngineArgs
 from vllm_engine.config.graph_plan import GraphPlan
 from vllm_engine.config.model_plan import plan_model
@@ -43,21 +42,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "adjusted": {"temperature": 0.0, "logit_bias": {3: 2.0}, "allowed_token_ids": [0, 3, 4], "min_tokens": 2},
     "logprobs": {"temperature": 0.0, "logprobs": 3, "prompt_logprobs": 2},
 }
-COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 PLAN = GraphPlan(full=(1, 2, 4, 8), pieces=(1, 2, 4, 8, 16, 32))
-
-
-class OneDevice(TorchDispatchMode):
-    """Refuses operators that get tensors of several devices, but for copies, and for numbers of main memory."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in COPIES:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim]
-            assert len({tensor.device for tensor in tensors}) < 2, func
-        return func(*args, **kwargs)
 
 
 class KindsOfStep(GraphUse):

@@ -28,7 +28,7 @@ def paged_attention(
     plan = plan_for(metadata, cache, sliding_window)
     score = _Score(scale, soft_cap, _by_kv_head(alibi_slopes, num_kv_heads), _by_kv_head(sinks, num_kv_heads))
     # The plan covers every token: ops checks that lengths add up.
-    result = torch.empty(query.shape, dtype=query.dtype) if out is None else out
+    result = torch.empty(query.shape, dtype=query.dtype, device=query.device) if out is None else out
     for chunk in plan.decode:
         _decode(query, cache, chunk, score, result)
     for call in plan.prefill:
@@ -111,7 +111,7 @@ def _decode(
         v[None].split(chunk.sizes, dim=2)[::2],
         strict=True,
     ):
-        bias = None if score.alibi is None else score.alibi[None] * torch.arange(1 - one_k.shape[2], 1)
+        bias = None if score.alibi is None else score.alibi[None] * torch.arange(1 - one_k.shape[2], 1, device=k.device)
         outs.append(_attend(one_q, one_k, one_v, score, bias, None, sinks))
     result.index_copy_(0, chunk.tokens, torch.cat(outs).view(len(outs), -1, head_dim).to(query.dtype))
 
@@ -157,7 +157,7 @@ def _attend(
         # A key and a value of zeros, whose score is the bias alone: the definition of a sink.
         k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
         scores_shape = (*q.shape[:3], k.shape[2] - 1)
-        base = torch.zeros(scores_shape) if bias is None else bias.expand(scores_shape)
+        base = torch.zeros(scores_shape, device=q.device) if bias is None else bias.expand(scores_shape)
         if hidden is not None:
             base = base.masked_fill(hidden, float("-inf"))
         bias, hidden = torch.cat([base, sinks], dim=-1), None

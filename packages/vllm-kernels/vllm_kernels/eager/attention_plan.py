@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from vllm_kernels.eager.cache import rows_of
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import KVCache
+from vllm_kernels.transfers import upload
 
 # Keys of a decode chunk, in numbers: a few MB of copies stay in the processor's cache until they are used. Measured
 # with 32 sequences of 512 tokens, 8 KV heads of 128, bf16: 49 ms with this, 72 ms with four times as many.
@@ -78,7 +79,7 @@ def plan_for(metadata: AttentionMetadata, cache: KVCache, sliding_window: int | 
 def _make_plan(
     metadata: AttentionMetadata, cache: KVCache, sliding_window: int | None, tokens_per_chunk: int
 ) -> AttentionPlan:
-    block_table = metadata.block_table.numpy()
+    block_table = metadata.block_table.cpu().numpy()
     decode: list[tuple[int, int, int]] = []  # (token, sequence, visible tokens)
     prefill: list[PrefillCall] = []
     token = 0
@@ -113,7 +114,8 @@ def _decode_chunk(
     positions = np.minimum(np.repeat(last - visible + 1, padded) + offsets, np.repeat(last, padded))
     rows = _rows(block_table[np.repeat(seqs, padded), positions // cache.block_size], positions, cache)
     sizes = np.stack([visible, padded - visible], axis=1).reshape(-1)
-    return DecodeChunk(torch.from_numpy(np.ascontiguousarray(tokens)), rows, sizes.tolist())
+    there = upload(torch.from_numpy(np.ascontiguousarray(tokens)), cache.key.device)
+    return DecodeChunk(there, rows, sizes.tolist())
 
 
 def _prefill_call(
@@ -137,8 +139,8 @@ def _prefill_call(
             PrefillTile(
                 tokens=slice(token + start - first_query, token + end - first_query),
                 keys=slice(low - first_key, end - first_key),
-                distance=torch.from_numpy(distance),
-                hidden=torch.from_numpy((distance > 0) | (distance <= -window)),
+                distance=upload(torch.from_numpy(distance), cache.key.device),
+                hidden=upload(torch.from_numpy((distance > 0) | (distance <= -window)), cache.key.device),
             )
         )
     return PrefillCall(_rows(block_row[positions // cache.block_size], positions, cache), tiles)
@@ -146,4 +148,4 @@ def _prefill_call(
 
 def _rows(blocks: NDArray[np.int32], positions: NDArray[np.int64], cache: KVCache) -> torch.Tensor:
     slots = torch.from_numpy(blocks.astype(np.int64) * cache.block_size + positions % cache.block_size)
-    return rows_of(slots, cache).view(-1)
+    return rows_of(upload(slots, cache.key.device), cache).view(-1)

@@ -56,7 +56,7 @@ def rows_of(slots: torch.Tensor, cache: KVCache) -> torch.Tensor:
     """Rows of ``[num_blocks * num_kv_heads * block_size, head_dim]`` where slots [n] are: int64 [num_kv_heads, n]."""
     _, num_kv_heads, block_size, _ = cache.key.shape
     first = slots + slots.div(block_size, rounding_mode="floor") * (block_size * (num_kv_heads - 1))
-    return first + torch.arange(num_kv_heads)[:, None] * block_size
+    return first + torch.arange(num_kv_heads, device=slots.device)[:, None] * block_size
 
 
 def plain(entries: torch.Tensor) -> torch.Tensor:
