@@ -38,6 +38,14 @@ def test_batch_invariance_takes_native_kernels(caplog: pytest.LogCaptureFixture)
     check_kernels({"attention": "eager"}, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("face", ["cpu", "eager"])
+def test_kernels_for_a_cpu_are_refused_on_a_gpu(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_KERNELS_FACE", face)
+    with pytest.raises(ConfigError, match=f"VLLM_KERNELS_FACE={face} cannot be honoured: .* for a CPU") as caught:
+        check_kernels({}, torch.device("cuda", 0))
+    assert caught.value.field == "VLLM_KERNELS_FACE"
+
+
 @needs_native
 def test_the_log_tells_level_threads_and_cores_and_a_level_that_is_not_there_is_refused(tmp_path: Path) -> None:
     make_tiny_model("llama", tmp_path, num_hidden_layers=1)

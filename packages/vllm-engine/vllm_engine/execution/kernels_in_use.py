@@ -37,8 +37,8 @@ def check_kernels(faces: Mapping[str, str], device: torch.device) -> None:
         field = next((name for name in variables if str(error).startswith(name)), None)
         raise ConfigError(str(error), field=field) from error
     forced: str | None = envs.get(_FACE)
-    if forced == "cpu" and device.type != "cpu":
-        raise ConfigError(f"{_FACE}=cpu cannot be honoured: these kernels are for a CPU", field=_FACE)
+    if forced in ("cpu", "eager") and device.type != "cpu":  # eager samples with numpy
+        raise ConfigError(f"{_FACE}={forced} cannot be honoured: these kernels are for a CPU", field=_FACE)
     for operation, face in faces.items():
         if forced in (None, face):
             logger.info("%s is computed by the %s kernels", operation, face)
