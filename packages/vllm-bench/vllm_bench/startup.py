@@ -81,7 +81,7 @@ def _line(title: str, spread: dict[str, float], width: int) -> str:
 
 
 def _spreads(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """A phase that a start had not took none of its time: else what one start alone had would count as if all had it."""
+    """A phase that a start had not took none of its time, else what one start alone had would count in full."""
     names = dict.fromkeys(name for run in runs for name in run)
     return {name: _spread([run.get(name, 0.0) for run in runs]) for name in names}
 
