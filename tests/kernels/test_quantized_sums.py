@@ -112,6 +112,13 @@ def test_columns_are_cut_until_enough_of_the_weight_is_under_way():
             assert programs * prefetched >= 48 * 1024
 
 
+def test_the_number_of_parts_compiles_nothing_anew():
+    scheme = Quantization(8, None, 8)
+    shapes = [Shape.choose(rows, 1024, 4096, scheme, torch.bfloat16, "sm_90") for rows in range(64, 2049, 64)]
+    assert len({shape.PARTS for shape in shapes}) > 3
+    assert all(shape.constants == shapes[0].constants and shape.warps == shapes[0].warps for shape in shapes)
+
+
 COUNT = """
 import json, sys
 import torch, triton

@@ -64,7 +64,12 @@ class Shape:
     def constants(self) -> dict[str, int]:
         """What the kernel is compiled with, warps and stages left out."""
         sizes = {**asdict(self), "BLOCK_K": BLOCK_K}
-        return {name: value for name, value in sizes.items() if name not in ("num_warps", "num_stages")}
+        return {name: value for name, value in sizes.items() if name not in ("PARTS", "num_warps", "num_stages")}
+
+    @property
+    def warps(self) -> dict[str, int]:
+        """Warps, and stages of the pipeline of loads."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 def _rule(rows: int, block: int) -> Choice:
@@ -106,7 +111,6 @@ def fp8_product_kernel(
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PARTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` ``[OUT, IN]``, one part of the
@@ -120,7 +124,7 @@ def fp8_product_kernel(
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
     TURNS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
-    turns_of_part = tl.cdiv(TURNS, PARTS)
+    turns_of_part = tl.cdiv(TURNS, tl.num_programs(2))
     result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     in_x = row < num_rows
     in_weight = column < OUT
@@ -145,7 +149,7 @@ def fp8_product_kernel(
         result *= tl.load(x_scales + row, mask=in_x, other=0.0)[:, None]
         result *= tl.load(scales + column, mask=in_weight, other=0.0)[None, :]
     present = in_x[:, None] & in_weight[None, :]
-    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
+    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT)
 
 
 class TritonFp8Weight(Fp8Weight):
@@ -188,8 +192,8 @@ class TritonFp8Weight(Fp8Weight):
             out,
             parts,
             count,
-            **asdict(shape),
-            BLOCK_K=BLOCK_K,
+            **shape.constants,
+            **shape.warps,
         )
         fold(parts, bias, residual, out)
         return out
@@ -234,8 +238,8 @@ def _product_configurations(family: str) -> list[Configuration]:
             types: dict[str, str | None] = {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv"}
             types |= {"scales": "*fp32", "bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
             types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
-            found.append(Configuration(types, shape.constants, shape.num_warps, shape.num_stages))
-    return found
+            found.append(Configuration(types, shape.constants, **shape.warps))
+    return list({configuration.label: configuration for configuration in found}.values())
 
 
 product = Kernel(fp8_product_kernel, _product_configurations)

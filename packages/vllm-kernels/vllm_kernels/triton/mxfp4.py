@@ -53,6 +53,11 @@ class Shape:
         return cls(out_features, in_features, block_m, block_n, columns_of_turn(in_features, block_m, dtype), parts)
 
     @property
+    def constants(self) -> dict[str, int]:
+        """What the kernel is compiled with."""
+        return {name: value for name, value in asdict(self).items() if name != "PARTS"}
+
+    @property
     def warps(self) -> dict[str, int]:
         """Warps, and stages of the pipeline of loads."""
         return {"num_warps": 4 if self.BLOCK_M <= 32 else 8, "num_stages": 4 if self.BLOCK_M <= 32 else 3}
@@ -140,7 +145,6 @@ def mxfp4_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales
     ``[OUT, IN / 32]``, tops ``[OUT]``), one part of the columns.
@@ -149,7 +153,7 @@ def mxfp4_product_kernel(
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
     TURNS: tl.constexpr = IN // BLOCK_K
-    turns_of_part = tl.cdiv(TURNS, PARTS)
+    turns_of_part = tl.cdiv(TURNS, tl.num_programs(2))
     in_x = row < num_rows
     in_weight = column < OUT
     result = sum_of_mxfp4(
@@ -168,7 +172,7 @@ def mxfp4_product_kernel(
         BLOCK_K,
     )
     present = in_x[:, None] & in_weight[None, :]
-    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
+    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT)
 
 
 class TritonMxfp4Weight(Mxfp4Weight):
@@ -207,7 +211,7 @@ class TritonMxfp4Weight(Mxfp4Weight):
             out,
             parts,
             count,
-            **asdict(shape),
+            **shape.constants,
             **shape.warps,
         )
         fold(parts, bias, residual, out)
@@ -248,8 +252,8 @@ def _product_configurations(family: str) -> list[Configuration]:
         types: dict[str, str | None] = {"x": pointer(dtype), "weight": "*u8", "scales": "*u8", "tops": "*u8"}
         types |= {"bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
         types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
-        found.append(Configuration(types, asdict(shape), **shape.warps))
-    return found
+        found.append(Configuration(types, shape.constants, **shape.warps))
+    return list({configuration.label: configuration for configuration in found}.values())
 
 
 product = Kernel(mxfp4_product_kernel, _product_configurations)

@@ -15,12 +15,13 @@ ADDED = 1024
 
 
 @triton.jit
-def finish(
-    result, row, column, present, bias, residual, out, parts, part, num_rows, OUT: tl.constexpr, PARTS: tl.constexpr
-):
-    """Store a tile: to ``out`` with bias and residual, or, as one of several parts, to ``parts``."""
+def finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT: tl.constexpr):
+    """Store a tile: to ``out`` with bias and residual, or, as one of several parts, to ``parts``.
+
+    How many parts there are is the size of a grid, and no compile-time value: it changes with the number of rows.
+    """
     place = row[:, None].to(tl.int64) * OUT + column[None, :]
-    if PARTS > 1:
+    if parts is not None:
         tl.store(parts + part.to(tl.int64) * num_rows * OUT + place, result, mask=present)
     else:
         if bias is not None:

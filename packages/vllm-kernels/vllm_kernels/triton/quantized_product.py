@@ -100,7 +100,12 @@ class Shape:
     def constants(self) -> dict[str, int]:
         """What the kernel is compiled with, warps and stages left out."""
         sizes = asdict(self)
-        return {name: value for name, value in sizes.items() if name not in ("num_warps", "num_stages")}
+        return {name: value for name, value in sizes.items() if name not in ("PARTS", "num_warps", "num_stages")}
+
+    @property
+    def warps(self) -> dict[str, int]:
+        """Warps, and stages of the pipeline of loads."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
@@ -197,14 +202,13 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     """Weights only: entries become numbers of the type of ``x``; a part has turns of its own."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
     TURNS: tl.constexpr = GROUPS * ((GROUP + BLOCK_K - 1) // BLOCK_K)
-    turns_of_part = tl.cdiv(TURNS, PARTS)
+    turns_of_part = tl.cdiv(TURNS, tl.num_programs(2))
     in_x = row < num_rows
     in_weight = column < OUT
     result = sum_of_weights_only(
@@ -227,7 +231,7 @@ def product_kernel(
         IN_ORDER,
     )
     present = in_x[:, None] & in_weight[None, :]
-    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
+    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -252,7 +256,6 @@ def rounded_product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
-    PARTS: tl.constexpr,
     X_GROUP: tl.constexpr,
     X_GROUPS: tl.constexpr,
 ):
@@ -260,7 +263,7 @@ def rounded_product_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
-    groups_of_part = tl.cdiv(X_GROUPS, PARTS)
+    groups_of_part = tl.cdiv(X_GROUPS, tl.num_programs(2))
     in_x = row < num_rows
     in_weight = column < OUT
     result = sum_of_bytes(
@@ -288,7 +291,7 @@ def rounded_product_kernel(
         IN_ORDER,
     )
     present = in_x[:, None] & in_weight[None, :]
-    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT, PARTS)
+    finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT)
 
 
 def multiply(
@@ -314,7 +317,8 @@ def multiply(
         out,
         parts,
         len(x),
-        **asdict(shape),
+        **shape.constants,
+        **shape.warps,
     )
     fold(parts, bias, residual, out)
 
@@ -344,7 +348,8 @@ def multiply_rounded(
         out,
         parts,
         len(x.q),
-        **asdict(shape),
+        **shape.constants,
+        **shape.warps,
         X_GROUP=x.group,
         X_GROUPS=x.scales.shape[1],
     )
@@ -382,12 +387,11 @@ def _shapes(family: str, rounded: bool) -> list[tuple[Shape, Quantization, torch
 
 
 def _product_configurations(family: str) -> list[Configuration]:
-    return [
-        Configuration(
-            {"x": pointer(dtype), **_common(dtype, shape)}, shape.constants, shape.num_warps, shape.num_stages
-        )
+    found = [
+        Configuration({"x": pointer(dtype), **_common(dtype, shape)}, shape.constants, **shape.warps)
         for shape, _, dtype in _shapes(family, rounded=False)
     ]
+    return list({configuration.label: configuration for configuration in found}.values())
 
 
 def _rounded_configurations(family: str) -> list[Configuration]:
@@ -396,8 +400,8 @@ def _rounded_configurations(family: str) -> list[Configuration]:
         types = {"q": "*i8", "x_scales": "*fp32", "x_sums": "*i32", **_common(dtype, shape)}
         group = scheme.activation_group
         constants = {**shape.constants, "X_GROUP": group, "X_GROUPS": -(-shape.IN // group)}
-        found.append(Configuration(types, constants, shape.num_warps, shape.num_stages))
-    return found
+        found.append(Configuration(types, constants, **shape.warps))
+    return list({configuration.label: configuration for configuration in found}.values())
 
 
 def _common(dtype: torch.dtype, shape: Shape) -> dict[str, str | None]:
