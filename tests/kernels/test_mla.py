@@ -265,7 +265,7 @@ def test_latents_cut_into_parts_equal_float64_and_launches_are_compiled_ahead(mo
 
     torch.manual_seed(0)
     monkeypatch.setattr(attention_plan, "SPLIT_TOKENS", 16)
-    sizes = {"num_heads": 16, "rank": 512, "rope": 64, "block_size": 64, "dtype": torch.float16}
+    sizes = {"num_heads": 16, "rank": 512, "rope": 64, "block_size": 16, "dtype": torch.float16}
     step = random_step([(1, 150), (1, 1), (2, 33), (6, 9)], **sizes)
     with use_face("triton"), recorded() as launches:
         result = step.attend(0.04)

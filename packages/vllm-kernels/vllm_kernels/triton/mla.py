@@ -401,7 +401,7 @@ def _attention_configurations(family: str) -> list[Configuration]:
                     types |= {"out": kind, "part_out": part, "part_max": part, "part_sum": part}
                     types |= dict.fromkeys((f"{name}_stride" for name in _STRIDES), "i32")
                     types |= {"num_blocks": "i32", "num_tokens": "i32", "scale": "fp32"}
-                    constants: dict[str, Any] = {"NUM_HEADS": num_heads, **_sizes(512, 64), "BLOCK_SIZE": 64}
+                    constants: dict[str, Any] = {"NUM_HEADS": num_heads, **_sizes(512, 64), "BLOCK_SIZE": 16}
                     sizes = choose(family, rows, 512, dtype, STORAGE[format])
                     num_warps, num_stages = sizes.pop("num_warps"), sizes.pop("num_stages")
                     constants |= sizes
