@@ -272,6 +272,8 @@ def test_latents_cut_into_parts_equal_float64_and_launches_are_compiled_ahead(mo
         write_latent(torch.ones(2, 512).half(), torch.ones(2, 64).half(), step.cache, torch.tensor([70_000, -1]))
     for kernel, configuration in launches:
         assert configuration in list(kernel.configurations("sm_90")), (kernel.name, configuration.label)
+    (plan,) = step.metadata.plans.values()
+    assert plan.launches[-1].part_tokens == 4  # none for the prompt
     assert {kernel.name for kernel, _ in launches} == {
         "latent_attention_kernel",
         "merge_kernel",

@@ -85,6 +85,8 @@ def test_keys_cut_into_parts_equal_the_float64_reference(kind, monkeypatch):
         result = attend(step, **options)
     merges = [configuration for kernel, configuration in launches if kernel.name == "merge_kernel"]
     assert {configuration.constants["SPLITS"] for configuration in merges} == {8}
+    (plan,) = step.metadata.plans.values()
+    assert plan.part_tokens == 5  # none for the prompt: parts of long prompts would be gigabytes
     assert (result.double() - oracle(step, **options)).abs().max() < 1e-5
 
 

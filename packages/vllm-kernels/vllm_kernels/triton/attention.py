@@ -19,7 +19,7 @@ LAST_KEY = 2**31 - 1
 
 
 @triton.jit(
-    do_not_specialize=["table_stride", "num_blocks", "num_tokens", "first_key", "last_key", "first_part", "window"]
+    do_not_specialize=["table_stride", "num_blocks", "part_tokens", "first_key", "last_key", "first_part", "window"]
 )
 def attention_kernel(
     query,
@@ -38,10 +38,11 @@ def attention_kernel(
     part_out,
     part_max,
     part_sum,
+    part_starts,
     query_stride,
     table_stride,
     num_blocks,
-    num_tokens,
+    part_tokens,
     first_key,
     last_key,
     first_part,
@@ -63,7 +64,8 @@ def attention_kernel(
 
     The GROUP query heads of a KV head are rows of the same tile, so that each key is read once for all of them. The
     result goes to ``out``; or, where there are several parts, its sum and the softmax's state go to ``part_*``
-    (``[parts, num_tokens, HEADS * GROUP]``) from ``first_part`` on, as in flash decoding. Only keys from ``first_key``
+    (``[parts, part_tokens, HEADS * GROUP]``) from ``first_part`` on, as in flash decoding: a sequence's tokens from
+    ``part_starts`` on. Only keys from ``first_key``
     to before ``last_key`` are seen. Sums of values are times ``v_factor`` where it is given.
     """
     tile = tl.program_id(0)
@@ -163,7 +165,8 @@ def attention_kernel(
             mask=valid[:, None] & in_head[None, :],
         )
     else:
-        state = ((first_part + split).to(tl.int64) * num_tokens + token) * (HEADS * GROUP) + head
+        token = tl.load(part_starts + seq).to(tl.int64) + local
+        state = ((first_part + split).to(tl.int64) * part_tokens + token) * (HEADS * GROUP) + head
         tl.store(part_max + state, largest, mask=valid)
         tl.store(part_sum + state, total, mask=valid)
         tl.store(
@@ -173,17 +176,18 @@ def attention_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_parts"])
+@triton.jit(do_not_specialize=["part_tokens", "num_parts"])
 def merge_kernel(
     part_out,
     part_max,
     part_sum,
+    part_starts,
     query_start_loc,
     tile_seq,
     tile_first,
     sinks,
     out,
-    num_tokens,
+    part_tokens,
     num_parts,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -204,7 +208,8 @@ def merge_kernel(
     column = tl.arange(0, BLOCK_D)
     in_head = column < tl.where(valid, HEAD_DIM, 0)
     present = split < tl.where(valid, num_parts, 0)
-    state = (split.to(tl.int64) * num_tokens + token) * NUM_HEADS + head
+    part_token = tl.load(part_starts + seq).to(tl.int64) + local
+    state = (split.to(tl.int64) * part_tokens + part_token) * NUM_HEADS + head
     largest_of_part = tl.load(part_max + state, mask=present, other=float("-inf"))
     total_of_part = tl.load(part_sum + state, mask=present, other=0.0)
     largest = tl.max(largest_of_part, axis=0)
@@ -236,7 +241,7 @@ def paged_attention(
 ) -> torch.Tensor:
     if query.dtype not in FLOATS:
         return eager.paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out)
-    num_tokens, num_heads, head_dim = query.shape
+    _, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()
     alibi_slopes, sinks = (x if x is None else x.contiguous() for x in (alibi_slopes, sinks))
@@ -251,11 +256,12 @@ def paged_attention(
     prefix, block_d = plan.prefix, power_of_two(head_dim, 16)
     parts_of_prefix = prefix.tiles.splits if prefix else 0
     most = max((tiles.splits for tiles in plan.launches), default=0)
-    parts = _parts(parts_of_prefix + most, out) if prefix or most > 1 else (None, None, None)
+    parts = _parts(parts_of_prefix + most, plan.part_tokens, out) if prefix or most > 1 else (None, None, None)
 
     def launch(
         tiles: Tiles, query_start_loc: torch.Tensor, lengths: torch.Tensor, keys: tuple[int, int], first_part: int
     ) -> None:
+        starts = query_start_loc if plan.part_starts is None else plan.part_starts
         attend.launch(
             (len(tiles.seq), cache.num_kv_heads, tiles.splits),
             query,
@@ -271,11 +277,11 @@ def paged_attention(
             alibi_slopes,
             sinks,
             out,
-            *(parts if prefix or tiles.splits > 1 else (None, None, None)),
+            *((*parts, starts) if prefix or tiles.splits > 1 else (None, None, None, None)),
             query.stride(0),
             block_table.stride(0),
             cache.num_blocks,
-            num_tokens,
+            plan.part_tokens,
             *keys,
             first_part,
             sliding_window or 0,
@@ -302,12 +308,13 @@ def paged_attention(
             merge.launch(
                 (len(tiles.seq), tokens * num_heads),
                 *parts,
+                query_starts if plan.part_starts is None else plan.part_starts,
                 query_starts,
                 tiles.seq,
                 tiles.first,
                 sinks,
                 out,
-                num_tokens,
+                plan.part_tokens,
                 count,
                 NUM_HEADS=num_heads,
                 HEAD_DIM=head_dim,
@@ -318,8 +325,8 @@ def paged_attention(
     return out
 
 
-def _parts(count: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    num_tokens, num_heads, head_dim = out.shape
+def _parts(count: int, num_tokens: int, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _, num_heads, head_dim = out.shape
     state = (count, num_tokens, num_heads)
     sums = out.new_empty(*state, head_dim, dtype=torch.float32)
     return sums, sums.new_empty(state), sums.new_empty(state)
@@ -447,7 +454,8 @@ def _attention_configuration(
         "part_out": part,
         "part_max": part,
         "part_sum": part,
-        **dict.fromkeys(("query_stride", "table_stride", "num_blocks", "num_tokens"), "i32"),
+        "part_starts": "*i32" if in_parts else None,
+        **dict.fromkeys(("query_stride", "table_stride", "num_blocks", "part_tokens"), "i32"),
         **dict.fromkeys(("first_key", "last_key", "first_part", "window"), "i32"),
         "scale": "fp32",
         "soft_cap": "fp32",
@@ -477,8 +485,8 @@ def _merge_configurations(family: str) -> list[Configuration]:
                 for sinks in (False, True) if head_dim <= 256 else (False,):
                     kind = pointer(dtype)
                     types: dict[str, str | None] = dict.fromkeys(("part_out", "part_max", "part_sum"), "*fp32")
-                    types |= dict.fromkeys(("query_start_loc", "tile_seq", "tile_first"), "*i32")
-                    types |= {"sinks": kind if sinks else None, "out": kind, "num_tokens": "i32", "num_parts": "i32"}
+                    types |= dict.fromkeys(("part_starts", "query_start_loc", "tile_seq", "tile_first"), "*i32")
+                    types |= {"sinks": kind if sinks else None, "out": kind, "part_tokens": "i32", "num_parts": "i32"}
                     constants = {
                         "NUM_HEADS": heads,
                         "HEAD_DIM": head_dim,

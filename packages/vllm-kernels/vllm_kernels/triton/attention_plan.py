@@ -55,10 +55,15 @@ class Prefix:
 
 @dataclass(slots=True)
 class Plan:
-    """All work of a step. With a ``prefix``, the tiles of ``launches`` see the keys after it only."""
+    """All work of a step. With a ``prefix``, the tiles of ``launches`` see the keys after it only.
+
+    ``part_tokens`` tokens have parts that are merged; ``part_starts`` as of ``parts_of``.
+    """
 
     launches: list[Tiles]
     prefix: Prefix | None
+    part_tokens: int
+    part_starts: torch.Tensor | None
 
     def refill(self, metadata: AttentionMetadata) -> None:
         """Nothing changes: query lengths and prefix stay, and splits are parts of whatever length a sequence has.
@@ -115,6 +120,23 @@ def splits_of(programs: int, longest: int, processors: int, most: int = MOST_SPL
     return 1 << (max(useful, 1).bit_length() - 1)
 
 
+def parts_of(
+    metadata: AttentionMetadata, sequences: list[int], device: torch.device
+) -> tuple[int, torch.Tensor | None]:
+    """How many new tokens some sequences have, and where each one's begin among them: int32 ``[num_seqs]``.
+
+    None where there are no others, so that they begin where they do in the step. A long prompt beside a few tokens that
+    are cut into parts must not have room for parts, too.
+    """
+    lengths = np.zeros(len(metadata.query_lens_host), dtype=np.int32)
+    lengths[sequences] = [metadata.query_lens_host[seq] for seq in sequences]
+    count = int(lengths.sum())
+    if count == sum(metadata.query_lens_host):
+        return count, None
+    (starts,) = upload_arrays([np.cumsum(lengths, dtype=np.int32) - lengths], device)
+    return count, starts
+
+
 def _make_plan(
     metadata: AttentionMetadata, group: int, prefill_rows: int, num_kv_heads: int, block_size: int, cascade: bool
 ) -> Plan:
@@ -137,6 +159,7 @@ def _make_plan(
     if cascade:
         prefix = _prefix_of(metadata, group, many_rows, num_kv_heads, block_size, len(few) + len(many))
     launches = []
+    splits = 1
     if many:
         launches.append(_tiles(many, many_rows, 1, device))
     if few:
@@ -146,7 +169,9 @@ def _make_plan(
             most = 1  # where keys are cut depends on how many sequences there are, and on the longest
         splits = splits_of(len(few) * num_kv_heads, own, multiprocessors(device), most)
         launches.append(_tiles(few, few_rows, splits, device))
-    return Plan(launches, prefix)
+    if prefix is None and few and splits > 1:
+        return Plan(launches, None, *parts_of(metadata, [seq for seq, _ in few], device))
+    return Plan(launches, prefix, sum(metadata.query_lens_host), None)
 
 
 def _prefix_of(

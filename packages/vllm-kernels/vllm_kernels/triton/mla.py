@@ -20,7 +20,7 @@ from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.attention import LOG2E, merge
-from vllm_kernels.triton.attention_plan import splits_of, tables_of
+from vllm_kernels.triton.attention_plan import parts_of, splits_of, tables_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, from_entry, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
@@ -32,7 +32,7 @@ MOST_ROWS = 32
 """Of a tile: with more, the sums of 512 columns do not fit the registers."""
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_tokens"])
+@triton.jit(do_not_specialize=["table_stride", "num_blocks", "part_tokens"])
 def latent_attention_kernel(
     query_latent,
     query_rope,
@@ -46,13 +46,14 @@ def latent_attention_kernel(
     part_out,
     part_max,
     part_sum,
+    part_starts,
     latent_token_stride,
     latent_head_stride,
     rope_token_stride,
     rope_head_stride,
     table_stride,
     num_blocks,
-    num_tokens,
+    part_tokens,
     scale,
     NUM_HEADS: tl.constexpr,
     RANK: tl.constexpr,
@@ -67,7 +68,7 @@ def latent_attention_kernel(
 
     Row ``r`` of a sequence is head ``r % NUM_HEADS`` of its new token ``r // NUM_HEADS``; a tile begins at row
     ``tile_first``. With one split the result goes to ``out``; with more, its sum and the softmax's state go to
-    ``part_*`` (``[splits, num_tokens, NUM_HEADS]``), for ``merge_kernel``.
+    ``part_*`` (``[splits, part_tokens, NUM_HEADS]``), a sequence's from ``part_starts`` on, for ``merge_kernel``.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -142,7 +143,8 @@ def latent_attention_kernel(
         place_out = out + (token * NUM_HEADS + head)[:, None] * RANK + latent_column[None, :]
         tl.store(place_out, result.to(out.dtype.element_ty), mask=present)
     else:
-        state = (split.to(tl.int64) * num_tokens + token) * NUM_HEADS + head
+        token = tl.load(part_starts + seq).to(tl.int64) + local
+        state = (split.to(tl.int64) * part_tokens + token) * NUM_HEADS + head
         tl.store(part_max + state, largest, mask=valid)
         tl.store(part_sum + state, total, mask=valid)
         tl.store(part_out + state[:, None] * RANK + latent_column[None, :], sum_of_latents, mask=present)
@@ -182,7 +184,8 @@ def write_latent_kernel(
 class _Tiles:
     """Tiles of one launch: ``seq`` and first row ``first`` of each, int32 ``[num_tiles]`` on the device.
 
-    ``tokens_seq`` and ``tokens_first`` say which tokens a launch with splits merges, FEW_TOKENS a program.
+    ``tokens_seq`` and ``tokens_first`` say which tokens a launch with splits merges, FEW_TOKENS a program;
+    ``part_tokens`` how many these are, and ``part_starts`` is as of ``parts_of``.
     """
 
     seq: torch.Tensor
@@ -191,6 +194,8 @@ class _Tiles:
     splits: int
     tokens_seq: torch.Tensor
     tokens_first: torch.Tensor
+    part_tokens: int
+    part_starts: torch.Tensor | None
 
 
 @dataclass(slots=True)
@@ -214,14 +219,15 @@ def latent_attention(
         return eager.latent_attention(query_latent, query_rope, cache, metadata, scale)
     query_latent, query_rope = (x if x.stride(2) == 1 else x.contiguous() for x in (query_latent, query_rope))
     query_starts, seq_lens, block_table = tables_of(metadata)
-    num_tokens, num_heads, rank = query_latent.shape
+    _, num_heads, rank = query_latent.shape
     out = torch.empty(query_latent.shape, dtype=query_latent.dtype, device=query_latent.device)
     for tiles in _plan_for(metadata, num_heads).launches:
-        parts: tuple[torch.Tensor | None, ...] = (None, None, None)
+        parts: tuple[torch.Tensor | None, ...] = (None, None, None, None)
         if tiles.splits > 1:
-            state = (tiles.splits, num_tokens, num_heads)
+            state = (tiles.splits, tiles.part_tokens, num_heads)
             sums = out.new_empty(*state, rank, dtype=torch.float32)
-            parts = (sums, sums.new_empty(state), sums.new_empty(state))
+            starts = query_starts if tiles.part_starts is None else tiles.part_starts
+            parts = (sums, sums.new_empty(state), sums.new_empty(state), starts)
         attend_latent.launch(
             (len(tiles.seq), tiles.splits),
             query_latent,
@@ -238,7 +244,7 @@ def latent_attention(
             *query_rope.stride()[:2],
             block_table.stride(0),
             cache.num_blocks,
-            num_tokens,
+            tiles.part_tokens,
             float(scale),
             NUM_HEADS=num_heads,
             **_sizes(rank, cache.rope_dim),
@@ -254,7 +260,7 @@ def latent_attention(
                 tiles.tokens_first,
                 None,
                 out,
-                num_tokens,
+                tiles.part_tokens,
                 tiles.splits,
                 **merge_constants(num_heads, rank, tiles.splits),
             )
@@ -368,9 +374,10 @@ def _make_plan(metadata: AttentionMetadata, num_heads: int) -> _Plan:
             splits = 1
             if few and not batch_invariance.enabled():
                 splits = splits_of(len(of_tiles), longest, multiprocessors(device))
-            merged = few_sequences if few else []
+            merged = few_sequences if splits > 1 else []
             rows = rows_of_tile(few, num_heads)
-            launches.append(_Tiles(*_columns(of_tiles, device), rows, splits, *_columns(merged, device)))
+            parts = parts_of(metadata, [seq for seq, _ in merged], device) if merged else (0, None)
+            launches.append(_Tiles(*_columns(of_tiles, device), rows, splits, *_columns(merged, device), *parts))
     return _Plan(launches)
 
 
@@ -399,8 +406,9 @@ def _attention_configurations(family: str) -> list[Configuration]:
                         ("block_table", "query_start_loc", "seq_lens", "tile_seq", "tile_first"), "*i32"
                     )
                     types |= {"out": kind, "part_out": part, "part_max": part, "part_sum": part}
+                    types |= {"part_starts": "*i32" if in_parts else None}
                     types |= dict.fromkeys((f"{name}_stride" for name in _STRIDES), "i32")
-                    types |= {"num_blocks": "i32", "num_tokens": "i32", "scale": "fp32"}
+                    types |= {"num_blocks": "i32", "part_tokens": "i32", "scale": "fp32"}
                     constants: dict[str, Any] = {"NUM_HEADS": num_heads, **_sizes(512, 64), "BLOCK_SIZE": 16}
                     sizes = choose(family, rows, 512, dtype, STORAGE[format])
                     num_warps, num_stages = sizes.pop("num_warps"), sizes.pop("num_stages")
