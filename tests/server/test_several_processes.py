@@ -227,7 +227,7 @@ def test_a_killed_or_stopped_process_costs_its_own_requests_only_and_a_signal_dr
     started: list[DemoProcess], tmp_path: Path
 ) -> None:
     flags = ("--api-server-count", "2", "--max-num-seqs", "16", "--shutdown-timeout", "30")
-    prelude = "import vllm_server.running.api_child as child; child.HANG_SECONDS = 2.0"
+    prelude = "import vllm_server.running.api_child as child; child.HANG_SECONDS = 3.0"
     started.append(demo := DemoProcess(tmp_path, *flags, prelude=prelude))
     for _ in range(8):
         body = {"prompt": "Hello", "max_tokens": 3}
