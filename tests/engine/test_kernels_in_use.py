@@ -40,6 +40,7 @@ def test_batch_invariance_takes_native_kernels(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize("face", ["cpu", "eager"])
 def test_kernels_for_a_cpu_are_refused_on_a_gpu(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.face_of("norm", torch.device("cpu"))  # which reads the environment, once for all tests
     monkeypatch.setenv("VLLM_KERNELS_FACE", face)
     with pytest.raises(ConfigError, match=f"VLLM_KERNELS_FACE={face} cannot be honoured: .* for a CPU") as caught:
         check_kernels({}, torch.device("cuda", 0))
