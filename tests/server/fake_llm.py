@@ -20,6 +20,7 @@ from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, Overloaded, RequestFailed
+from vllm_engine.frontend.held_logprobs import HeldLogprobs
 from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import parse_prompt
 from vllm_engine.messages import EngineReady
@@ -100,6 +101,7 @@ class FakeLLM:
         self.stalled = False
         self.asleep = False
         self.admission = None
+        self.held_logprobs = HeldLogprobs(None)
         self.rendered = 0
         self.closed = False
 

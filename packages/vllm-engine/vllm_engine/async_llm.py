@@ -13,6 +13,7 @@ from vllm_engine.frontend.admission import Admission
 from vllm_engine.frontend.core_watch import CoreWatch
 from vllm_engine.frontend.delivery import Delivery
 from vllm_engine.frontend.engine_frontend import ModelFrontend, resolve_config, resolve_model_path
+from vllm_engine.frontend.held_logprobs import HeldLogprobs, Holding
 from vllm_engine.frontend.input_processor import InputProcessor, PreparedRequest, check_params
 from vllm_engine.frontend.output_processor import OutputProcessor
 from vllm_engine.frontend.output_queue import OutputQueue
@@ -29,7 +30,7 @@ from vllm_engine.messages import EngineReady, SchedulerStats
 from vllm_engine.metrics.logging_stats import LoggingStatLogger
 from vllm_engine.metrics.stats import StatLogger
 from vllm_engine.outputs import RequestOutput
-from vllm_engine.params import SamplingParams
+from vllm_engine.params import OutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from vllm_engine.core.clients.attached import AttachedClient, CoreAddress
@@ -46,6 +47,10 @@ LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
 TURN_CHARS = 16384
 """Of shorter ones, so much is tokenized in one turn of the event loop."""
+
+
+MAX_HELD_LOGPROBS = 1 << 22
+"""Most log-probabilities that a server holds: some 1.7 GB. One answer of 128k tokens with the best 20 fits."""
 
 
 class AsyncLLM:
@@ -74,7 +79,8 @@ class AsyncLLM:
             stat_loggers: are told of every step and every finished request.
             max_log_len: most characters, and most token ids, of a prompt in the log of requests; None is no limit.
             bounded: refuse requests that would wait behind more than ``max_num_queued_reqs`` and
-                ``max_num_queued_tokens`` say, which is for servers; else any number may wait.
+                ``max_num_queued_tokens`` say, or hold more than ``MAX_HELD_LOGPROBS``, which is for servers; else any
+                number may wait, and hold what it likes.
             core: a core that another process holds, in place of one of its own; the settings must be those of it.
             tallies: of requests and of tokens that wait, shared by those who have the core; the bounds hold for all.
         """
@@ -94,6 +100,8 @@ class AsyncLLM:
         self._client: CoreClient | None = None
         self._inputs: InputProcessor | None = None
         self._outputs: OutputProcessor | None = None
+        self.held_logprobs = HeldLogprobs(MAX_HELD_LOGPROBS if bounded else None)
+        """Of answers that nobody has taken yet."""
         self.admission: Admission | None = None
         """What runs and waits, where that has bounds."""
         self._output_task: asyncio.Task[None] | None = None
@@ -295,8 +303,10 @@ class AsyncLLM:
             on_accepted: is called once the request is in the core: nothing is wrong with it, and it is not refused.
 
         Raises:
-            InvalidRequest: with the name of the field at fault.
-            Overloaded: when too much waits already, in an engine that is ``bounded``.
+            InvalidRequest: with the name of the field at fault; for ``logprobs`` also later, when the answer has more
+                of them than there is room for, in an engine that is ``bounded``.
+            Overloaded: when too much waits already, or too many log-probabilities are held, in an engine that is
+                ``bounded``.
             RequestFailed: when the engine could not finish this request.
             EngineDead: when the engine is closed or gone.
         """
@@ -309,10 +319,11 @@ class AsyncLLM:
         if self.admission is not None:
             self.admission.take(count, tenant)
         queue = self._delivery.queues[label] = OutputQueue(params.output_kind)
+        holding = self.held_logprobs.hold()
         prepared = None
         try:
             processed = await self._prepare(label, prompt, params, priority, cache_salt, tenant)
-            self._submit(processed)
+            self._submit(processed, holding)
             prepared = processed
             if on_accepted is not None:
                 on_accepted()
@@ -322,11 +333,14 @@ class AsyncLLM:
                 yield output
                 if output.finished:
                     return
+                if params.output_kind is OutputKind.DELTA:
+                    holding.clear()
         finally:
             if self.admission is not None:
                 self.admission.leave(count, () if prepared is None else prepared.requests, tenant)
             self._aborted_early.discard(label)
             self._abort([label])
+            holding.clear()
             del self._delivery.queues[label]
             if on_abandoned is not None and (rest := queue.take()) is not None:
                 on_abandoned(rest)
@@ -471,13 +485,13 @@ class AsyncLLM:
         await self._tokenizing.take(chars)
         return process()
 
-    def _submit(self, prepared: PreparedRequest) -> None:
+    def _submit(self, prepared: PreparedRequest, holding: Holding) -> None:
         _, outputs = self._processors
         if self._death is not None:
             raise self._death
         if self.admission is not None:
             self.admission.enqueue(prepared.requests)
-        outputs.add(prepared)
+        outputs.add(prepared, holding=holding)
         if self._request_log is not None:
             self._request_log.write(prepared)
         if prepared.request_id in self._aborted_early:

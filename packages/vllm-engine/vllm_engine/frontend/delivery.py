@@ -67,6 +67,10 @@ class Delivery:
             queue = self.queues.get(output.request_id)
             if queue is not None:
                 queue.put(output)
+        for request_id, error in result.refused.items():
+            queue = self.queues.get(request_id)
+            if queue is not None:
+                queue.fail(error)
         for stats in result.finished:
             for stat_logger in self._stat_loggers:
                 try:

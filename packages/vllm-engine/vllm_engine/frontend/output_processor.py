@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from vllm_engine.errors import InvalidRequest
+from vllm_engine.errors import InvalidRequest, Overloaded
 from vllm_engine.frontend.completion_state import CompletionState
+from vllm_engine.frontend.held_logprobs import Holding
 from vllm_engine.frontend.input_processor import PreparedRequest
 from vllm_engine.frontend.request_state import RequestState
 from vllm_engine.frontend.tokenizer import Tokenizer
@@ -20,9 +21,12 @@ logger = get_logger(__name__)
 
 @dataclass(slots=True)
 class ProcessedUpdates:
-    """What came of some updates. ``aborts`` are engine ids to abort in the core: their text has met a stop string."""
+    """What came of some updates. ``refused`` are requests that get an error in place of an answer, by the users' ids.
+    ``aborts`` are engine ids to abort in the core: their text has met a stop string, or they are refused.
+    """
 
     outputs: list[RequestOutput] = field(default_factory=list)
+    refused: dict[str, InvalidRequest | Overloaded] = field(default_factory=dict)
     finished: list[RequestStats] = field(default_factory=list)
     aborts: list[str] = field(default_factory=list)
     totals: StepTotals = field(default_factory=StepTotals)
@@ -47,8 +51,9 @@ class OutputProcessor:
         """Requests that are not finished."""
         return len(self._requests)
 
-    def add(self, prepared: PreparedRequest, *, kind: OutputKind | None = None) -> None:
-        """Expect updates of a request. ``kind`` replaces the one of its parameters.
+    def add(self, prepared: PreparedRequest, *, kind: OutputKind | None = None, holding: Holding | None = None) -> None:
+        """Expect updates of a request. ``kind`` replaces the one of its parameters. One whose ``holding`` has no room
+        for what comes is refused.
 
         Raises:
             InvalidRequest: when a request of the same id is running.
@@ -60,6 +65,7 @@ class OutputProcessor:
             self._tokenizer,
             kind=kind or prepared.params.output_kind,
             stream_interval=self._stream_interval,
+            holding=holding,
         )
         self._requests[state.request_id] = state
         for completion in state.completions:
@@ -85,7 +91,7 @@ class OutputProcessor:
         """Take updates of a step, of ``timestamp`` in monotonic seconds, and count them in ``totals``.
 
         Updates of requests that are gone are dropped. A request whose update cannot be processed fails alone.
-        Returns engine ids to abort in the core: their text has met a stop string.
+        Returns engine ids to abort in the core: their text has met a stop string, or they are refused.
         """
         aborts: list[str] = []
         by_engine_id, touched = self._by_engine_id, self._touched
@@ -97,6 +103,10 @@ class OutputProcessor:
             touched[state] = timestamp
             try:
                 state.update(completion, update, timestamp, totals)
+            except (InvalidRequest, Overloaded) as error:
+                state.refusal = error
+                aborts.extend(self._end(state, "abort"))
+                continue
             except Exception as error:
                 logger.exception("the output of a request could not be processed")
                 aborts.extend(self._end(state, f"output processing failed ({type(error).__name__})"))
@@ -113,7 +123,9 @@ class OutputProcessor:
         touched, self._touched = self._touched, {}
         for state, timestamp in touched.items():
             output = state.output()
-            if output is not None:
+            if state.refusal is not None:
+                result.refused[state.request_id] = state.refusal
+            elif output is not None:
                 result.outputs.append(output)
             if state.finished:
                 self._forget(state)

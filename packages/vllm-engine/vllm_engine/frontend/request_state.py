@@ -2,8 +2,10 @@
 
 import time
 
+from vllm_engine.errors import InvalidRequest, Overloaded
 from vllm_engine.frontend.completion_state import CompletionState
 from vllm_engine.frontend.detokenizer import Detokenizer
+from vllm_engine.frontend.held_logprobs import Holding
 from vllm_engine.frontend.input_processor import PreparedRequest
 from vllm_engine.frontend.logprobs import TokenText, read_position
 from vllm_engine.frontend.tokenizer import Tokenizer
@@ -17,9 +19,17 @@ class RequestState:
     """Merges the ``n`` completions of a request into ``RequestOutput`` after ``RequestOutput``."""
 
     def __init__(
-        self, prepared: PreparedRequest, tokenizer: Tokenizer | None, *, kind: OutputKind, stream_interval: int = 1
+        self,
+        prepared: PreparedRequest,
+        tokenizer: Tokenizer | None,
+        *,
+        kind: OutputKind,
+        stream_interval: int = 1,
+        holding: Holding | None = None,
     ) -> None:
-        """``stream_interval``: new tokens of a completion until a stream gets its next part."""
+        """``stream_interval``: new tokens of a completion until a stream gets its next part. ``holding`` counts the
+        log-probabilities that come; whoever takes them counts them out.
+        """
         params = prepared.params
         detokenize = tokenizer if params.detokenize else None
         self._token_text: TokenText | None = None if detokenize is None else detokenize.token_text
@@ -46,6 +56,9 @@ class RequestState:
         self._num_cached_tokens = 0
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._touched: dict[int, CompletionState] = {}
+        self._holding = holding
+        self.refusal: InvalidRequest | Overloaded | None = None
+        """Why there is no answer, though the request was taken."""
 
     @property
     def finished(self) -> bool:
@@ -70,6 +83,8 @@ class RequestState:
         metrics = self.metrics
         if update.scheduled_ts and not metrics.scheduled_ts:
             metrics.scheduled_ts = update.scheduled_ts
+        if self._holding is not None and (update.logprobs is not None or update.prompt_logprobs is not None):
+            self._holding.add(_num_logprobs(update))
         if update.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *self._read_prompt(update.prompt_logprobs)]
         if update.num_cached_tokens > completion.num_cached_tokens:
@@ -181,6 +196,10 @@ def _context(prepared: PreparedRequest, tokenizer: Tokenizer) -> list[int]:
     if any(request.prompt_embeds is not None for request in prepared.requests):
         return tokenizer.encode("a", add_special_tokens=False)
     return prepared.prompt_token_ids
+
+
+def _num_logprobs(update: RequestUpdate) -> int:
+    return sum(len(at.token_ids) for part in (update.logprobs, update.prompt_logprobs) if part for at in part)
 
 
 def _index(completion: CompletionState) -> int:

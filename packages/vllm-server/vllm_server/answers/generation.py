@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_engine.errors import RequestFailed
+from vllm_engine.frontend.held_logprobs import Holding, num_logprobs
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
@@ -65,19 +66,32 @@ class Generation:
 
     async def final_outputs(self) -> list[RequestOutput]:
         """The last output of each prompt, in the order of the prompts; for parameters with ``FINAL_ONLY``."""
-        final: dict[int, RequestOutput] = {}
-        async with aclosing(self.outputs()) as outputs:
-            async for index, output in outputs:
-                final[index] = output
-        if len(final) < len(self.prompts):
-            raise RequestFailed("The engine ended this request without an answer.")
-        return [final[index] for index in range(len(self.prompts))]
+        holding = self.llm.held_logprobs.hold()
+        try:
+            return await self._final_outputs(holding)
+        finally:
+            holding.clear()
 
     async def answer(self, write: Callable[[list[RequestOutput]], bytes]) -> bytes:
         """What ``write`` makes of ``final_outputs``: in a thread when it has many log-probabilities to write."""
-        outputs = await self.final_outputs()
-        size = sum(map(_num_logprobs, outputs))
-        return write(outputs) if size <= QUICK_LOGPROBS else await self.llm.in_renderer(lambda: write(outputs))
+        holding = self.llm.held_logprobs.hold()
+        try:
+            outputs = await self._final_outputs(holding)
+            quick = holding.count <= QUICK_LOGPROBS
+            return write(outputs) if quick else await self.llm.in_renderer(lambda: write(outputs))
+        finally:
+            holding.clear()
+
+    async def _final_outputs(self, holding: Holding) -> list[RequestOutput]:
+        final: dict[int, RequestOutput] = {}
+        with named_as_in_request(self.field_names):
+            async with aclosing(self.outputs()) as outputs:
+                async for index, output in outputs:
+                    holding.keep(num_logprobs(output))
+                    final[index] = output
+        if len(final) < len(self.prompts):
+            raise RequestFailed("The engine ended this request without an answer.")
+        return [final[index] for index in range(len(self.prompts))]
 
     def _start(self, index: int, meter: TokenMeter) -> AsyncGenerator[RequestOutput, None]:
         record = current_record()
@@ -136,8 +150,3 @@ class Generation:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-
-def _num_logprobs(output: RequestOutput) -> int:
-    positions = [item.logprobs for item in output.outputs] + [output.prompt_logprobs]
-    return sum(len(each) * len(each[-1] or ()) for each in positions if each)
