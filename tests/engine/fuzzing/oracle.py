@@ -38,16 +38,14 @@ class TextOracle:
             return [decoder.push(token_id) for token_id in ids], decoder.finish()
         before = self._bytes(prompt, params)
         known = _whole(before)
-        is_broken = before.decode("utf-8", "replace") != known
+        broken = before.decode("utf-8", "replace")[len(known) :]  # as the prompt's own text ends
         pieces, done = [], ""
         for count in range(len(ids) + 1):
             data = self._bytes(prompt + ids[:count], params)
-            text = _whole(data)[len(known) :]
-            text = text.removeprefix("\ufffd") if is_broken and text.startswith("\ufffd") else text
+            text = _whole(data)[len(known) :].removeprefix(broken)
             pieces.append(text[len(done) :])
             done = text
-        rest = data.decode("utf-8", "replace")[len(known) :]
-        rest = rest.removeprefix("\ufffd") if is_broken and rest.startswith("\ufffd") else rest
+        rest = data.decode("utf-8", "replace")[len(known) :].removeprefix(broken)
         return pieces[1:], rest[len(done) :]
 
     def continuation(self, prompt: list[int], ids: list[int], params: SamplingParams) -> str | None:

@@ -125,11 +125,11 @@ class Entry:
 
     prepared: PreparedRequest
     params: SamplingParams
-    embeds: torch.Tensor | None
+    embeds: torch.Tensor | None = field(repr=False)
     salt: str | None
-    before: list["Entry"]
+    before: list["Entry"] = field(repr=False)
     """Those that may have left blocks in the prefix cache when it came."""
-    surely: list["Entry"]
+    surely: list["Entry"] = field(repr=False)
     """Those among them that had ended."""
     completions: list[Completion] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
