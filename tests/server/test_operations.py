@@ -47,28 +47,35 @@ def is_whole(reader: StreamReader) -> bool:
 def test_a_flood_is_shed_in_milliseconds_and_takes_nothing_from_others(busy: DemoProcess) -> None:
     demo = busy
     readers = [StreamReader(demo.url, 1900, headers=HEAVY) for _ in range(12)]
-    until(lambda: sum(reader.begun.is_set() for reader in readers) >= 4, 20)
-    body = {"prompt": "Hello", "max_tokens": 1}
-    with httpx.Client() as client:
-        refused, taken = [], []
-        for _ in range(10):  # fewer than the flood's first requests need to end, even on a busy machine
-            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=HEAVY)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
-            assert 1 <= int(answer.headers["retry-after"]) <= 60
-            refused.append(answer.elapsed.total_seconds())
-            answer = client.post(f"{demo.url}/v1/completions", json=body, headers=LIGHT, timeout=20)
-            assert answer.status_code == 200
-            taken.append(answer.elapsed.total_seconds())
-        metrics = client.get(f"{demo.url}/metrics", headers=LIGHT).text
-    # Medians, as this machine does other things, too. A place of the flood becomes free only after a second or so.
-    assert statistics.median(refused) < 0.02
-    assert statistics.median(taken) < 0.3
-    assert not any(reader.lines and reader.lines[-1] == "data: [DONE]" for reader in readers[-4:])
-    assert 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 10.0' in metrics
-    for reader in readers:
-        reader.close()
-    for reader in readers:
-        reader.join(20)
+    try:
+        with httpx.Client(timeout=20) as client:
+
+            def metrics() -> str:
+                return client.get(f"{demo.url}/metrics", headers=LIGHT).text
+
+            until(lambda: sum(reader.begun.is_set() for reader in readers) >= 4, 20)
+            until(lambda: 'vllm:num_requests_waiting{model_name="demo",engine="0"} 8.0' in metrics(), 20)
+            body = {"prompt": "Hello", "max_tokens": 1}
+            refused, taken = [], []
+            for _ in range(10):  # fewer than the flood's first requests need to end, even on a busy machine
+                answer = client.post(f"{demo.url}/v1/completions", json=body, headers=HEAVY)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+                assert 1 <= int(answer.headers["retry-after"]) <= 60
+                refused.append(answer.elapsed.total_seconds())
+                answer = client.post(f"{demo.url}/v1/completions", json=body, headers=LIGHT)
+                assert answer.status_code == 200
+                taken.append(answer.elapsed.total_seconds())
+            rejections = 'vllm:admission_rejections_total{model_name="demo",reason="max_num_queued_reqs"} 10.0'
+            assert rejections in metrics()
+        # Medians, as this machine does other things, too. A place of the flood becomes free only after a second or so.
+        assert statistics.median(refused) < 0.02
+        assert statistics.median(taken) < 0.3
+        assert not any(reader.lines and reader.lines[-1] == "data: [DONE]" for reader in readers[-4:])
+    finally:
+        for reader in readers:
+            reader.close()
+        for reader in readers:
+            reader.join(20)
 
 
 def test_health_follows_a_stopped_and_a_saturated_engine(busy: DemoProcess, to_end: list[Future[DemoProcess]]) -> None:
