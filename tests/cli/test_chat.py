@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -90,6 +91,14 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(server):
     command = f"'{sys.executable}' -m vllm_cli chat --url {server.url}/v1 -q Hi | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == ("line\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line(server):
+    command = f"'{sys.executable}' -m vllm_cli chat --url {server.url}/v1 -q Hi > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
 
 
 class TestOnATerminal:

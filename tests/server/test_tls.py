@@ -103,6 +103,36 @@ def one_file(server: Pair, tmp_path: Path) -> Path:
     return path
 
 
+def test_clients_choose_among_the_ciphers_that_are_listed(authority: Pair, server: Pair) -> None:
+    def cipher_of(offered: str) -> str | None:
+        client = trusting(authority)
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        client.set_ciphers(offered)
+        parts = urlsplit(url)
+        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as plain:
+            try:
+                with client.wrap_socket(plain, server_hostname="localhost") as wrapped:
+                    return (wrapped.cipher() or (None,))[0]
+            except ssl.SSLError:
+                return None
+
+    listed, other = "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"
+    with running(make_context(FakeLLM()), Tls(config_of(server, ssl_ciphers=listed)).context) as url:
+        assert cipher_of(f"{other}:{listed}") == listed
+        assert cipher_of(other) is None
+    with running(make_context(FakeLLM()), Tls(config_of(server)).context) as url:
+        assert cipher_of(other) == other
+
+
+def test_ciphers_that_nobody_knows_are_named(server: Pair) -> None:
+    for ciphers in ("NO-SUCH-CIPHER", ""):
+        with pytest.raises(ConfigError, match="OpenSSL knows no cipher") as caught:
+            Tls(config_of(server, ssl_ciphers=ciphers))
+        assert caught.value.field == "ssl_ciphers"
+    with pytest.raises(ConfigError, match="ssl_ciphers needs ssl_certfile"):
+        create_server_config({"ssl_ciphers": "ECDHE+AESGCM"})
+
+
 def test_requests_go_through_tls_and_nothing_else(authority: Pair, other_authority: Pair, server: Pair) -> None:
     with running(make_context(FakeLLM()), Tls(config_of(server)).context) as url:
         with httpx.Client(base_url=url, verify=trusting(authority)) as client:

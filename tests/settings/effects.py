@@ -196,6 +196,7 @@ EFFECTS: dict[str, list[str]] = {
     "ssl_ca_certs": ["server/test_tls.py::test_clients_are_asked_for_certificates"],
     "ssl_cert_reqs": ["server/test_tls.py::test_clients_are_asked_for_certificates"],
     "ssl_certfile": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
+    "ssl_ciphers": ["server/test_tls.py::test_clients_choose_among_the_ciphers_that_are_listed"],
     "ssl_keyfile": ["server/test_tls.py::test_the_process_speaks_tls_takes_up_files_and_stops_at_once"],
     "tokenizer_revision": [
         "engine/loading/test_load_settings.py::test_a_tokenizer_of_the_models_repository_has_its_revision_or_its_own"

@@ -1,6 +1,7 @@
 """The ``vllm`` command. Parsed in two steps, so that only the chosen command's module is ever imported."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -31,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader went away (`vllm chat ... | head`): nothing is left to say, not even for the interpreter's flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"vllm: error: what was to be written was not: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's flush
         return 1
 
 

@@ -85,6 +85,9 @@ class ServerConfig:
     ssl_ca_certs: str | None = option(None, help="PEM file with the authorities of client certificates")
     enable_ssl_refresh: bool = option(False, help="take up certificate files when they change")
     ssl_cert_reqs: Literal[0, 1, 2] = option(0, help="client certificates: 0 not asked for, 1 optional, 2 required")
+    ssl_ciphers: str | None = option(
+        None, help="ciphers of TLS 1.2 that clients may choose, as OpenSSL lists them; TLS 1.3 has its own"
+    )
     middleware: list[str] = option(
         [],
         help="import path of a class or coroutine function that sees every request; may be repeated, the last sees it "

@@ -83,7 +83,7 @@ def _check_cors(config: "ServerConfig") -> None:
 
 def _check_tls(config: "ServerConfig") -> None:
     if config.ssl_certfile is None:
-        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs", "enable_ssl_refresh"):
+        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers", "enable_ssl_refresh"):
             if getattr(config, name):
                 raise ConfigError(f"{name} needs ssl_certfile: without a certificate there is no TLS", field=name)
     if config.ssl_cert_reqs and config.ssl_ca_certs is None:

@@ -99,7 +99,8 @@ def load_context(config: ServerConfig) -> ssl.SSLContext:
     """A context with the files of the settings: TLS 1.2 and above, HTTP/1.1.
 
     Raises:
-        ConfigError: naming the setting whose file cannot be read, holds something else, or does not fit.
+        ConfigError: naming the setting whose file cannot be read, holds something else, or does not fit, or whose
+            ciphers nobody knows.
     """
     certificate, key = config.ssl_certfile or "", config.ssl_keyfile
     _check_holds("ssl_certfile", certificate, b"CERTIFICATE-----", "certificate")
@@ -107,6 +108,14 @@ def load_context(config: ServerConfig) -> ssl.SSLContext:
     _check_holds(key_setting, key or certificate, b"PRIVATE KEY-----", "private key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
+    if config.ssl_ciphers is not None:
+        try:
+            context.set_ciphers(config.ssl_ciphers)
+        except (ssl.SSLError, ValueError) as error:
+            raise ConfigError(
+                f"ssl_ciphers: OpenSSL knows no cipher of {config.ssl_ciphers!r}; such as ECDHE+AESGCM:ECDHE+CHACHA20",
+                field="ssl_ciphers",
+            ) from error
     try:
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     except (ssl.SSLError, OSError) as error:
