@@ -28,7 +28,7 @@ async def test_many_are_written_without_holding_up_the_event_loop(complete: Post
     few = (await complete(prompt="hi", max_tokens=2, logprobs=4)).json()["choices"][0]
     assert llm.rendered == 0
     many = (await complete(prompt="hi", max_tokens=400, n=4, logprobs=4)).json()["choices"]
-    assert llm.rendered == 1
+    assert (llm.rendered, llm.rendered_size) == (1, 400 * 4 * 4)
     assert [len(choice["logprobs"]["tokens"]) for choice in many] == [400] * 4
     assert many[0]["logprobs"]["top_logprobs"][:2] == few["logprobs"]["top_logprobs"]
     assert (await chat(max_tokens=400, n=4, logprobs=True, top_logprobs=4)).status_code == 200

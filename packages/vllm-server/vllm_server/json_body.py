@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_BYTES_BEING_READ = 2**30
-"""Of all bodies whose end has not come: some hundred clients that send slowly would fill the memory with them. Where there
-is no room left, one may still have an even share of this, so that a few who send no end do not lock out all others."""
+"""Of all bodies whose end has not come: some hundred clients that send slowly would fill the memory with them.
+Where no room is left, each may still have an even share of this: a few who send no end do not lock out all others."""
 MAX_CONTAINERS = 1_000_000
 """Lists and objects in a body, brackets within its texts included: each takes up to thirty times the memory of its
 bytes, and time of the event loop to make and to collect."""
