@@ -62,8 +62,9 @@ class Holding:
         self._all._check(self._count)
 
     def clear(self) -> None:
-        """Hold nothing any more."""
-        self._set(0)
+        """Hold nothing any more. Called for each output of a stream, most of which have none."""
+        if self._count:
+            self._set(0)
 
     def _set(self, count: int) -> None:
         self._all._change(self._count, count)
