@@ -159,6 +159,20 @@ async def test_who_waits_for_a_turn_comes_in_order_and_may_go_away() -> None:
     await asyncio.wait_for(share.take(10), 1)  # as before
 
 
+async def test_work_without_a_size_makes_no_room_for_others() -> None:
+    share, turn, done = TurnShare(10), 0, Counter[int]()
+
+    async def work(amount: int) -> None:
+        await share.take(amount)
+        done[turn] += amount
+
+    tasks = [asyncio.create_task(work(amount)) for amount in [0] * 5 + [10] * 20]
+    while not all(task.done() for task in tasks):
+        turn += 1
+        await asyncio.sleep(0)
+    assert done.total() == 200 and max(done.values()) == 10
+
+
 async def test_an_error_of_the_work_is_the_callers() -> None:
     threads = RendererThreads(1)
     with pytest.raises(ZeroDivisionError):

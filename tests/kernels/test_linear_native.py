@@ -50,6 +50,13 @@ def test_products_of_several_blocks(kernels, dtype, rows, size):
     assert close(linear(x, filled(w), out_dtype=torch.float32), x.double() @ w.double().T, size)
 
 
+def test_rows_of_bf16_may_begin_between_words_of_4_bytes(kernels):
+    x, w = problem(5, 70, 64, torch.bfloat16)
+    begins_later = functional.pad(x, (1, 1))[:, 1:65]
+    assert begins_later.data_ptr() % 4 == 2
+    assert close(linear(begins_later, filled(w)), x.double() @ w.double().T, 64)
+
+
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 37])
 def test_epilogues(kernels, dtype, rows):

@@ -19,6 +19,8 @@ from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.quantization import rounded_activations
 from vllm_kernels.triton import quantized_product
 from vllm_kernels.triton.device import FAMILIES, MULTIPROCESSORS
+from vllm_kernels.triton.kernel import recorded
+from vllm_kernels.triton.product_parts import MOST_PARTS, fold
 from vllm_kernels.triton.quantized_product import Shape
 from vllm_kernels.triton.quantized_sums import OF_128, two_columns, zero_number
 
@@ -117,6 +119,12 @@ def test_the_number_of_parts_compiles_nothing_anew():
     shapes = [Shape.choose(rows, 1024, 4096, scheme, torch.bfloat16, "sm_90") for rows in range(64, 2049, 64)]
     assert len({shape.PARTS for shape in shapes}) > 3
     assert all(shape.constants == shapes[0].constants and shape.warps == shapes[0].warps for shape in shapes)
+    with recorded() as launches:
+        for count in range(2, MOST_PARTS + 1):
+            parts, out = torch.randn(count, 3, 1100), torch.empty(3, 1100)
+            fold(parts, None, None, out)
+            assert (out.double() - parts.double().sum(0)).abs().max() < 1e-5
+    assert len({configuration.label for _, configuration in launches}) == 1
 
 
 COUNT = """

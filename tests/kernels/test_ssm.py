@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from tests.kernels.paged import spread
 from vllm_kernels.backend import use_face
 from vllm_kernels.ops.ssm import (
     SSMMetadata,
@@ -24,6 +25,11 @@ ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2**-6, to
 def metadata_of(lengths: list[int], slots: list[int], resumed: list[bool]) -> SSMMetadata:
     starts = torch.tensor([sum(lengths[:count]) for count in range(len(lengths) + 1)], dtype=torch.int32)
     return SSMMetadata(starts, torch.tensor(slots, dtype=torch.int32), torch.tensor(resumed), list(lengths))
+
+
+def spread_out(metadata: SSMMetadata) -> None:
+    for name in ("query_start_loc", "state_slots", "has_initial_state"):
+        setattr(metadata, name, spread(getattr(metadata, name)))
 
 
 def close(result: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -103,15 +109,14 @@ def test_parts_of_a_wider_projection_are_convolved(face):
     assert torch.allclose(result, expected, atol=1e-6) and torch.equal(states[0], states[1])
 
 
-def test_a_bias_and_slots_may_be_parts_of_wider_tensors(face):
+def test_a_bias_and_metadata_may_be_parts_of_wider_tensors(face):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(3, 20), torch.randn(20, 4), torch.randn(40)[::2]
     metadata = metadata_of([1, 1, 1], [2, 9, 0], [True, False, True])
-    slots = metadata.state_slots.repeat_interleave(2)[::2]
+    spread_out(metadata)
     start = torch.randn(3, 20, 3)
     expected, after = convolved_by_hand(x, weight, bias, start, [1, 1, 1], [2, 9, 0], [True, False, True], True)
-    metadata.state_slots = slots
-    for call, where in ((causal_conv1d, metadata), (causal_conv1d_update, slots)):
+    for call, where in ((causal_conv1d, metadata), (causal_conv1d_update, metadata.state_slots)):
         state = start.clone()
         assert close(call(x, weight, bias, state, where), expected, torch.float32)
         assert close(state, after, torch.float32)
@@ -210,18 +215,21 @@ def test_a_head_that_no_program_has_whole_is_scanned_in_parts(face):
     assert close(result, expected, torch.float32) and close(state, after, torch.float32)
 
 
-def test_numbers_of_heads_and_slots_may_be_parts_of_wider_tensors(face):
+def test_numbers_of_heads_and_metadata_may_be_parts_of_wider_tensors(face):
     torch.manual_seed(0)
     inputs, slots = random_inputs(3, 6, 2, 20, 24, torch.float32), [2, -1, 0]
     options = {"d": torch.randn(12)[::2], "dt_bias": torch.randn(1).expand(6), "dt_softplus": True}
     inputs["a"] = inputs["a"].repeat_interleave(2)[::2]
-    metadata = metadata_of([1, 1, 1], slots, [True] * 3)
-    metadata.state_slots = metadata.state_slots.repeat_interleave(2)[::2]
+    metadata = metadata_of([1, 1, 1], slots, [True, True, False])
+    spread_out(metadata)
     start = torch.randn(3, 6, 20, 24)
+    start[0] = 0  # of the sequence that begins
     expected, after = scanned_by_hand(inputs, start, [1] * 3, slots, [True] * 3, **options)
     where = ((chunk_scan, {"metadata": metadata}), (selective_state_update, {"state_slots": metadata.state_slots}))
     for call, slot_of in where:
         state = start.clone()
+        if call is chunk_scan:
+            state[0] = torch.nan  # is not read
         assert close(call(**inputs, state=state, **slot_of, **options), expected, torch.float32)
         assert close(state, after, torch.float32)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from vllm_engine.config import EngineArgs, EngineConfig
 from vllm_engine.errors import EngineDead, EngineStalled, InvalidRequest, Overloaded, RequestFailed
-from vllm_engine.frontend.held_logprobs import HeldLogprobs
+from vllm_engine.frontend.held_logprobs import HeldLogprobs, Holding
 from vllm_engine.frontend.profiles import check_started, check_stopped
 from vllm_engine.frontend.prompts import parse_prompt
 from vllm_engine.messages import EngineReady
@@ -103,6 +103,7 @@ class FakeLLM:
         self.admission = None
         self.held_logprobs = HeldLogprobs(None)
         self.rendered = 0
+        self.rendered_size = 0
         self.closed = False
 
     async def start(self) -> None:
@@ -128,6 +129,7 @@ class FakeLLM:
 
     async def in_renderer(self, work: Callable[[], Any], *, size: int = 0) -> Any:
         self.rendered += 1
+        self.rendered_size = size
         return await asyncio.to_thread(work)
 
     async def call(self, method: str, *args: Any) -> None:
@@ -180,6 +182,7 @@ class FakeLLM:
         tenant: str = "",
         on_abandoned: Callable[[RequestOutput], None] | None = None,
         on_accepted: Callable[[], None] | None = None,
+        holding: Holding | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         self.calls.append(Call(prompt, params, request_id, priority, cache_salt, tenant))
         token_ids = self._token_ids(prompt)
@@ -215,6 +218,8 @@ class FakeLLM:
                     if not finished:
                         continue
                     outputs = [writer.whole() for writer in writers]
+                if holding is not None:
+                    holding.add(sum(len(position) for output in outputs for position in output.logprobs or ()))
                 done = finished
                 yield RequestOutput(
                     request_id or "fake",

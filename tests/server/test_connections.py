@@ -230,24 +230,30 @@ async def test_a_slow_answer_is_no_slow_request(monkeypatch: pytest.MonkeyPatch)
 async def test_bodies_that_are_being_read_share_a_bound(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_body, "MAX_BYTES_BEING_READ", 1 << 20)
     parts = urlsplit(url)
-    half = START + b"Content-Length: %d\r\n\r\n" % (1 << 20) + b" " * (500 << 10)
+
+    def request(length: int) -> tuple[bytes, bytes]:
+        return START + CLOSE + b"Content-Length: %d\r\n\r\n" % length, BODY.ljust(length)
+
     slow = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(2)]
     for _, writer in slow:
-        writer.write(half)
+        writer.write(START + b"Content-Length: %d\r\n\r\n" % (1 << 20) + b" " * (512 << 10))
         await writer.drain()
     await asyncio.sleep(0.2)
-    answer = await talk(url, START + CLOSE + b"Content-Length: %d\r\n\r\n" % (100 << 10), b" " * (100 << 10))
+    answer = await talk(url, *request(400 << 10))
     assert statuses(answer) == [429] and b"retry-after: 1" in answer.lower()
-    assert statuses(await talk(url, START + CLOSE + LENGTH + b"\r\n" + BODY)) == [200]  # small ones have room
+    for length in (len(BODY), 100 << 10):  # there is no room left, but that much is an even share
+        assert statuses(await talk(url, *request(length))) == [200]
     for _, writer in slow:
         writer.close()
     await asyncio.sleep(0.2)
-    assert statuses(
-        await talk(url, START + CLOSE + b"Content-Length: %d\r\n\r\n" % (100 << 10), BODY.ljust(100 << 10))
-    ) == [200]
+    assert statuses(await talk(url, *request(400 << 10))) == [200]
 
 
-async def test_an_answer_that_nobody_reads_is_not_kept_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reads_on", [False, True], ids=["stops", "reads slowly"])
+@pytest.mark.parametrize("close", [b"", CLOSE], ids=["", "closing"])
+async def test_an_answer_is_kept_for_as_long_as_it_is_read(
+    url: str, monkeypatch: pytest.MonkeyPatch, close: bytes, reads_on: bool
+) -> None:
     monkeypatch.setattr(http_bounds, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(http_bounds, "UNREAD_SECONDS", 0.3)
     body = b'{"prompt": "%b"}' % (b"a" * (3 << 20))  # answered with 9 MB, more than the system takes
@@ -257,15 +263,20 @@ async def test_an_answer_that_nobody_reads_is_not_kept_for_ever(url: str, monkey
         client.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, (parts.hostname, parts.port))
-        head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n" % (close, len(body))
         await loop.sock_sendall(client, head + body)
-        assert (await loop.sock_recv(client, 12)).endswith(b"200")  # it begins to read, and stops
-        await asyncio.sleep(1)
-        received = 0
+        answer = bytearray(await loop.sock_recv(client, 12))
+        assert answer.endswith(b"200")  # it begins to read
+        end = loop.time() + 1
+        while loop.time() < end:
+            if reads_on:
+                for _ in range(100):
+                    answer += await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10)
+            await asyncio.sleep(0.05)
         with contextlib.suppress(ConnectionError):
-            while piece := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10):
-                received += len(piece)
-        assert received < 2 * len(body)
+            while not answer.endswith(b"}") and (piece := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 10)):
+                answer += piece
+        assert answer.endswith(b"}") == (len(answer) > 2 * len(body)) == reads_on
 
 
 async def test_all_requests_of_a_client_that_has_gone_end() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import httpx
 import pytest
 
 from tests.server.conftest import Post
@@ -24,15 +25,22 @@ async def test_completions_list_tokens_offsets_and_alternatives(complete: Post) 
     }
 
 
-async def test_many_are_written_without_holding_up_the_event_loop(complete: Post, chat: Post, llm: FakeLLM) -> None:
+async def test_many_are_written_without_holding_up_the_event_loop(
+    complete: Post, chat: Post, client: httpx.AsyncClient, llm: FakeLLM
+) -> None:
     few = (await complete(prompt="hi", max_tokens=2, logprobs=4)).json()["choices"][0]
     assert llm.rendered == 0
     many = (await complete(prompt="hi", max_tokens=400, n=4, logprobs=4)).json()["choices"]
-    assert llm.rendered == 1
+    assert (llm.rendered, llm.rendered_size) == (1, 400 * 4 * 4)
     assert [len(choice["logprobs"]["tokens"]) for choice in many] == [400] * 4
     assert many[0]["logprobs"]["top_logprobs"][:2] == few["logprobs"]["top_logprobs"]
     assert (await chat(max_tokens=400, n=4, logprobs=True, top_logprobs=4)).status_code == 200
     assert llm.rendered == 2
+    fields = {"input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 20}
+    response = (await client.post("/v1/responses", json={**fields, "max_output_tokens": 400})).json()
+    assert len(response["output"][0]["content"][0]["logprobs"]) == 400
+    assert llm.rendered == 3
+    assert (await client.get(f"/v1/responses/{response['id']}")).json() == response
 
 
 async def test_chat_lists_each_token_with_bytes_and_alternatives(chat: Post) -> None:

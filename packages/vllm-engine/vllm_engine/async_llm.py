@@ -286,6 +286,7 @@ class AsyncLLM:
         tenant: str = "",
         on_abandoned: Callable[[RequestOutput], None] | None = None,
         on_accepted: Callable[[], None] | None = None,
+        holding: Holding | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate, and yield outputs as ``params.output_kind`` says. The last one is ``finished``.
 
@@ -301,6 +302,8 @@ class AsyncLLM:
             on_abandoned: is given what nobody takes any more when the loop is left early: the last output, with
                 ``finish_reason`` ``abort`` for what had to be ended. It must not raise.
             on_accepted: is called once the request is in the core: nothing is wrong with it, and it is not refused.
+            holding: of ``held_logprobs``, for an answer that is made of several requests, or is held for longer than
+                this; who gives it clears it.
 
         Raises:
             InvalidRequest: with the name of the field at fault; for ``logprobs`` also later, when the answer has more
@@ -319,11 +322,11 @@ class AsyncLLM:
         if self.admission is not None:
             self.admission.take(count, tenant)
         queue = self._delivery.queues[label] = OutputQueue(params.output_kind)
-        holding = self.held_logprobs.hold()
+        own_holding = self.held_logprobs.hold()
         prepared = None
         try:
             processed = await self._prepare(label, prompt, params, priority, cache_salt, tenant)
-            self._submit(processed, holding)
+            self._submit(processed, own_holding if holding is None else holding)
             prepared = processed
             if on_accepted is not None:
                 on_accepted()
@@ -334,13 +337,13 @@ class AsyncLLM:
                 if output.finished:
                     return
                 if params.output_kind is OutputKind.DELTA:
-                    holding.clear()
+                    own_holding.clear()
         finally:
             if self.admission is not None:
                 self.admission.leave(count, () if prepared is None else prepared.requests, tenant)
             self._aborted_early.discard(label)
             self._abort([label])
-            holding.clear()
+            own_holding.clear()
             del self._delivery.queues[label]
             if on_abandoned is not None and (rest := queue.take()) is not None:
                 on_abandoned(rest)

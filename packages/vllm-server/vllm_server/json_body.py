@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_BYTES_BEING_READ = 2**30
-"""Of all bodies whose end has not come: some hundred clients that send slowly would fill the memory with them."""
+"""Of all bodies whose end has not come: some hundred clients that send slowly would fill the memory with them.
+Where no room is left, each may still have an even share of this: a few who send no end do not lock out all others."""
 MAX_CONTAINERS = 1_000_000
 """Lists and objects in a body, brackets within its texts included: each takes up to thirty times the memory of its
 bytes, and time of the event loop to make and to collect."""
@@ -31,8 +32,9 @@ _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 
 
 class _Reading:
-    """Bytes of the bodies that are being read."""
+    """The bodies that are being read."""
 
+    num_bodies = 0
     num_bytes = 0
 
 
@@ -52,16 +54,18 @@ async def read_json_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise _too_large(limit)
     body = bytearray()
+    _Reading.num_bodies += 1
     try:
         async for chunk in request.stream():
             body += chunk
             _Reading.num_bytes += len(chunk)
             if len(body) > limit:
                 raise _too_large(limit)
-            if _Reading.num_bytes > MAX_BYTES_BEING_READ:
+            if min(_Reading.num_bytes, len(body) * _Reading.num_bodies) > MAX_BYTES_BEING_READ:
                 raise Overloaded("So many large requests are being read that there is no room for another one.")
         return bytes(body)
     finally:
+        _Reading.num_bodies -= 1
         _Reading.num_bytes -= len(body)
 
 

@@ -15,6 +15,7 @@ from vllm_engine.frontend.held_logprobs import HeldLogprobs
 from vllm_engine.frontend.output_processor import OutputProcessor
 from vllm_engine.messages import PositionLogprobs, RequestUpdate
 from vllm_engine.params import OutputKind, SamplingParams
+from vllm_server.answers.generation import Generation
 
 
 def test_one_that_holds_more_than_there_is_room_for_is_refused() -> None:
@@ -85,5 +86,24 @@ async def test_a_whole_answer_that_holds_too_many_is_refused_and_a_stream_of_it_
         )
         parts = [output async for output in llm.generate([5, 6, 7], stream)]
         assert sum(len(part.outputs[0].token_ids) for part in parts) == 40
+        assert llm.num_requests == 0
+        assert llm.held_logprobs._total == 0
+
+
+async def test_prompts_of_one_answer_hold_together_until_it_is_sent(little_room: None, tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path)
+    args = EngineArgs(
+        str(tmp_path),
+        dtype="float32",
+        max_model_len=64,
+        max_num_seqs=1,
+        kv_cache_memory_bytes=2**23,
+        skip_tokenizer_init=True,
+    )
+    each = SamplingParams(max_tokens=4, ignore_eos=True, temperature=0.0, logprobs=3, output_kind=OutputKind.FINAL_ONLY)
+    async with AsyncLLM(args, multiprocess=False, bounded=True) as llm:
+        assert len(await Generation(llm, [[5, 6, 7]] * 3, each, "few").final_outputs()) == 3
+        with pytest.raises(InvalidRequest, match="until it is sent"):
+            await Generation(llm, [[5, 6, 7]] * 8, each, "many").final_outputs()
         assert llm.num_requests == 0
         assert llm.held_logprobs._total == 0

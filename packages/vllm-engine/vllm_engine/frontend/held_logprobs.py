@@ -1,7 +1,6 @@
 """How many log-probabilities are held for answers that their clients have not got yet, by all requests together."""
 
 from vllm_engine.errors import InvalidRequest, Overloaded
-from vllm_engine.outputs import RequestOutput
 
 
 class HeldLogprobs:
@@ -18,7 +17,7 @@ class HeldLogprobs:
         self._num_holding = 0
 
     def hold(self) -> "Holding":
-        """The share of one request, empty at first."""
+        """The share of one answer, empty at first."""
         return Holding(self)
 
     def _change(self, before: int, after: int) -> None:
@@ -39,7 +38,7 @@ class HeldLogprobs:
 
 
 class Holding:
-    """What one request holds."""
+    """What one answer holds."""
 
     __slots__ = ("_all", "_count")
 
@@ -59,23 +58,14 @@ class Holding:
             InvalidRequest: when these are too many for one.
             Overloaded: when all hold too many, and this one more than an even share. They are held all the same.
         """
-        self.keep(count)
+        self._set(self._count + count)
         self._all._check(self._count)
 
-    def keep(self, count: int) -> None:
-        """Hold so many more, which another one has held up to now."""
-        self._set(self._count + count)
-
     def clear(self) -> None:
-        """Hold nothing any more."""
-        self._set(0)
+        """Hold nothing any more. Called for each output of a stream, most of which have none."""
+        if self._count:
+            self._set(0)
 
     def _set(self, count: int) -> None:
         self._all._change(self._count, count)
         self._count = count
-
-
-def num_logprobs(output: RequestOutput) -> int:
-    """Log-probabilities of an output, prompt and all completions, to within what positions differ by."""
-    positions = [item.logprobs for item in output.outputs] + [output.prompt_logprobs]
-    return sum(len(each) * len(each[-1] or ()) for each in positions if each)

@@ -17,7 +17,8 @@ class TurnShare:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, amount: int) -> None:
-        """Return when there is room for so much."""
+        """Return when there is room for so much. Nothing counts as 1: a full share says that none is renewed."""
+        amount = max(1, amount)
         if self._left == self._amount:
             asyncio.get_running_loop().call_soon(self._renew)
         elif self._waiting or amount > self._left:

@@ -100,9 +100,19 @@ struct WideBF16Format {
 };
 
 #if defined(__AVX512BF16__)
+// Two neighbours of a row of activations. The row may begin at any bf16, which need not be a multiple of 4 bytes.
+struct BF16Pair {
+  uint16_t even, odd;
+  __m512i in_all_lanes() const {
+    int32_t both;
+    __builtin_memcpy(&both, this, sizeof(both));
+    return _mm512_set1_epi32(both);
+  }
+};
+
 // VDPBF16PS: two products a lane.
 struct BF16Format {
-  using A = uint32_t;  // a pair
+  using A = BF16Pair;
   static constexpr int kUnits = 1, kDepth = 2, kBytes = kStepBytes;
   template <int R, int V>
   __attribute__((always_inline)) static void step(Vec (&sum)[R][V], const A* a, int64_t stride, const uint8_t* b,
@@ -112,7 +122,7 @@ struct BF16Format {
     for (int v = 0; v < V; ++v) w[v] = _mm512_loadu_si512(b + (first + v) * 64);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const __m512i x = _mm512_set1_epi32(static_cast<int>(a[r * stride]));
+      const __m512i x = a[r * stride].in_all_lanes();
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[r][v].v = _mm512_dpbf16_ps(sum[r][v].v, (__m512bh)x, (__m512bh)w[v]);
     }

@@ -13,6 +13,13 @@ inline int32_t load_i32(const void* p) {
   return x;
 }
 
+// The sum of eight, modulo 2^32: every number that is made of a NaN is -2^31.
+inline int32_t wrapped_sum(__m256i eight) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
 #if defined(__AVX512F__)
 
 struct Ints {
@@ -37,7 +44,9 @@ inline Ints down16(Ints a) { return {_mm512_srli_epi16(a.v, n)}; }
 template <int n>
 inline Ints signed_down16(Ints a) { return {_mm512_srai_epi16(a.v, n)}; }
 inline Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
-inline int32_t sum(Ints a) { return _mm512_reduce_add_epi32(a.v); }
+inline int32_t sum(Ints a) {
+  return wrapped_sum(_mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1)));
+}
 inline int32_t largest(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 inline Vec to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline Ints to_ints(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
@@ -83,12 +92,7 @@ inline Ints down16(Ints a) { return {_mm256_srli_epi16(a.lo, n), _mm256_srli_epi
 template <int n>
 inline Ints signed_down16(Ints a) { return {_mm256_srai_epi16(a.lo, n), _mm256_srai_epi16(a.hi, n)}; }
 inline Ints max(Ints a, Ints b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
-inline int32_t sum(Ints a) {
-  int32_t lanes[kLanes], total = 0;
-  store_ints(lanes, a);
-  for (int i = 0; i < kLanes; ++i) total += lanes[i];
-  return total;
-}
+inline int32_t sum(Ints a) { return wrapped_sum(_mm256_add_epi32(a.lo, a.hi)); }
 inline int32_t largest(Ints a) {
   int32_t lanes[kLanes];
   store_ints(lanes, a);

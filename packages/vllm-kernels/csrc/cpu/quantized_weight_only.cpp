@@ -54,8 +54,8 @@ struct ToF32 {
 struct ToBF16 {
   using Wide = __m512i;
   static void keep(float* to, __m512i wide) { _mm512_storeu_si512(to, wide); }
-  static Vec add(Vec sum, uint32_t x, __m512i wide) {
-    return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(static_cast<int>(x)), (__m512bh)wide)};
+  static Vec add(Vec sum, const BF16Pair& x, __m512i wide) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)x.in_all_lanes(), (__m512bh)wide)};
   }
 };
 

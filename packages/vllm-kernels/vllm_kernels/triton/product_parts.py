@@ -31,15 +31,21 @@ def finish(result, row, column, present, bias, residual, out, parts, part, num_r
         tl.store(out + place, result.to(out.dtype.element_ty), mask=present)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def add_parts_kernel(parts, bias, residual, out, num_rows, out_features, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the parts, ``[PARTS, num_rows, out_features]``, of BLOCK columns, in order, then bias and residual."""
+@triton.jit(do_not_specialize=["num_parts", "num_rows"])
+def add_parts_kernel(
+    parts, bias, residual, out, num_parts, num_rows, out_features, MOST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Add the parts, ``[num_parts, num_rows, out_features]``, of BLOCK columns, in order, then bias and residual.
+
+    The loop is of the most parts that there may be, and unrolled, so that no load waits for the sum before it.
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     present = column < out_features
     result = tl.zeros([BLOCK], tl.float32)
-    for part in range(PARTS):
-        result += tl.load(parts + (part * num_rows + row) * out_features + column, mask=present, other=0.0)
+    for part in tl.static_range(MOST):
+        there = column < tl.where(part < num_parts, out_features, 0)
+        result += tl.load(parts + (part * num_rows + row) * out_features + column, mask=there, other=0.0)
     if bias is not None:
         result += tl.load(bias + column, mask=present, other=0.0).to(tl.float32)
     if residual is not None:
@@ -64,9 +70,10 @@ def fold(
             bias,
             residual,
             out,
+            len(parts),
             num_rows,
             out_features,
-            PARTS=len(parts),
+            MOST=MOST_PARTS,
             BLOCK=ADDED,
         )
 
@@ -75,10 +82,9 @@ def _add_configurations(family: str) -> list[Configuration]:
     found = []
     for dtype in FLOATS:
         for residual in (pointer(dtype), None):
-            for parts in range(2, MOST_PARTS + 1):
-                types: dict[str, str | None] = {"parts": "*fp32", "bias": None, "residual": residual}
-                types |= {"out": pointer(dtype), "num_rows": "i32", "out_features": "i32"}
-                found.append(Configuration(types, {"PARTS": parts, "BLOCK": ADDED}))
+            types: dict[str, str | None] = {"parts": "*fp32", "bias": None, "residual": residual}
+            types |= {"out": pointer(dtype), "num_parts": "i32", "num_rows": "i32", "out_features": "i32"}
+            found.append(Configuration(types, {"MOST": MOST_PARTS, "BLOCK": ADDED}))
     return found
 
 

@@ -364,6 +364,7 @@ def chunk_scan(
         return eager.chunk_scan(x, dt, a, b, c, state, metadata, d, z, dt_bias, dt_softplus, dt_limit)
     x, dt, b, c, z = map(_with_dense_rows, (x, dt, b, c, z))
     a, d, dt_bias, state_slots = map(_dense, (a, d, dt_bias, metadata.state_slots))
+    query_starts, resumed = map(_dense, (metadata.query_start_loc, metadata.has_initial_state.view(torch.uint8)))
     _, heads, head_dim = x.shape
     size = b.shape[2]
     out = x.new_empty(x.shape)
@@ -382,7 +383,7 @@ def chunk_scan(
         a,
         b,
         dt_bias,
-        metadata.query_start_loc,
+        query_starts,
         chunks.seq,
         chunks.first,
         states,
@@ -400,7 +401,7 @@ def chunk_scan(
         exponents,
         state,
         state_slots,
-        metadata.has_initial_state.view(torch.uint8),
+        resumed,
         chunks.starts,
         len(state),
         HEADS=heads,
@@ -416,7 +417,7 @@ def chunk_scan(
         c,
         d,
         z,
-        metadata.query_start_loc,
+        query_starts,
         chunks.seq,
         chunks.first,
         states,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_engine.errors import RequestFailed
-from vllm_engine.frontend.held_logprobs import Holding, num_logprobs
+from vllm_engine.frontend.held_logprobs import Holding
 from vllm_engine.frontend.prompts import Prompt
 from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import SamplingParams
@@ -40,8 +40,10 @@ class Generation:
     field_names: Mapping[str, str] = field(default_factory=dict)
     on_accepted: Callable[[], None] | None = None
 
-    async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    async def outputs(self, holding: Holding | None = None) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Outputs as they come, each with the index of its prompt. Closing this aborts what still runs.
+
+        ``holding`` counts the log-probabilities of all of them, for who keeps them.
 
         Raises:
             InvalidRequest: before the first output, when a prompt or a value does not fit the model.
@@ -53,13 +55,13 @@ class Generation:
         record.response_id, record.params = self.request_id, self.params
         with named_as_in_request(self.field_names), current_tenant().request() as meter:
             if len(self.prompts) == 1:  # by far the most: each generator on the way costs all of their tokens
-                async with aclosing(self._start(0, meter)) as outputs:
+                async with aclosing(self._start(0, meter, holding)) as outputs:
                     async for output in outputs:
                         meter.count(0, output, self.params.output_kind)
                         self._note(record, 0, output)
                         yield 0, output
             else:
-                async with aclosing(self._of_many(meter)) as merged:
+                async with aclosing(self._of_many(meter, holding)) as merged:
                     async for index, output in merged:
                         self._note(record, index, output)
                         yield index, output
@@ -77,23 +79,23 @@ class Generation:
         holding = self.llm.held_logprobs.hold()
         try:
             outputs = await self._final_outputs(holding)
-            quick = holding.count <= QUICK_LOGPROBS
-            return write(outputs) if quick else await self.llm.in_renderer(lambda: write(outputs))
+            count = holding.count
+            if count <= QUICK_LOGPROBS:
+                return write(outputs)
+            return await self.llm.in_renderer(lambda: write(outputs), size=count)
         finally:
             holding.clear()
 
     async def _final_outputs(self, holding: Holding) -> list[RequestOutput]:
         final: dict[int, RequestOutput] = {}
-        with named_as_in_request(self.field_names):
-            async with aclosing(self.outputs()) as outputs:
-                async for index, output in outputs:
-                    holding.keep(num_logprobs(output))
-                    final[index] = output
+        async with aclosing(self.outputs(holding)) as outputs:
+            async for index, output in outputs:
+                final[index] = output
         if len(final) < len(self.prompts):
             raise RequestFailed("The engine ended this request without an answer.")
         return [final[index] for index in range(len(self.prompts))]
 
-    def _start(self, index: int, meter: TokenMeter) -> AsyncGenerator[RequestOutput, None]:
+    def _start(self, index: int, meter: TokenMeter, holding: Holding | None) -> AsyncGenerator[RequestOutput, None]:
         record = current_record()
 
         def abandoned(rest: RequestOutput) -> None:
@@ -112,6 +114,7 @@ class Generation:
             tenant=current_tenant().name,
             on_accepted=self.on_accepted,
             on_abandoned=abandoned,
+            holding=holding,
         )
 
     def _note(self, record: RequestRecord, index: int, output: RequestOutput) -> None:
@@ -121,13 +124,15 @@ class Generation:
             if item.finish_reason == "error":
                 raise RequestFailed("The engine could not finish this request.")
 
-    async def _of_many(self, meter: TokenMeter) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    async def _of_many(
+        self, meter: TokenMeter, holding: Holding | None
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """One task per prompt. The bounded queue lets the engine's side merge outputs while the client is slow."""
         queue: asyncio.Queue[tuple[int, RequestOutput] | BaseException | None] = asyncio.Queue(maxsize=16)
 
         async def pump(index: int) -> None:
             try:
-                async with aclosing(self._start(index, meter)) as outputs:
+                async with aclosing(self._start(index, meter, holding)) as outputs:
                     async for output in outputs:
                         meter.count(index, output, self.params.output_kind)
                         await queue.put((index, output))

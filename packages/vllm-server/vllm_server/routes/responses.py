@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vllm_engine.errors import InvalidRequest, Unsupported
+from vllm_engine.outputs import RequestOutput
 from vllm_engine.params import OutputKind, SamplingParams
 from vllm_server.access.request_id import take_label
 from vllm_server.access.tenant import current_tenant
@@ -110,11 +111,15 @@ async def create_response(raw: Request) -> Response:
     if request.stream:
         blocks = streamed(answer, generation, context.in_flight, keep)
         return EventStream(blocks, context.in_flight, end=b"", failure=lambda error: b"".join(answer.fail(error)))
-    (output,) = await context.in_flight.run(raw.receive, generation.final_outputs())
-    answer.take(output)
-    answer.end()
+
+    def written(outputs: list[RequestOutput]) -> bytes:
+        answer.take(outputs[0])
+        answer.end()
+        return answer.body
+
+    body = await context.in_flight.run(raw.receive, generation.answer(written))
     keep()
-    return _json(answer.body)
+    return _json(body)
 
 
 @router.post("/v1/responses/input_tokens", openapi_extra=body_docs(TokenCountRequest, InputTokens))

@@ -67,6 +67,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._check: asyncio.TimerHandle | None = None
         self._refused = False
         self._unread_since: float | None = None
+        self._unread = 0
 
     # ---- the event loop's side ----
 
@@ -84,8 +85,9 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._tell_that_nobody_listens()
 
     def pause_writing(self) -> None:
-        """The client does not read what is sent."""
+        """The client does not read what is sent, or not as quickly."""
         self._unread_since = self.loop.time()
+        self._unread = self.transport.get_write_buffer_size()
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -132,19 +134,28 @@ class _BoundedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _look(self) -> None:
-        """From time to time: does the client still send?"""
-        if self._refused or self.transport.is_closing():
-            return
+        """From time to time: does the client still send, and read?"""
         self._check = self.loop.call_later(CHECK_SECONDS, self._look)
         now = self.loop.time()
-        if self._unread_since is not None and now - self._unread_since > UNREAD_SECONDS:
+        if self._is_unread(now):
             self.transport.abort()  # the answer would wait for ever, and its request with it
+        elif self._refused or self.transport.is_closing():
+            return
         elif self._incomplete:
             late = now - self._begun - GRACE_SECONDS
             if not self.flow.read_paused and late > (0 if self._in_head else self._size / SLOWEST_BYTES_PER_SECOND):
                 self._refuse(408, "The request did not come in time.", "request_timeout")
         elif (self._running is None or self._running.response_complete) and now - self._last_data > IDLE_SECONDS:
             self.transport.close()
+
+    def _is_unread(self, now: float) -> bool:
+        """Whether nothing of an answer has been read for too long. A large one is read for longer than that."""
+        if self._unread_since is None:
+            return False
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if self._unread < before:
+            self._unread_since = now
+        return now - self._unread_since > UNREAD_SECONDS
 
     # ---- the parser's side ----
 

@@ -62,6 +62,10 @@ class JoinedTransport(asyncio.Transport):
         if not self._transport.is_closing():
             self._transport.write(data)
 
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the system has not taken yet."""
+        return self._size + self._transport.get_write_buffer_size()
+
     def close(self) -> None:
         """Close when all has been sent."""
         self.flush()
