@@ -47,8 +47,6 @@ LONG_TEXT_CHARS = 8192
 """A prompt longer than this is tokenized in a thread."""
 TURN_CHARS = 16384
 """Of shorter ones, so much is tokenized in one turn of the event loop."""
-
-
 MAX_HELD_LOGPROBS = 1 << 22
 """Most log-probabilities that a server holds: some 1.7 GB. One answer of 128k tokens with the best 20 fits."""
 
