@@ -119,24 +119,28 @@ inline void multiply_share(const Problem& problem, const Share& share) {
   }
 }
 
-// The whole product with the vector instructions of this level. Many rows by a weight that the second cache holds go to
-// whichever thread is free, some at a time: one whose core is busy with something else then holds up the others for a
-// few rows and not for its half.
-inline void multiply(const Problem& problem, int threads) {
+// Divides a product among threads. Many rows by a weight that the second cache holds go to whichever thread is free,
+// `at_once` at a time: one whose core is busy with something else then holds up the others for a few rows and not for its
+// half.
+template <class Body>
+void share_product(const Problem& problem, int threads, int64_t at_once, const Body& body) {
   threads = useful_threads(problem, threads);
   const int64_t panels = panels_of(*problem.weight), bytes = panels * panel_bytes(*problem.weight);
-  if (threads > 1 && bytes <= kSmallWeight && problem.rows >= kRowsAtOnce * 4 * threads) {
+  if (threads > 1 && bytes <= kSmallWeight && problem.rows >= at_once * 4 * threads) {
     int64_t taken = 0;
     return run_team(threads, [&](int, int) {
-      for (int64_t row; (row = __atomic_fetch_add(&taken, kRowsAtOnce, __ATOMIC_RELAXED)) < problem.rows;) {
-        const int64_t end = row + kRowsAtOnce;
-        multiply_share(problem, {{0, panels}, {row, end < problem.rows ? end : problem.rows}});
+      for (int64_t row; (row = __atomic_fetch_add(&taken, at_once, __ATOMIC_RELAXED)) < problem.rows;) {
+        const int64_t end = row + at_once;
+        body(Share{{0, panels}, {row, end < problem.rows ? end : problem.rows}});
       }
     });
   }
-  run_team(threads, [&](int thread, int num_threads) {
-    multiply_share(problem, share_of(panels, problem.rows, thread, num_threads));
-  });
+  run_team(threads, [&](int thread, int num_threads) { body(share_of(panels, problem.rows, thread, num_threads)); });
+}
+
+// The whole product with the vector instructions of this level.
+inline void multiply(const Problem& problem, int threads) {
+  share_product(problem, threads, kRowsAtOnce, [&](const Share& share) { multiply_share(problem, share); });
 }
 
 }  // namespace

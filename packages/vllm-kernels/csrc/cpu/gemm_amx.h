@@ -1,4 +1,10 @@
-// bf16 products on AMX tiles: 32 rows by 32 columns of sums at a time, from two tiles of activations and two of weights.
+// bf16 products on AMX tiles: 16 rows by the 64 columns of a panel at a time, from one tile of activations and four of
+// weights.
+//
+// What a dot of tiles waits for is its operands: a tile comes from the first cache in 8 cycles and from the second in 18,
+// and a dot takes 16 (20 at the power that real numbers take). So a part of a panel, 256 of K, stays in the first cache
+// while all rows pass by, and one load of five comes from the second. Sums of each part are stored by themselves and
+// added up by vectors: loading them back into tiles holds up the first dots of the next part.
 #pragma once
 
 #include "gemm.h"
@@ -6,109 +12,185 @@
 
 namespace {
 
-constexpr int kAmxRows = 256;            // rows packed at a time
-constexpr int64_t kAmxBlockSteps = 1024; // pairs along K at a time: 256 KiB of a panel
-constexpr int64_t kTileSteps = 16;       // pairs in a tile
+constexpr int64_t kAmxRows = 256;      // rows at a time: they stay in the second cache
+constexpr int64_t kPartTiles = 8;      // tiles along K in a part: 32 KiB of a panel
+constexpr int64_t kPartsAtOnce = 4;    // whose sums are kept until they are added up
+constexpr int64_t kAheadOnce = 8192;   // bytes that a panel's only tile of rows fetches ahead
+constexpr int64_t kTileWeights = kTileSide * kStepBytes;  // bytes of a panel for a tile's 32 of K
 
-// Rows of activations as tiles [rows / 16][k / 32][16][32], so that a tile is one piece of memory whatever the stride of
-// x; rows and columns that are not there are zeros.
-inline const uint8_t* pack_tiles(const Problem& problem, int64_t row, int64_t rows, Buffer& buffer) {
-  const int64_t k = problem.weight->k, across = round_up(k, kPaddedK) / kPaddedK, down = round_up(rows, kTileSide);
-  uint8_t* tiles = (uint8_t*)buffer.get(down * across * kTileBytes);
-  for (int64_t r = 0; r < down; ++r) {
-    const uint16_t* from = (const uint16_t*)problem.x + (row + r) * problem.stride;
-    uint8_t* to = tiles + (r / kTileSide * across * kTileSide + r % kTileSide) * kTileBytes;
-    for (int64_t i = 0; i < across; ++i, to += kTileSize) {
-      const int64_t left = r < rows ? k - i * kPaddedK : 0;
-      if (left >= kPaddedK) {
-        _mm512_storeu_si512(to, _mm512_loadu_si512(from + i * kPaddedK));
-      } else {
-        const __mmask32 there = left > 0 ? static_cast<__mmask32>((1ull << left) - 1) : 0;
-        _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(there, from + i * kPaddedK));
+// Rows of activations as tiles read them: where they are, if the next row is so near that 16 of them do not meet in a few
+// sets of the first cache, else copied to [rows / 16][k / 32][16][32]. A tile that lacks rows is copied, too: rows and
+// columns that are not there are zeros.
+class RowTiles {
+ public:
+  struct Tile {
+    const uint8_t* data;
+    int64_t row_stride, step;  // bytes to the next row, and to the tile of the next 32 columns
+  };
+
+  RowTiles(const Problem& problem, int64_t row, int64_t rows, Buffer& buffer)
+      : x_((const uint16_t*)problem.x + row * problem.stride), stride_(problem.stride), rows_(rows), k_(problem.weight->k) {
+    const int64_t whole = rows / kTileSide, all = round_up(rows, kTileSide) / kTileSide;
+    in_place_ = k_ % kPaddedK == 0 && stride_ * 2 <= kNearRows ? whole : 0;
+    copies_ = (const uint8_t*)buffer.get((all - in_place_) * tile_bytes());
+    for (int64_t tile = in_place_; tile < all; ++tile) copy(tile);
+  }
+
+  Tile tile(int64_t t) const {
+    if (t < in_place_) return {(const uint8_t*)(x_ + t * kTileSide * stride_), stride_ * 2, kTileBytes};
+    return {copies_ + (t - in_place_) * tile_bytes(), kTileBytes, kTileSize};
+  }
+
+ private:
+  static constexpr int64_t kNearRows = 1024;  // bytes
+
+  int64_t tile_bytes() const { return round_up(k_, kPaddedK) / kPaddedK * kTileSize; }
+
+  void copy(int64_t tile) {
+    uint8_t* to = const_cast<uint8_t*>(copies_) + (tile - in_place_) * tile_bytes();
+    for (int r = 0; r < kTileSide; ++r) {
+      const int64_t row = tile * kTileSide + r, there = row < rows_ ? k_ : 0;
+      for (int64_t k = 0; k < k_; k += kPaddedK) {
+        const int64_t left = there - k;
+        __m512i columns;
+        if (left >= kPaddedK)
+          columns = _mm512_loadu_si512(x_ + row * stride_ + k);
+        else if (left > 0)
+          columns = _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << left) - 1), x_ + row * stride_ + k);
+        else
+          columns = _mm512_setzero_si512();
+        _mm512_storeu_si512(to + k / kPaddedK * kTileSize + r * kTileBytes, columns);
       }
     }
   }
-  return tiles;
-}
 
-// One or two tiles of rows by two tiles of columns. a: packed rows, `next_rows` bytes from one tile of rows to the next;
-// b: weights at the first of 32 columns; c: [16 or 32, 64] at that column.
-template <bool kTwo>
-void tile_block(const uint8_t* a, int64_t next_rows, const uint8_t* b, int64_t tiles, float* c, bool add,
-                const uint8_t* ahead, int lines) {
-  constexpr int64_t kRow = kPanel * sizeof(float), kDown = kTileSide * kPanel;
-  if (add) {
-    tile_load<0>(c, kRow);
-    tile_load<1>(c + kTileSide, kRow);
-    if (kTwo) tile_load<2>(c + kDown, kRow);
-    if (kTwo) tile_load<3>(c + kDown + kTileSide, kRow);
-  } else {
-    tile_zero<0>();
-    tile_zero<1>();
-    if (kTwo) tile_zero<2>();
-    if (kTwo) tile_zero<3>();
+  const uint16_t* x_;
+  int64_t stride_, rows_, k_, in_place_;
+  const uint8_t* copies_;
+};
+
+// Sums that wait for what is left to do: those of several parts of a tile of rows, to be added up and written out. Vectors
+// do that two rows at a time between the dots of the next tile, which keep only the tile unit busy.
+struct Waiting {
+  static constexpr int kRowsAtOnce = 2;
+
+  const Output* out = nullptr;
+  float* c;               // [16, 64] of the first part
+  int64_t distance, more;  // floats from part to part; parts behind the first
+  int64_t row, panel;
+  int rows, done;  // rows there are, 0 to 16; rows that need nothing more
+
+  void some() {
+    if (done >= rows) return;
+    const int count = rows - done < kRowsAtOnce ? rows - done : kRowsAtOnce;
+    float* first = c + done * kPanel;
+    add_parts(first, count, distance, more);
+    finish(*out, first, count, row + done, panel);
+    done += count;
   }
-  for (int64_t i = 0; i < tiles; ++i, a += kTileSize, b += kTileSteps * kStepBytes) {
-    for (int line = 0; line < lines; ++line, ahead += 64) _mm_prefetch((const char*)ahead, _MM_HINT_T1);
-    tile_load<4>(a, kTileBytes);
-    tile_load<6>(b, kStepBytes);
-    tile_load<7>(b + kTileBytes, kStepBytes);
-    tile_dot_bf16<0, 4, 6>();
-    tile_dot_bf16<1, 4, 7>();
-    if (kTwo) {
-      tile_load<5>(a + next_rows, kTileBytes);
-      tile_dot_bf16<2, 5, 6>();
-      tile_dot_bf16<3, 5, 7>();
+  void all() {
+    while (done < rows) some();
+  }
+
+  // c [rows, 64] += the sums of `more` parts, the first of which stands `distance` floats behind it.
+  static void add_parts(float* c, int64_t rows, int64_t distance, int64_t more) {
+    if (!more) return;
+    for (int64_t i = 0; i < rows * kPanel; i += kLanes) {
+      Vec sum = load(c + i);
+      for (int64_t part = 1; part <= more; ++part) sum = sum + load(c + part * distance + i);
+      store(c + i, sum);
     }
+  }
+};
+
+// c [16, 64] = a tile of rows and its `tiles - 1` neighbours along K, by a panel from b on. On the way, `lines` lines for
+// each tile are fetched from `ahead` on, and some of what waits is done. kOnce: this is the panel's only tile of rows, so
+// its weights come from memory to the first cache, and not before they are needed to the second.
+template <bool kOnce>
+void tile_part(RowTiles::Tile a, const uint8_t* b, int64_t tiles, float* c, const uint8_t* ahead, int lines,
+               Waiting& waiting) {
+  constexpr int64_t kRow = kPanel * sizeof(float);
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int64_t i = 0; i < tiles; ++i, a.data += a.step, b += kTileWeights) {
+    for (int line = 0; line < lines; ++line, ahead += 64)
+      _mm_prefetch((const char*)ahead, kOnce ? _MM_HINT_T0 : _MM_HINT_T1);
+    tile_load<4>(a.data, a.row_stride);
+    tile_load<5>(b, kStepBytes);
+    tile_dot_bf16<0, 4, 5>();
+    tile_load<6>(b + kTileBytes, kStepBytes);
+    tile_dot_bf16<1, 4, 6>();
+    tile_load<7>(b + 2 * kTileBytes, kStepBytes);
+    tile_dot_bf16<2, 4, 7>();
+    tile_load<5>(b + 3 * kTileBytes, kStepBytes);
+    tile_dot_bf16<3, 4, 5>();
+    waiting.some();
   }
   tile_store<0>(c, kRow);
   tile_store<1>(c + kTileSide, kRow);
-  if (kTwo) tile_store<2>(c + kDown, kRow);
-  if (kTwo) tile_store<3>(c + kDown + kTileSide, kRow);
+  tile_store<2>(c + 2 * kTileSide, kRow);
+  tile_store<3>(c + 3 * kTileSide, kRow);
 }
 
-// Sums of a panel for `down` tiles of rows, in c [16 * down, 64].
-inline void multiply_panel_amx(const Weight& w, const uint8_t* a, int64_t down, int64_t panel, float* c) {
-  const int64_t across = round_up(w.k, kPaddedK) / kPaddedK, next_rows = across * kTileSize;
+// Rows [row, row + rows) by one panel. sums: kPartsAtOnce + 1 times [16 * down, 64] for `down` tiles of rows, and 32 rows
+// more. What waits at the end is done with the next panel.
+inline void multiply_panel_amx(const Problem& problem, const RowTiles& a, int64_t row, int64_t rows, int64_t panel,
+                               float* sums, Waiting& waiting) {
+  const Weight& w = *problem.weight;
+  const int64_t across = round_up(w.k, kPaddedK) / kPaddedK, down = round_up(rows, kTileSide) / kTileSide;
+  const int64_t parts = (across + kPartTiles - 1) / kPartTiles;
+  const int64_t of_tile = kTileSide * kPanel, distance = down * of_tile;
   const uint8_t* b = w.data + panel * panel_bytes(w);
-  for (int64_t first = 0; first < across; first += kAmxBlockSteps / kTileSteps) {
-    const int64_t left = across - first, most = kAmxBlockSteps / kTileSteps, tiles = left < most ? left : most;
-    const uint8_t* part = b + first * kTileSteps * kStepBytes;
-    const uint8_t* ahead = part + tiles * kTileSteps * kStepBytes;
-    // The first two passes over this part fetch the one that follows: 64 lines for each 16 steps.
-    int passes = 0;
-    for (int64_t t = 0; t < down; t += 2)
-      for (int half = 0; half < 2; ++half, ++passes) {
-        const int lines = passes < 2 ? 32 : 0;
-        const uint8_t* next = ahead + passes * tiles * 32 * 64;
-        const uint8_t* rows = a + t * next_rows + first * kTileSize;
-        float* sums = c + t * kTileSide * kPanel + half * kHalfPanel;
-        if (t + 1 < down)
-          tile_block<true>(rows, next_rows, part + half * 2 * kTileBytes, tiles, sums, first > 0, next, lines);
-        else
-          tile_block<false>(rows, next_rows, part + half * 2 * kTileBytes, tiles, sums, first > 0, next, lines);
+  // Several tiles of rows together fetch the part that follows.
+  const int lines = static_cast<int>((kTileWeights / 64 + down - 1) / down);
+  int64_t slot = 0;  // the first holds what was added up
+  for (int64_t part = 0; part < parts; ++part, ++slot) {
+    const int64_t first = part * kPartTiles, left = across - first, tiles = left < kPartTiles ? left : kPartTiles;
+    const uint8_t *entries = b + first * kTileWeights, *ahead = entries + tiles * kTileWeights;
+    const bool last = part + 1 == parts, full = slot == kPartsAtOnce;
+    for (int64_t t = 0; t < down; ++t, ahead += tiles * lines * 64) {
+      RowTiles::Tile tile = a.tile(t);
+      tile.data += first * tile.step;
+      // The sums of a single part take turns in two places, which stay in the first cache.
+      float* c = sums + (parts == 1 ? (panel * down + t) % 2 : t) * of_tile;
+      if (waiting.c == c) waiting.all();
+      if (down == 1)
+        tile_part<true>(tile, entries, tiles, c + slot * distance, entries + kAheadOnce, lines, waiting);
+      else
+        tile_part<false>(tile, entries, tiles, c + slot * distance, ahead, lines, waiting);
+      if (last) {
+        waiting.all();
+        const int64_t begin = t * kTileSide, count = rows - begin < kTileSide ? rows - begin : kTileSide;
+        waiting = {&problem.out, c, distance, slot, row + begin, panel, static_cast<int>(count), 0};
+      } else if (full) {
+        Waiting::add_parts(c, kTileSide, distance, slot);
       }
+    }
+    if (full) slot = 0;
   }
 }
 
-// The whole product. A result does not depend on the number of rows among products that come here.
+inline void multiply_share_amx(const Problem& problem, const Share& share) {
+  static thread_local Buffer copies, sums;
+  tiles_begin();
+  for (int64_t row = share.rows.begin; row < share.rows.end; row += kAmxRows) {
+    const int64_t left = share.rows.end - row, rows = left < kAmxRows ? left : kAmxRows;
+    const RowTiles a(problem, row, rows, copies);
+    const int64_t floats = round_up(rows, kTileSide) * kPanel;
+    float* c = (float*)sums.get(((kPartsAtOnce + 1) * floats + kTileSide * kPanel) * sizeof(float));
+    Waiting waiting = {};
+    for (int64_t panel = share.panels.begin; panel < share.panels.end; ++panel)
+      multiply_panel_amx(problem, a, row, rows, panel, c, waiting);
+    waiting.all();
+  }
+  tiles_end();
+}
+
+// The whole product. A result does not depend on the number of rows.
 inline void multiply_amx(const Problem& problem, int threads) {
-  run_team(useful_threads(problem, threads), [&](int thread, int num_threads) {
-    static thread_local Buffer copies, sums;
-    const Share share = share_of(panels_of(*problem.weight), problem.rows, thread, num_threads);
-    tiles_begin();
-    for (int64_t row = share.rows.begin; row < share.rows.end; row += kAmxRows) {
-      const int64_t left = share.rows.end - row, rows = left < kAmxRows ? left : kAmxRows;
-      const uint8_t* a = pack_tiles(problem, row, rows, copies);
-      const int64_t down = round_up(rows, kTileSide) / kTileSide;
-      float* c = (float*)sums.get(down * kTileSide * kPanel * sizeof(float));
-      for (int64_t panel = share.panels.begin; panel < share.panels.end; ++panel) {
-        multiply_panel_amx(*problem.weight, a, down, panel, c);
-        finish(problem.out, c, static_cast<int>(rows), row, panel);
-      }
-    }
-    tiles_end();
-  });
+  share_product(problem, threads, kAmxRows / 2, [&](const Share& share) { multiply_share_amx(problem, share); });
 }
 
 }  // namespace

@@ -45,11 +45,34 @@ void finish(const Output& out, const float* c, int rows, int64_t row, int64_t pa
   }
 }
 
+// The same for what most products are: whole panels, and at most a residual to add.
+template <class T>
+void finish_whole(const Output& out, const float* c, int rows, int64_t row, int64_t panel) {
+  using E = typename T::type;
+  const int width = out.gate == Gate::none ? kPanel : kHalfPanel;
+  E* to = (E*)out.data + row * out.columns + panel * width;
+  const auto each = [&](const auto& value) {
+    for (int r = 0; r < rows; ++r, c += kPanel, to += out.columns)
+      for (int i = 0; i < width; i += kLanes) T::store(to + i, value(c + i, r, i));
+  };
+  if (out.gate == Gate::silu)
+    return each([](const float* x, int, int) { return apply(Gate::silu, load(x), load(x + kHalfPanel)); });
+  if (out.gate != Gate::none)
+    return each([&](const float* x, int, int) { return apply(out.gate, load(x), load(x + kHalfPanel)); });
+  if (!out.residual) return each([](const float* x, int, int) { return load(x); });
+  const E* residual = (const E*)out.residual + row * out.residual_stride + panel * width;
+  each([&](const float* x, int r, int i) { return load(x) + T::load(residual + r * out.residual_stride + i); });
+}
+
 // Writes rows [row, row + rows) of a panel, of which c [rows, 64] has the sums.
 inline void finish(const Output& out, const float* c, int rows, int64_t row, int64_t panel) {
   with_type(out.dtype, [&](auto type) {
     using T = decltype(type);
-    if (out.out_dtype == out.dtype)
+    const bool gated = out.gate != Gate::none;
+    const bool whole = (panel + 1) * (gated ? kHalfPanel : kPanel) <= out.columns;
+    if (whole && !out.bias && !(gated && out.residual) && out.out_dtype == out.dtype)
+      finish_whole<T>(out, c, rows, row, panel);
+    else if (out.out_dtype == out.dtype)
       finish<T, T>(out, c, rows, row, panel);
     else
       finish<T, F32>(out, c, rows, row, panel);
