@@ -35,16 +35,37 @@ def _threads() -> object:
     ],
 )
 def test_long_steps_get_all_threads_and_give_them_back(usual: int, most: int, num_tokens: int, expected: int) -> None:
-    threads = StepThreads(usual, most, LONG_STEP_WORK // 256)
+    threads = StepThreads(usual, most, LONG_STEP_WORK // 256, 1)
     torch.set_num_threads(usual)
-    with threads.computing(num_tokens):
+    with threads.computing(num_tokens, 0):
         assert torch.get_num_threads() == expected
     assert torch.get_num_threads() == usual
 
 
+@pytest.mark.parametrize(
+    ("beside", "new_requests", "expected"),
+    [
+        (True, 0, 2),
+        (True, 18, 2),  # 20.5 ms of one core beside 19.8 of the frontend
+        (True, 19, 1),
+        (False, 1000, 2),
+    ],
+)
+def test_short_prompts_leave_a_core_to_the_frontend_beside(
+    monkeypatch: pytest.MonkeyPatch, beside: bool, new_requests: int, expected: int
+) -> None:
+    monkeypatch.setattr(step_threads, "_beside_frontend", beside)
+    monkeypatch.setattr(step_threads, "FRONTEND_SECONDS", 1.1e-3)
+    monkeypatch.setattr(step_threads, "_prompt_rate", lambda: 1e11)
+    threads = StepThreads(1, 2, 10**6, 4)
+    torch.set_num_threads(1)
+    with threads.computing(512, new_requests):
+        assert torch.get_num_threads() == expected
+
+
 def test_a_step_that_fails_gives_them_back() -> None:
     torch.set_num_threads(1)
-    with pytest.raises(ZeroDivisionError), StepThreads(1, 2, LONG_STEP_WORK).computing(1):
+    with pytest.raises(ZeroDivisionError), StepThreads(1, 2, LONG_STEP_WORK, 1).computing(1, 0):
         raise ZeroDivisionError
     assert torch.get_num_threads() == 1
 
@@ -78,7 +99,7 @@ def test_threads_are_kept_apart_for_as_long_as_a_step_takes(
 def test_real_threads_have_their_cores_back_after_a_long_step() -> None:
     before = os.sched_getaffinity(0)
     torch.set_num_threads(1)
-    with StepThreads(1, len(before), LONG_STEP_WORK, apart=True).computing(1):
+    with StepThreads(1, len(before), LONG_STEP_WORK, 1, apart=True).computing(1, 0):
         ids = team_thread_ids(len(before)) or []
         if len(ids) == len(before) > 1:
             assert set().union(*(os.sched_getaffinity(thread_id) for thread_id in ids)) == before

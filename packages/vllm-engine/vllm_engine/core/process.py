@@ -99,7 +99,9 @@ def serve(launch: Launch) -> int:
         with startup_phase(logger, "engine imports", {}):
             from vllm_engine.core.engine_core import EngineCore
             from vllm_engine.core.loop import run_core
+            from vllm_engine.execution.step_threads import compute_beside_frontend
 
+        compute_beside_frontend()
         core = EngineCore(launch.config, Path(launch.model_path))
         send(core.ready)
         gc.freeze()  # a collection of all objects would stop every stream to go through those of torch again

@@ -62,7 +62,7 @@ class Worker:
         load = self._config.load
         with self.hardware.taking("the weights"):
             model = load_model(self._model_path, self.decoder, settings, load, self.device)
-        self.hardware.settle(model.weight_bytes() // self.decoder.num_layers)
+        self.hardware.settle(model.weight_bytes() // self.decoder.num_layers, self.decoder.num_layers)
         backend = compiler_backend(self._config)
         if backend is not None:
             self._compiled = CompiledLayers(model, backend, self._config.compilation.cache_dir)
@@ -186,7 +186,8 @@ class Worker:
 
     def _launch(self, batch: ScheduledBatch) -> Launched:
         self._sleep_mode.check_awake()
-        with choose_faces(self._faces), self.hardware.computing(batch.total_num_tokens):
+        computing = self.hardware.computing(batch.total_num_tokens, len(batch.new_requests))
+        with choose_faces(self._faces), computing:
             return self.runner.launch(batch)
 
     def sleep(self, level: int) -> None:

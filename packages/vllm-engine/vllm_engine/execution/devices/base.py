@@ -25,7 +25,7 @@ class Device(Protocol):
         """While memory is taken that stays taken. Raises ``NoRoom``, with ``what`` in it, where there is too little."""
         ...
 
-    def settle(self, layer_bytes: int) -> None:
+    def settle(self, layer_bytes: int, num_layers: int) -> None:
         """Get ready to compute, now that it is known how large a layer is; say in the log what computes."""
         ...
 
@@ -47,8 +47,8 @@ class Device(Protocol):
         """
         ...
 
-    def computing(self, num_tokens: int) -> AbstractContextManager[None]:
-        """While a step of so many tokens is computed."""
+    def computing(self, num_tokens: int, num_new_requests: int) -> AbstractContextManager[None]:
+        """While a step of so many tokens is computed, which begins so many requests."""
         ...
 
     def synchronize(self) -> None:

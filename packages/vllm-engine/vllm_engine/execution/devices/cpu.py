@@ -42,12 +42,12 @@ class CpuDevice:
         """Nothing to look out for: the system finds memory when it is written."""
         return nullcontext()
 
-    def settle(self, layer_bytes: int) -> None:
+    def settle(self, layer_bytes: int, num_layers: int) -> None:
         """Decide how many threads compute, and put each where it belongs."""
         most = count = self._threads.count
         if self._threads_asked is None and not self._threads.one_each:
             count = num_threads(layer_bytes, count)
-        self._step_threads = StepThreads(count, most, layer_bytes, apart=envs.get(BIND) != "nobind")
+        self._step_threads = StepThreads(count, most, layer_bytes, num_layers, apart=envs.get(BIND) != "nobind")
         torch.set_num_threads(count)
         self._binding.bind_team(count)
         tell_kernels(self.torch_device, f"{'1 thread' if count == 1 else f'{count} threads'} {self._threads.words}")
@@ -61,9 +61,9 @@ class CpuDevice:
         """As ``memory``: half of what is free stays free, which is more than any step takes."""
         return self.memory(weights)
 
-    def computing(self, num_tokens: int) -> AbstractContextManager[None]:
+    def computing(self, num_tokens: int, num_new_requests: int) -> AbstractContextManager[None]:
         """All threads for long steps."""
-        return self._step_threads.computing(num_tokens)
+        return self._step_threads.computing(num_tokens, num_new_requests)
 
     def synchronize(self) -> None:
         """Nothing to wait for: an operation is done when it returns."""

@@ -63,7 +63,7 @@ class CudaDevice:
                 f"have {amount(self._others)}; quantization makes the weights smaller, or another process must give way"
             ) from error
 
-    def settle(self, layer_bytes: int) -> None:
+    def settle(self, layer_bytes: int, num_layers: int) -> None:
         """Say what computes. Threads of the CPU have no part in it."""
         tell_kernels(self.torch_device, self._runtime.name())
 
@@ -123,7 +123,7 @@ class CudaDevice:
             )
         return None
 
-    def computing(self, num_tokens: int) -> AbstractContextManager[None]:
+    def computing(self, num_tokens: int, num_new_requests: int) -> AbstractContextManager[None]:
         """Nothing to set for a step."""
         return nullcontext()
 
