@@ -1,10 +1,9 @@
-// bf16 products on AMX tiles: 16 rows by the 64 columns of a panel at a time, from one tile of activations and four of
-// weights.
+// bf16 products on AMX tiles: 1,024 sums at a time, in four tiles.
 //
 // What a dot of tiles waits for is its operands: a tile comes from the first cache in 8 cycles and from the second in 18,
-// and a dot takes 16 (20 at the power that real numbers take). So a part of a panel, 256 of K, stays in the first cache
-// while all rows pass by, and one load of five comes from the second. Sums of each part are stored by themselves and
-// added up by vectors: loading them back into tiles holds up the first dots of the next part.
+// and a dot takes 16 (20 at the power that real numbers take). Where a panel fits into the first cache, it stays there
+// while rows pass by, 16 at a time, and one load of five comes from the second. Where it does not, 32 rows by half a panel
+// take four loads for four dots. Storing sums and loading them again for the next part of K costs more than either.
 #pragma once
 
 #include "gemm.h"
@@ -12,9 +11,9 @@
 
 namespace {
 
-constexpr int64_t kAmxRows = 256;      // rows at a time: they stay in the second cache
-constexpr int64_t kPartTiles = 8;      // tiles along K in a part: 32 KiB of a panel
-constexpr int64_t kPartsAtOnce = 4;    // whose sums are kept until they are added up
+constexpr int64_t kAmxRows = 256;      // rows at a time: they stay in the second cache; half as many where K is long
+constexpr int64_t kPartTiles = 64;     // tiles along K in a part, so that no chain of sums is too long
+constexpr int64_t kNarrowTiles = 8;    // tiles along K of a panel that stays in the first cache: 32 KiB
 constexpr int64_t kAheadOnce = 8192;   // bytes that a panel's only tile of rows fetches ahead
 constexpr int64_t kTileWeights = kTileSide * kStepBytes;  // bytes of a panel for a tile's 32 of K
 
@@ -75,10 +74,11 @@ struct Waiting {
   static constexpr int kRowsAtOnce = 2;
 
   const Output* out = nullptr;
-  float* c;               // [16, 64] of the first part
+  float* c;               // [16 or 32, 64] of the first part
   int64_t distance, more;  // floats from part to part; parts behind the first
   int64_t row, panel;
-  int rows, done;  // rows there are, 0 to 16; rows that need nothing more
+  int rows, done;  // rows there are, 0 to 32; rows that need nothing more
+  int turn;        // 0 and 1, by turns
 
   void some() {
     if (done >= rows) return;
@@ -103,20 +103,30 @@ struct Waiting {
   }
 };
 
-// c [16, 64] = a tile of rows and its `tiles - 1` neighbours along K, by a panel from b on. On the way, `lines` lines for
-// each tile are fetched from `ahead` on, and some of what waits is done. kOnce: this is the panel's only tile of rows, so
-// its weights come from memory to the first cache, and not before they are needed to the second.
-template <bool kOnce>
-void tile_part(RowTiles::Tile a, const uint8_t* b, int64_t tiles, float* c, const uint8_t* ahead, int lines,
-               Waiting& waiting) {
+// What a block fetches on its way, a number of lines with each step along K.
+struct Ahead {
+  const uint8_t* from;
+  int lines;
+  bool once;  // by the panel's only tile of rows: its weights come to the first cache shortly before they are needed
+
+  void fetch() {
+    for (int line = 0; line < lines; ++line, from += 64)
+      if (once)
+        _mm_prefetch((const char*)from, _MM_HINT_T0);
+      else
+        _mm_prefetch((const char*)from, _MM_HINT_T1);
+  }
+};
+
+// c [16, 64] = a tile of rows and its `tiles - 1` neighbours along K, by a panel from b on.
+inline void one_by_four(RowTiles::Tile a, const uint8_t* b, int64_t tiles, float* c, Ahead ahead, Waiting& waiting) {
   constexpr int64_t kRow = kPanel * sizeof(float);
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
   for (int64_t i = 0; i < tiles; ++i, a.data += a.step, b += kTileWeights) {
-    for (int line = 0; line < lines; ++line, ahead += 64)
-      _mm_prefetch((const char*)ahead, kOnce ? _MM_HINT_T0 : _MM_HINT_T1);
+    ahead.fetch();
     tile_load<4>(a.data, a.row_stride);
     tile_load<5>(b, kStepBytes);
     tile_dot_bf16<0, 4, 5>();
@@ -134,8 +144,34 @@ void tile_part(RowTiles::Tile a, const uint8_t* b, int64_t tiles, float* c, cons
   tile_store<3>(c + 3 * kTileSide, kRow);
 }
 
-// Rows [row, row + rows) by one panel. sums: kPartsAtOnce + 1 times [16 * down, 64] for `down` tiles of rows, and 32 rows
-// more. What waits at the end is done with the next panel.
+// c [32, 32 of 64] = two tiles of rows and their neighbours along K, by half a panel from b on.
+inline void two_by_two(RowTiles::Tile a, RowTiles::Tile below, const uint8_t* b, int64_t tiles, float* c, Ahead ahead,
+                       Waiting& waiting) {
+  constexpr int64_t kRow = kPanel * sizeof(float), kDown = kTileSide * kPanel;
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int64_t i = 0; i < tiles; ++i, a.data += a.step, below.data += below.step, b += kTileWeights) {
+    ahead.fetch();
+    tile_load<6>(b, kStepBytes);
+    tile_load<4>(a.data, a.row_stride);
+    tile_dot_bf16<0, 4, 6>();
+    tile_load<7>(b + kTileBytes, kStepBytes);
+    tile_dot_bf16<1, 4, 7>();
+    tile_load<5>(below.data, below.row_stride);
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
+    waiting.some();
+  }
+  tile_store<0>(c, kRow);
+  tile_store<1>(c + kTileSide, kRow);
+  tile_store<2>(c + kDown, kRow);
+  tile_store<3>(c + kDown + kTileSide, kRow);
+}
+
+// Rows [row, row + rows) by one panel. sums: [16 * (tiles of rows + 2), 64], and as much for each part of K. What waits
+// at the end is done with the next panel.
 inline void multiply_panel_amx(const Problem& problem, const RowTiles& a, int64_t row, int64_t rows, int64_t panel,
                                float* sums, Waiting& waiting) {
   const Weight& w = *problem.weight;
@@ -145,41 +181,48 @@ inline void multiply_panel_amx(const Problem& problem, const RowTiles& a, int64_
   const uint8_t* b = w.data + panel * panel_bytes(w);
   // Several tiles of rows together fetch the part that follows.
   const int lines = static_cast<int>((kTileWeights / 64 + down - 1) / down);
-  int64_t slot = 0;  // the first holds what was added up
-  for (int64_t part = 0; part < parts; ++part, ++slot) {
+  const bool narrow = across <= kNarrowTiles;
+  for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = part * kPartTiles, left = across - first, tiles = left < kPartTiles ? left : kPartTiles;
-    const uint8_t *entries = b + first * kTileWeights, *ahead = entries + tiles * kTileWeights;
-    const bool last = part + 1 == parts, full = slot == kPartsAtOnce;
-    for (int64_t t = 0; t < down; ++t, ahead += tiles * lines * 64) {
-      RowTiles::Tile tile = a.tile(t);
-      tile.data += first * tile.step;
+    const uint8_t* entries = b + first * kTileWeights;
+    Ahead ahead = {down == 1 ? entries + kAheadOnce : entries + tiles * kTileWeights, lines, down == 1};
+    for (int64_t t = 0, taken; t < down; t += taken) {
+      taken = narrow || t + 1 == down ? 1 : 2;
       // The sums of a single part take turns in two places, which stay in the first cache.
-      float* c = sums + (parts == 1 ? (panel * down + t) % 2 : t) * of_tile;
+      float* c = sums + (parts == 1 ? waiting.turn * 2 : t) * of_tile;
       if (waiting.c == c) waiting.all();
-      if (down == 1)
-        tile_part<true>(tile, entries, tiles, c + slot * distance, entries + kAheadOnce, lines, waiting);
-      else
-        tile_part<false>(tile, entries, tiles, c + slot * distance, ahead, lines, waiting);
-      if (last) {
-        waiting.all();
-        const int64_t begin = t * kTileSide, count = rows - begin < kTileSide ? rows - begin : kTileSide;
-        waiting = {&problem.out, c, distance, slot, row + begin, panel, static_cast<int>(count), 0};
-      } else if (full) {
-        Waiting::add_parts(c, kTileSide, distance, slot);
+      const auto tile = [&](int64_t index) {
+        RowTiles::Tile found = a.tile(index);
+        found.data += first * found.step;
+        return found;
+      };
+      const int64_t fetched = tiles * lines * 64;
+      if (taken == 1) {
+        one_by_four(tile(t), entries, tiles, c + part * distance, ahead, waiting);
+        ahead.from += fetched;
+      } else {
+        for (int half = 0; half < 2; ++half, ahead.from += fetched)
+          two_by_two(tile(t), tile(t + 1), entries + half * 2 * kTileBytes, tiles, c + part * distance + half * kHalfPanel,
+                     ahead, waiting);
       }
+      if (part + 1 < parts) continue;
+      waiting.all();
+      const int64_t begin = t * kTileSide, there = taken * kTileSide, count = rows - begin < there ? rows - begin : there;
+      waiting = {&problem.out, c, distance, part, row + begin, panel, static_cast<int>(count), 0, waiting.turn ^ 1};
     }
-    if (full) slot = 0;
   }
 }
 
 inline void multiply_share_amx(const Problem& problem, const Share& share) {
   static thread_local Buffer copies, sums;
+  const int64_t most = problem.weight->k > kPartTiles * kPaddedK ? kAmxRows / 2 : kAmxRows;
   tiles_begin();
-  for (int64_t row = share.rows.begin; row < share.rows.end; row += kAmxRows) {
-    const int64_t left = share.rows.end - row, rows = left < kAmxRows ? left : kAmxRows;
+  for (int64_t row = share.rows.begin; row < share.rows.end; row += most) {
+    const int64_t left = share.rows.end - row, rows = left < most ? left : most;
     const RowTiles a(problem, row, rows, copies);
     const int64_t floats = round_up(rows, kTileSide) * kPanel;
-    float* c = (float*)sums.get(((kPartsAtOnce + 1) * floats + kTileSide * kPanel) * sizeof(float));
+    const int64_t parts = (problem.weight->k + kPartTiles * kPaddedK - 1) / (kPartTiles * kPaddedK);
+    float* c = (float*)sums.get((parts * floats + 4 * kTileSide * kPanel) * sizeof(float));
     Waiting waiting = {};
     for (int64_t panel = share.panels.begin; panel < share.panels.end; ++panel)
       multiply_panel_amx(problem, a, row, rows, panel, c, waiting);
