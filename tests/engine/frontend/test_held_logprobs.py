@@ -62,6 +62,17 @@ def test_a_refused_request_ends_in_the_core_and_tells_why() -> None:
     assert outputs.num_requests == 1
 
 
+def test_too_many_of_a_prompt_are_told_as_those_of_the_prompt() -> None:
+    outputs = OutputProcessor(TOKENIZER)
+    prepared = prepare(prompt="abcd", prompt_logprobs=1)
+    outputs.add(prepared, kind=OutputKind.FINAL_ONLY, holding=HeldLogprobs(5).hold())
+    position = PositionLogprobs([ids("a")[0], ids("b")[0]], [-1.0, -2.0], 1)
+    (own,) = (request.request_id for request in prepared.requests)
+    (refusal,) = outputs.process([RequestUpdate(own, [], prompt_logprobs=[position] * 3)], 1.0).refused.values()
+    assert isinstance(refusal, InvalidRequest)
+    assert refusal.field == "prompt_logprobs"
+
+
 @pytest.fixture
 def little_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(async_llm, "MAX_HELD_LOGPROBS", 60)

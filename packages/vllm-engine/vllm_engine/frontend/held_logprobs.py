@@ -24,15 +24,15 @@ class HeldLogprobs:
         self._total += after - before
         self._num_holding += (after > 0) - (before > 0)
 
-    def _check(self, own: int) -> None:
+    def _check(self, own: int, field: str) -> None:
         most = self._most
         if most is None or self._total <= most or own * self._num_holding <= most:
             return
         if own > most:
             raise InvalidRequest(
-                f"logprobs: an answer may hold {most} log-probabilities until it is sent, and this one has more: ask "
+                f"{field}: an answer may hold {most} log-probabilities until it is sent, and this one has more: ask "
                 "for fewer of them, for a shorter answer, or for a stream",
-                field="logprobs",
+                field=field,
             )
         raise Overloaded(f"more than {most} log-probabilities are held for answers that are not sent yet")
 
@@ -51,15 +51,15 @@ class Holding:
         """How many."""
         return self._count
 
-    def add(self, count: int) -> None:
-        """Hold so many more.
+    def add(self, count: int, field: str = "logprobs") -> None:
+        """Hold so many more, which ``field`` of the request asked for.
 
         Raises:
             InvalidRequest: when these are too many for one.
             Overloaded: when all hold too many, and this one more than an even share. They are held all the same.
         """
         self._set(self._count + count)
-        self._all._check(self._count)
+        self._all._check(self._count, field)
 
     def clear(self) -> None:
         """Hold nothing any more. Called for each output of a stream, most of which have none."""

@@ -83,8 +83,11 @@ class RequestState:
         metrics = self.metrics
         if update.scheduled_ts and not metrics.scheduled_ts:
             metrics.scheduled_ts = update.scheduled_ts
-        if self._holding is not None and (update.logprobs is not None or update.prompt_logprobs is not None):
-            self._holding.add(_num_logprobs(update))
+        if self._holding is not None:
+            if update.prompt_logprobs is not None:
+                self._holding.add(_count_of(update.prompt_logprobs), "prompt_logprobs")
+            if update.logprobs is not None:
+                self._holding.add(_count_of(update.logprobs))
         if update.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *self._read_prompt(update.prompt_logprobs)]
         if update.num_cached_tokens > completion.num_cached_tokens:
@@ -198,8 +201,8 @@ def _context(prepared: PreparedRequest, tokenizer: Tokenizer) -> list[int]:
     return prepared.prompt_token_ids
 
 
-def _num_logprobs(update: RequestUpdate) -> int:
-    return sum(len(at.token_ids) for part in (update.logprobs, update.prompt_logprobs) if part for at in part)
+def _count_of(logprobs: list[PositionLogprobs]) -> int:
+    return sum(len(at.token_ids) for at in logprobs)
 
 
 def _index(completion: CompletionState) -> int:
