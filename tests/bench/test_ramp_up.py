@@ -31,6 +31,16 @@ def test_whole_rates_are_noted_when_they_are_reached():
     ]
 
 
+@pytest.mark.parametrize("strategy", ["linear", "exponential"])
+def test_the_last_rate_is_noted_whatever_the_clock_shows(strategy: str):
+    """The run's length is the difference of two readings of a clock, which rounds it up or down."""
+    options = [*LINEAR, "--ramp-up-strategy", strategy, "--num-prompts", 23]
+    ramp = RampUp.of(options_of(*options))
+    last = items_of(*options)[-1].offset
+    for begin in (0.1 * 1.7**number for number in range(40)):
+        assert [rate for _, rate in ramp.changes(begin + last - begin)] == [2, 3, 4, 5, 6], begin
+
+
 def test_the_end_is_reached_with_the_last_request_or_the_last_second():
     ramp = RampUp.of(options_of(*LINEAR, "--num-prompts", 20))
     assert ramp == RampUp("linear", 2.0, 6.0, 5.0)

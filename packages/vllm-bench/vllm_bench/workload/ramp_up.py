@@ -11,6 +11,9 @@ from vllm_cli.command import CommandError
 STRATEGIES = ("linear", "exponential")
 """Of ``--ramp-up-strategy``."""
 
+_CLOCK_SECONDS = 1e-6
+"""What is told of a moment, and far more than is lost where one is the difference of two readings of a clock."""
+
 
 @dataclass(frozen=True, slots=True)
 class RampUp:
@@ -76,9 +79,13 @@ class RampUp:
         return requests / self.start if not growth else math.log1p(requests * growth / self.start) / growth
 
     def changes(self, until: float) -> list[tuple[float, float]]:
-        """``(seconds from the begin, rate)``: the first, and each whole rate that was reached up to ``until``."""
+        """``(seconds from the begin, rate)``: the first, and each whole rate that was reached up to ``until``.
+
+        What is reached with the last request is reached, although ``until`` is rounded.
+        """
         whole = range(math.floor(self.start) + 1, math.floor(self.end) + 1)
-        return [(0.0, self.start), *((at, rate) for rate in whole if (at := self._reached(rate)) <= until)]
+        last = until + _CLOCK_SECONDS
+        return [(0.0, self.start), *((at, rate) for rate in whole if (at := self._reached(rate)) <= last)]
 
     @property
     def _growth(self) -> float:
