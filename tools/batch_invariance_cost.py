@@ -13,10 +13,12 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from peers.driver import SCRIPTS, Driver
+from peers.generate import generate
 from peers.machine import describe
 from peers.outcome import Outcome, alternate
 from peers.report import machine_line
@@ -40,51 +42,49 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(vars(arguments)[name] for name in ("requests", "input_len", "output_len", "rounds", "layers")) < 1:
         parser.error("every number must be at least 1")
-    from peers.checkpoint import write_checkpoint  # torch comes in here, and --help needs none of it
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the children too
     shape = Shape(layers=arguments.layers)
-    model = arguments.folder.absolute() / shape.name
-    write_checkpoint(shape, model)
     work = Work("generate", arguments.requests, arguments.input_len, arguments.output_len)
     print(machine_line(describe()))
     print(f"model {shape.name}; {work.requests} requests, {work.input_len} tokens in, {work.output_len} out")
-    with ExitStack() as stack:
-        drivers = []
-        for value in ("0", "1"):
-            environment = {VARIABLE: value, "HF_HUB_OFFLINE": "1"}
-            command = [sys.executable, str(SCRIPTS / "vllm_api.py"), "vllm_engine"]
-            log = model.with_name(f"batch-invariant-{value}.log")
-            driver = stack.enter_context(Driver(command, environment, log))
-            driver.ask("load", model=str(model), options=OPTIONS)
-            drivers.append(driver)
-        outcome = compare(*drivers, work, shape.vocabulary, arguments.rounds)
+    outcome = measure(arguments.folder.absolute(), shape, work, arguments.rounds)
     ratios = sorted(outcome.ratios)
     print(f"time with {VARIABLE}=1 over time without: {outcome.ratio:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
-def compare(plain: Driver, invariant: Driver, work: Work, vocabulary: int, rounds: int) -> Outcome:
-    """Let both do the work in turn, after one round to warm up; the invariant one is the "peer" of the outcome."""
+def measure(folder: Path, shape: Shape, work: Work, rounds: int) -> Outcome:
+    """Let a process without and one with batch invariance do the work in turn, after one round to warm up; that with it
+    is the "peer" of the outcome. The model and logs are in ``folder``.
+    """
+    from peers.checkpoint import write_checkpoint  # torch comes in here, and --help needs none of it
+
+    model = folder / shape.name
+    write_checkpoint(shape, model)
     outcome = Outcome(Contest("batch invariance", work, "invariant"))
-
-    def seconds(driver: Driver, number: int) -> float:
-        sizes = {"requests": work.requests, "input_len": work.input_len, "output_len": work.output_len}
-        # The last two entries of the vocabulary are special tokens.
-        answer = driver.ask("generate", **sizes, vocabulary=vocabulary - 2, seed=number)
-        return float(answer["seconds"])
-
-    for driver in (plain, invariant):
-        seconds(driver, -1)
-        driver.others = 0.0
-    alternate(
-        lambda number: outcome.ours.append(seconds(plain, number)),
-        lambda number: outcome.peer.append(seconds(invariant, number)),
-        rounds,
-    )
-    outcome.others = max(plain.others, invariant.others)
+    with ExitStack() as stack:
+        plain, invariant = (stack.enter_context(engine(model, value)) for value in ("0", "1"))
+        for driver in (plain, invariant):
+            generate(driver, work, shape, "warm-ups", 0)
+            driver.others = 0.0
+        alternate(
+            lambda number: outcome.ours.append(generate(plain, work, shape, "prompts", number)),
+            lambda number: outcome.peer.append(generate(invariant, work, shape, "prompts", number)),
+            rounds,
+        )
+        outcome.others = max(plain.others, invariant.others)
     for number, (ours, peer) in enumerate(zip(outcome.ours, outcome.peer, strict=True), 1):
         print(f"round {number}: {ours:.3f} s without, {peer:.3f} s with; others {outcome.others:.1f}", flush=True)
     return outcome
+
+
+@contextmanager
+def engine(model: Path, value: str) -> Iterator[Driver]:
+    """Our engine in a process of its own, with the model loaded and the variable set."""
+    command = [sys.executable, str(SCRIPTS / "vllm_api.py"), "vllm_engine"]
+    environment = {VARIABLE: value, "HF_HUB_OFFLINE": "1"}
+    with Driver(command, environment, model.with_name(f"batch-invariant-{value}.log")) as driver:
+        driver.ask("load", model=str(model), options=OPTIONS)
+        yield driver
 
 
 if __name__ == "__main__":

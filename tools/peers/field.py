@@ -10,18 +10,18 @@ from pathlib import Path
 from vllm_bench.server_process import free_port
 from vllm_bench.startup import measure_start
 from vllm_bench.startup_probe import StartupProbe
-from vllm_bench.workload.seeds import generator
-from vllm_bench.workload.token_ids import random_ids
 from vllm_cli.command import CommandError
 
 from .driver import SCRIPTS, Driver, DriverError
 from .environment import export_openvino
+from .generate import generate
 from .outcome import Outcome, alternate
 from .shape import Shape
 from .works import MAX_MODEL_LEN, Contest, Work
 
 _START_TIMEOUT = 900.0
 _READ_BYTES = 2**30
+_PEAK_SIZE = 4096
 _ENGINE_OPTIONS = {"dtype": "bfloat16", "max_model_len": MAX_MODEL_LEN, "enable_prefix_caching": False}
 _OPENVINO_OPTIONS = {"cache_size": 4, "enable_prefix_caching": False, "max_num_batched_tokens": 4096}
 
@@ -150,7 +150,7 @@ class Field:
                 answer = kernels.ask("multiply", **sizes, repeats=9)
                 outcome.ours.append(answer["ours"])
                 outcome.peer.append(answer["torch"])
-            outcome.peak_flops = kernels.ask("peak", size=4096, repeats=3)["flops"]
+            outcome.peak_flops = kernels.ask("peak", size=_PEAK_SIZE, repeats=3)["flops"]
             outcome.others = kernels.others
 
     @contextmanager
@@ -190,10 +190,4 @@ class Field:
         self.say(f"{name} loaded in {answer['seconds']:.1f} s")
 
     def _seconds(self, driver: Driver, work: Work, purpose: str, seed: int) -> float:
-        """Of the same prompts for everyone who does this work: those of ``vllm bench``."""
-        # The last two entries of the vocabulary are special tokens.
-        vocabulary = self.shape.vocabulary - 2
-        prompts = random_ids(vocabulary, work.requests, work.input_len, generator(seed, purpose))
-        answer = driver.ask("generate", prompts=prompts, output_len=work.output_len)
-        seconds: float = answer["seconds"]
-        return seconds
+        return generate(driver, work, self.shape, purpose, seed)
