@@ -12,6 +12,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from tests.e2e.serving import DemoServer, all_gone
+from tests.same_bits import same_bits
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 # Each character is three or four bytes, none of which the demo's vocabulary joins: every byte is a token of its own.
@@ -20,7 +21,7 @@ MULTILINGUAL = "日本語 한국어 العربية ελληνικά 🙂👩‍�
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DemoServer]:
-    with DemoServer("--kv-cache-memory-bytes", str(256 * 2**20)) as server:
+    with DemoServer("--kv-cache-memory-bytes", str(256 * 2**20), env=same_bits()) as server:
         yield server
 
 

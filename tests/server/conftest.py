@@ -13,6 +13,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from tests.same_bits import same_bits
 from tests.server.demo_process import DemoProcess
 from tests.server.fake_llm import FakeLLM
 from tests.server.process import Process
@@ -91,9 +92,9 @@ KEY_OF_DEMO = "key-of-demo"
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
-    """``vllm serve demo`` for the official clients; it wants ``KEY_OF_DEMO``."""
+    """``vllm serve demo`` for the official clients, which says the same twice; it wants ``KEY_OF_DEMO``."""
     flags = ("--api-key", KEY_OF_DEMO, "--enable-prompt-tokens-details")
-    process = DemoProcess(tmp_path_factory.mktemp("demo"), *flags)
+    process = DemoProcess(tmp_path_factory.mktemp("demo"), *flags, **same_bits())
     yield process
     process.clean_up()
 

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.same_bits import same_bits
 from tests.server.control_stream import ControlStream
 from tests.server.demo_process import DemoProcess
 from tests.server.hostile import HUGE, LEAK, places
@@ -53,7 +54,7 @@ OF_THE_ENGINE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
-    process = DemoProcess(tmp_path_factory.mktemp("heavy"), "--max-model-len", "256", VLLM_BATCH_INVARIANT="1")
+    process = DemoProcess(tmp_path_factory.mktemp("heavy"), "--max-model-len", "256", **same_bits())
     yield process
     process.clean_up()
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, openapi
 
+from tests.same_bits import same_bits
 from tests.server.control_stream import ControlStream
 from tests.server.demo_process import DemoProcess
 from tests.server.hostile import LEAK
@@ -29,7 +30,7 @@ NEEDED = {"model", "messages", "prompt", "input", "tokens", "max_tokens"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
-    process = DemoProcess(tmp_path_factory.mktemp("fuzz"), *FLAGS, VLLM_BATCH_INVARIANT="1", VLLM_CHECK_INVARIANTS="1")
+    process = DemoProcess(tmp_path_factory.mktemp("fuzz"), *FLAGS, VLLM_CHECK_INVARIANTS="1", **same_bits())
     yield process
     process.clean_up()
 

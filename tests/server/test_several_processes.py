@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.same_bits import same_bits, same_bits_here
 from tests.server.certificates import OPENSSL, make_authority, make_certificate
 from tests.server.demo_process import DemoProcess, StreamReader, until
 from vllm_engine import LLM, SamplingParams
@@ -31,7 +32,7 @@ KEYS = ("one", "two")
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
     flags = ("--api-server-count", "2", *LIMITS, "--enable-server-load-tracking", "--api-key", *KEYS)
-    demo = DemoProcess(tmp_path_factory.mktemp("several"), *flags)
+    demo = DemoProcess(tmp_path_factory.mktemp("several"), *flags, **same_bits())
     yield demo
     demo.clean_up()
 
@@ -65,14 +66,14 @@ def metric(page: str, name: str) -> float:
 def test_answers_and_sums_are_those_of_one_process(demo: DemoProcess) -> None:
     before = ask(demo, "/metrics").text
     prompts = ["Hello", "The weather is"]
-    llm = LLM("demo", max_num_seqs=4, num_gpu_blocks_override=512, use_tqdm_on_load=False)
     params = [SamplingParams(temperature=1.0, seed=seed, max_tokens=6 + seed) for seed in range(12)]
-    true = {
-        (prompt, one.seed): llm.generate(prompt, one, use_tqdm=False)[0].outputs[0]
-        for prompt in prompts
-        for one in params
-    }
-    del llm
+    options: dict[str, Any] = {"max_num_seqs": 4, "num_gpu_blocks_override": 512, "use_tqdm_on_load": False}
+    with same_bits_here(), LLM("demo", **options) as llm:
+        true = {
+            (prompt, one.seed): llm.generate(prompt, one, use_tqdm=False)[0].outputs[0]
+            for prompt in prompts
+            for one in params
+        }
 
     def completion(case: tuple[str, int]) -> dict[str, Any]:
         prompt, seed = case

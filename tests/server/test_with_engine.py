@@ -15,6 +15,7 @@ import openai
 import psutil
 import pytest
 
+from tests.same_bits import same_bits, same_bits_here
 from vllm_engine import LLM, SamplingParams
 
 SERVE = (
@@ -34,7 +35,7 @@ class Served:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **same_bits()},
             cwd=Path(__file__).parents[2],
         )
         assert self.process.stdout is not None
@@ -62,9 +63,8 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def offline() -> Iterator[LLM]:
-    llm = LLM("demo", num_gpu_blocks_override=512)
-    yield llm
-    llm.close()
+    with same_bits_here(), LLM("demo", num_gpu_blocks_override=512) as llm:
+        yield llm
 
 
 @pytest.fixture

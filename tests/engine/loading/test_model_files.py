@@ -26,7 +26,10 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "../none", "~/none-at-all"])
-def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(name: str) -> None:
+def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nobody else makes folders
     with pytest.raises(ConfigError, match="does not exist"):
         resolve_model(name)
 
