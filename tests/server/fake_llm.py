@@ -84,7 +84,10 @@ class Call:
 
 
 class FakeLLM:
-    """See the module. ``delay`` is the time per token, ``first_delay`` the time before the first, in seconds."""
+    """See the module. ``delay`` is the time per token, ``first_delay`` the time before the first, in seconds.
+
+    No request gets a token while ``may_begin`` is not set.
+    """
 
     def __init__(self, *, delay: float = 0.0, first_delay: float = 0.0, defaults: dict[str, Any] | None = None) -> None:
         self.config: EngineConfig = EngineArgs("fake/model", served_model_name=["fake", "alias"]).create_config()
@@ -92,6 +95,8 @@ class FakeLLM:
         self.tokenizer: FakeTokenizer | None = FakeTokenizer()
         self.delay = delay
         self.first_delay = first_delay
+        self.may_begin = asyncio.Event()
+        self.may_begin.set()
         self.defaults = defaults or {}
         self.calls: list[Call] = []
         self.control_calls: list[tuple[Any, ...]] = []
@@ -204,6 +209,7 @@ class FakeLLM:
         done = False
         try:
             await asyncio.sleep(self.first_delay)
+            await self.may_begin.wait()
             metrics.scheduled_ts = time.monotonic()
             for step in range(limit):
                 if step == fault_at and fault is not None:

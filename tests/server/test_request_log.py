@@ -134,9 +134,11 @@ async def test_a_response_in_the_background_is_told_of_when_it_has_ended() -> No
         async with make_client(build_app(context)) as client:
             for text in ("hi", "!fail-after-3"):
                 num_lines = len(lines)
+                llm.may_begin.clear()
                 body = {"input": text, "max_output_tokens": 4, "background": True}
                 made = (await client.post("/v1/responses", json=body)).json()
                 assert (made["status"], len(lines)) == ("queued", num_lines)
+                llm.may_begin.set()
                 while (await client.get(f"/v1/responses/{made['id']}")).json()["status"] in ("queued", "in_progress"):
                     await asyncio.sleep(0.01)
     output, whole, stack, partial, broken = [json.loads(line) for line in lines]
