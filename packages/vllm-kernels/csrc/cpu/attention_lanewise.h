@@ -3,28 +3,13 @@
 // packed keys, and so only for steps whose sums may depend on how many new tokens a sequence has.
 #pragma once
 
+#include "attention_lanes.h"
 #include "attention_pack.h"
 #include "unroll.h"
 
 namespace {
 
 #if defined(__AVX512F__)
-
-// Four Vecs -> for each 128 bits of lanes, the four sums of each Vec's numbers there.
-inline __m512 add_in_quarters(const Vec (&x)[4]) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0].v, x[1].v), _mm512_unpackhi_ps(x[0].v, x[1].v));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2].v, x[3].v), _mm512_unpackhi_ps(x[2].v, x[3].v));
-  const __m512d lo = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  const __m512d hi = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-  return _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
-}
-
-// Four results of add_in_quarters -> the sixteen sums, in order.
-inline Vec add_quarters(const __m512 (&x)[4]) {
-  const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(x[0], x[1], 0x88), _mm512_shuffle_f32x4(x[0], x[1], 0xdd));
-  const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(x[2], x[3], 0x88), _mm512_shuffle_f32x4(x[2], x[3], 0xdd));
-  return {_mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd))};
-}
 
 // sums [R][4] += query [R][units] times four keys at rows, of `N` Vecs of units from entry `from` on.
 template <class Units, class Format, int R, int N>
@@ -72,9 +57,9 @@ void lanewise_scores(const void* const* rows, const void* const* next, int begin
         if (next) ask_for<step * kBytes>(next + first, 4, from * kBytes);
         add_products<Units, Format, R, 1>(rows + first, from, head_dim, query, units, sums);
       }
-      unrolled<R>([&](int r) VLLM_INLINE { quarters[r][quad] = add_in_quarters(sums[r]); });
+      unrolled<R>([&](int r) VLLM_INLINE { quarters[r][quad] = combine_in_quarters(sums[r], Add()); });
     }
-    for (int r = 0; r < R; ++r) store(scores + r * kKeys + g * kLanes, add_quarters(quarters[r]));
+    for (int r = 0; r < R; ++r) store(scores + r * kKeys + g * kLanes, combine_quarters(quarters[r], Add()));
   }
 }
 

@@ -136,6 +136,10 @@ inline void ask_for(const void* const* rows, int count, int64_t offset) {
     for (int i = 0; i < Bytes; i += 64) __builtin_prefetch((const char*)rows[k] + offset + i, 0, 2);
 }
 
+// Packs groups [begin, end) of 16 rows; next: rows to ask for meanwhile, or null.
+using PackRows = void (*)(const void* const* rows, const void* const* next, int begin, int end, int head_dim,
+                          float* packed);
+
 // Groups [begin, end) of 16 rows -> packed [units of head_dim][kKeys]. next: rows to ask for meanwhile, or null.
 template <class Units, class Format>
 void pack_keys(const void* const* rows, const void* const* next, int begin, int end, int head_dim, float* packed) {
@@ -152,7 +156,7 @@ void pack_keys(const void* const* rows, const void* const* next, int begin, int 
 }
 
 // Columns [from, from + 16 units) of the unit whose keys begin at rows[0], in Units::kPerUnit Vecs. A pair of bf16 is
-// of two neighbouring keys; its 32 columns are in the order that interleaving leaves, which ordered_columns() undoes.
+// of two neighbouring keys; its 32 columns are in the order that interleaving leaves, which store_columns() undoes.
 template <class Units, class Format>
 inline void value_columns(const void* const* rows, int from, int head_dim, Vec* out) {
   using E = typename Format::type;
@@ -200,31 +204,11 @@ void pack_values(const void* const* rows, const void* const* next, int begin, in
   }
 }
 
-// Columns [from, from + 16 units) of a row of pack_values' order -> in the order of head_dim, in Units::kPerUnit Vecs.
-template <class Units>
-inline void ordered_columns(const float* row, int from, Vec* out) {
-#if defined(__AVX512BF16__)
-  if constexpr (Units::kPerUnit == 2) {
-    const __m512 lo = load(row + from).v, hi = load(row + from + kLanes).v;
-    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-    out[0].v = _mm512_permutex2var_ps(lo, first, hi);
-    out[1].v = _mm512_permutex2var_ps(lo, second, hi);
-    return;
-  }
-#endif
-  out[0] = load(row + from);
-}
-
-// Rows of queries of type T -> [rows][units of head_dim], zeros from head_dim on.
+// A row of queries of type T -> [units of head_dim], zeros from head_dim on.
 template <class Units, class T>
 inline void pack_query(const typename T::type* row, int head_dim, float* packed) {
-  const int width = padded_dim<Units>(head_dim);
-  for (int i = 0; i < width; i += kLanes) {
-    const int left = head_dim - i;
-    const Vec x = left >= kLanes ? T::load(row + i) : left > 0 ? T::load(row + i, first(left)) : zero();
-    Units::put(packed, i, x);
-  }
+  for (int i = 0; i < head_dim; i += kLanes * Units::kPerUnit)
+    store(packed + i / Units::kPerUnit, load_units<Units, T>(row, i, head_dim));
 }
 
 }  // namespace

@@ -11,16 +11,13 @@
 namespace {
 
 constexpr int kSplit = 512;
-constexpr int kTileRows = 96;
 
-#if defined(__AMX_BF16__)
-constexpr bool kTiles = true;
-// Rows of query tiles, and groups of keys, come in such numbers: whole tiles.
-constexpr int kRowStep = 16, kGroupStep = 2;
-#else
-constexpr bool kTiles = false;
-constexpr int kRowStep = kBlockRows, kGroupStep = 1;
-#endif
+// How many query rows an item has at most, and of which number it has a multiple where its sequence has more.
+struct ItemRows {
+  int most, step;
+};
+
+constexpr ItemRows kVectorRows = {96, kBlockRows};
 
 // What Python hands over, see paged_attention below.
 struct Task {
@@ -45,6 +42,21 @@ struct Task {
   int64_t first_seen(int64_t position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
 };
 
+// Calls body(r, token, head, position) for query rows [row, row + rows) of a sequence and a KV head: row `row + r` is
+// query head `head` of token `token` of the step, at `position` of its sequence. It counts along: dividing for each row
+// takes longer than what is done with it.
+template <class Body>
+void for_each_row(const Task& task, int seq, int kv_head, int64_t row, int64_t rows, const Body& body) {
+  const int group = task.group();
+  const int64_t begin = task.query_starts[seq], computed = task.seq_lens[seq] - task.query_len(seq);
+  int64_t token = row / group;
+  int member = static_cast<int>(row % group);
+  for (int r = 0; r < rows; ++r) {
+    body(r, begin + token, kv_head * group + member, computed + token);
+    if (++member == group) member = 0, ++token;
+  }
+}
+
 // Rows [row, row + rows) of a sequence's query rows for one KV head, and splits [split, split_end) of its positions.
 struct Item {
   int32_t seq, head, row, rows, split, split_end;
@@ -61,26 +73,41 @@ struct Shared {
 struct Partial {
   float *largest, *total, *sums;
   Partial(float* memory, int rows) : largest(memory), total(memory + padded(rows)), sums(memory + 2 * padded(rows)) {}
+  // Of the rows from `row` on, a multiple of 16.
+  Partial from_row(int64_t row, int64_t width) const {
+    Partial rest = *this;
+    rest.largest += row, rest.total += row, rest.sums += row * width;
+    return rest;
+  }
   static int64_t padded(int64_t rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
   static int64_t floats(int64_t rows, int64_t width) { return 2 * padded(rows) + padded(rows) * width; }
 };
 
-// How a step is cut: rows of a tile at most, and the cost above which a tile is cut into parts.
+// How a step is cut: rows of a tile at most and their step, and the cost above which a tile is cut into parts.
 struct Cut {
-  int64_t tile_rows, part_cost;
+  int64_t tile_rows, row_step, part_cost;
 };
+
+// body(F32()), ...: the type of queries. Pairs of bf16 are for queries of bf16 alone.
+template <class Units, class Body>
+void with_query_type(const Task& task, const Body& body) {
+  if constexpr (Units::kPerUnit == 2)
+    body(BF16());
+  else
+    with_type(task.query_type, body);
+}
 
 // Calls body(seq, row, rows, first split, end of splits, cost) for each tile of one KV head. The cost is in units of a
 // row of queries times a position; packing a position costs as much as kPackingRows of them.
 constexpr int kPackingRows = 12;
 
 template <class Body>
-void for_each_tile(const Task& task, int64_t tile_rows, const Body& body) {
+void for_each_tile(const Task& task, const Cut& cut, const Body& body) {
   for (int64_t seq = 0; seq < task.num_seqs; ++seq) {
     const int64_t all = task.query_len(seq) * task.group();
     if (all <= 0) continue;
-    const int64_t tiles = (all + tile_rows - 1) / tile_rows;
-    const int64_t rows = ((all + tiles - 1) / tiles + kRowStep - 1) / kRowStep * kRowStep;
+    const int64_t tiles = (all + cut.tile_rows - 1) / cut.tile_rows;
+    const int64_t rows = ((all + tiles - 1) / tiles + cut.row_step - 1) / cut.row_step * cut.row_step;
     for (int64_t row = 0; row < all; row += rows) {
       const int64_t count = all - row < rows ? all - row : rows;
       const int64_t low = task.first_seen(task.position(seq, row)), high = task.position(seq, row + count - 1) + 1;
@@ -89,12 +116,12 @@ void for_each_tile(const Task& task, int64_t tile_rows, const Body& body) {
   }
 }
 
-Cut choose_cut(const Task& task, int threads) {
-  Cut cut = {kTileRows, INT64_MAX};
+Cut choose_cut(const Task& task, const ItemRows& item_rows, int threads) {
+  Cut cut = {item_rows.most, item_rows.step, INT64_MAX};
   int64_t tiles, cost;
   const auto look = [&] {
     tiles = cost = 0;
-    for_each_tile(task, cut.tile_rows, [&](int64_t, int64_t, int64_t, int64_t, int64_t, int64_t tile_cost) {
+    for_each_tile(task, cut, [&](int64_t, int64_t, int64_t, int64_t, int64_t, int64_t tile_cost) {
       ++tiles;
       cost += tile_cost;
     });
@@ -139,7 +166,7 @@ Plan plan_items(const Task& task, const Cut& cut, int width, Buffer& memory) {
       floats += task.num_kv_heads * (end - split) * Partial::floats(rows, width);
     }
   };
-  for_each_tile(task, cut.tile_rows, measure);
+  for_each_tile(task, cut, measure);
   char* bytes = memory.get(items * sizeof(Item) + tiles * sizeof(Shared) + 64);
   Plan plan = {(Item*)(bytes + (tiles * sizeof(Shared) + 63) / 64 * 64), (Shared*)bytes, items, floats};
   int64_t at[64], next = 0;
@@ -163,7 +190,7 @@ Plan plan_items(const Task& task, const Cut& cut, int width, Buffer& memory) {
       }
     }
   };
-  for_each_tile(task, cut.tile_rows, place);
+  for_each_tile(task, cut, place);
   return plan;
 }
 
