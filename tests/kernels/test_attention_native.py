@@ -102,6 +102,24 @@ def test_every_stored_number_is_read_exactly(kernels, cached):
     assert torch.equal(attend(wide)[0], expected.float())
 
 
+@pytest.mark.parametrize("options", [False, True], ids=["plain", "everything"])
+@pytest.mark.parametrize("cached", ["bfloat16", "int8_per_token_head"])
+def test_prompts_of_many_query_rows_equal_the_reference(kernels, cached, options):
+    # Several items for a sequence on tiles, several splits, rows that fill no tile; with a window, also rows that see
+    # nothing of a split which others of their item see.
+    lengths = ((530, 530), (270, 1100), (9, 600), (23, 24))
+    assert error(*case(lengths, torch.bfloat16, cached, everything=options)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 8.0])
+def test_any_scale_of_scores_equals_the_reference(kernels, scale):
+    step, _, _ = case(((40, 90), (2, 70)), torch.bfloat16)
+    with use_face("reference"):
+        expected = paged_attention(step.double().query, step.cache, step.metadata, scale=scale)
+    result = paged_attention(step.query, step.cache, step.metadata, scale=scale)
+    assert (result.double() - expected).abs().max() < TOLERANCE[torch.bfloat16]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_long_contexts_are_cut_into_parts_without_changing_bits(dtype, num_threads):
     torch.manual_seed(0)
