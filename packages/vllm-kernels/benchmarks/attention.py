@@ -6,9 +6,10 @@ Heads are those of a model with 0.6 billion weights: 16 of queries, 8 of keys an
 of the cache's own type where that is fp16 or fp32. A decoding step has one new token for each sequence; its blocks of
 16 tokens are scattered over the cache, and caches take turns so that keys and values come from memory. The limit is a
 read of one large array. A prefill has all its tokens new; the limit is the best of torch's bf16 products, in GFLOP/s of
-4 * tokens^2 / 2 * heads * head_dim operations: what causal attention needs. torch: ``scaled_dot_product_attention`` of
-each sequence for itself, keys and values contiguous and in the type of the queries. What stands on one line ran in
-turns in one process, and a figure is the best of its runs, as other work on the machine only ever adds time.
+4 * tokens^2 / 2 * heads * head_dim operations a sequence: what causal attention needs. torch:
+``scaled_dot_product_attention`` of each sequence for itself, keys and values contiguous and in the type of the queries.
+What stands on one line ran in turns in one process, and a figure is the best of its runs, as other work on the machine
+only ever adds time.
 """
 
 import argparse
@@ -34,7 +35,7 @@ FORMATS: tuple[CacheFormat, ...] = (
     "int8_per_token_head",
 )
 DECODES = [(1, 128), (1, 2048), (1, 16384), (8, 512), (8, 2048), (32, 128), (32, 300), (32, 2048), (64, 512)]
-PREFILLS = [256, 1024, 4096]
+PREFILLS = [(1, 256), (1, 1024), (1, 4096), (8, 1024), (64, 64)]
 COLD_BYTES = 160 << 20
 """Of the caches that take turns: several times what processors keep."""
 
@@ -96,7 +97,8 @@ def ours(sequences: int, new: int, length: int, cached: CacheFormat, copies: int
     metadata, num_blocks = step_of(sequences, new, length)
     turns = itertools.cycle([filled_cache(num_blocks, cached) for _ in range(copies)])
     query = torch.randn(sequences * new, HEADS, HEAD_DIM).to(query_type(cached))
-    return lambda: paged_attention(query, next(turns), metadata, scale=HEAD_DIM**-0.5)
+    out = torch.empty_like(query)  # as in the engine, where an output finds memory that was used before
+    return lambda: paged_attention(query, next(turns), metadata, scale=HEAD_DIM**-0.5, out=out)
 
 
 def decode_table(seconds: float) -> None:
@@ -123,18 +125,18 @@ def decode_table(seconds: float) -> None:
 
 def prefill_table(seconds: float) -> None:
     x, weight = torch.randn(1024, 1024).bfloat16(), torch.randn(4096, 1024).bfloat16()
-    print("| tokens | cache | ms | GFLOP/s | bf16 product GFLOP/s | of that | torch ms | faster by |")
+    print("| sequences x tokens | cache | ms | GFLOP/s | bf16 product GFLOP/s | of that | torch ms | faster by |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for tokens, cached in itertools.product(PREFILLS, FORMATS):
+    for (sequences, tokens), cached in itertools.product(PREFILLS, FORMATS):
         runs = [
-            ours(1, tokens, tokens, cached, 1),
-            torch_attention(1, tokens, tokens, query_type(cached), 1),
+            ours(sequences, tokens, tokens, cached, 1),
+            torch_attention(sequences, tokens, tokens, query_type(cached), 1),
             lambda: linear(x, weight),
         ]
         own, theirs, product = best_times(runs, seconds)
-        speed, limit = 2 * tokens**2 * HEADS * HEAD_DIM / own / 1e9, 2 * 1024 * 1024 * 4096 / product / 1e9
+        speed, limit = 2 * sequences * tokens**2 * HEADS * HEAD_DIM / own / 1e9, 2 * 1024 * 1024 * 4096 / product / 1e9
         print(
-            f"| {tokens} | {cached} | {own * 1e3:.2f} | {speed:.0f} | {limit:.0f} | {speed / limit:.0%} "
+            f"| {sequences} x {tokens} | {cached} | {own * 1e3:.2f} | {speed:.0f} | {limit:.0f} | {speed / limit:.0%} "
             f"| {theirs * 1e3:.2f} | {theirs / own:.1f} |",
             flush=True,
         )

@@ -1,8 +1,9 @@
 // Attention of the new tokens of many sequences to what the paged cache holds of theirs.
 //
-// A split of a row's positions is summed by itself, block after block of kKeys, and the splits are folded in order. So
-// a row's result has one order of sums, whatever else is in the batch, however the work is cut into items
-// (attention_plan.h) and shared among threads, and with `batch_invariant` however its prompt is cut into chunks.
+// A split of a row's positions is summed by itself, block after block of kKeys or on tiles all at once
+// (attention_tile_item.h), and the splits are folded in order. So a row's result has one order of sums, whatever else is
+// in the batch, however the work is cut into items (attention_plan.h) and shared among threads, and with
+// `batch_invariant` however its prompt is cut into chunks.
 #include <type_traits>
 
 #include "attention_block.h"
