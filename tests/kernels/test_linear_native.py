@@ -84,6 +84,19 @@ def test_whole_panels_to_which_nothing_is_added(kernels, dtype, rows):
         assert torch.allclose(result.double(), gated, rtol=4 * ROUNDING[dtype], atol=2e-4), name
 
 
+def test_large_results_have_the_bits_of_small_ones(kernels):
+    # What exceeds the caches is written past them, if rows are whole lines of memory.
+    rows = 700
+    x, w = problem(rows, 3200, 64, torch.bfloat16)
+    weight, gated = filled(w), filled(w, gated=True)
+    residual = torch.randn(rows, 3200).to(torch.bfloat16)
+    large, largest = linear(x, weight, residual=residual), gated_linear(x.repeat(2, 1), gated, "silu")
+    for first in range(0, rows, 100):
+        part = x[first : first + 100]
+        assert torch.equal(large[first : first + 100], linear(part, weight, residual=residual[first : first + 100]))
+        assert torch.equal(largest[first : first + 100], gated_linear(part, gated, "silu"))
+
+
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_rows_may_lie_anywhere(kernels, dtype):
     x, w = problem(21, 70, 64, dtype)

@@ -120,8 +120,8 @@ inline void multiply_share(const Problem& problem, const Share& share) {
 }
 
 // Divides a product among threads. Many rows by a weight that the second cache holds go to whichever thread is free,
-// `at_once` at a time: one whose core is busy with something else then holds up the others for a few rows and not for its
-// half.
+// `at_once` at a time: one whose core is busy with something else then holds up the others for a few rows and not for
+// its half.
 template <class Body>
 void share_product(const Problem& problem, int threads, int64_t at_once, const Body& body) {
   threads = useful_threads(problem, threads);
@@ -133,9 +133,13 @@ void share_product(const Problem& problem, int threads, int64_t at_once, const B
         const int64_t end = row + at_once;
         body(Share{{0, panels}, {row, end < problem.rows ? end : problem.rows}});
       }
+      if (problem.out.streamed) _mm_sfence();
     });
   }
-  run_team(threads, [&](int thread, int num_threads) { body(share_of(panels, problem.rows, thread, num_threads)); });
+  run_team(threads, [&](int thread, int num_threads) {
+    body(share_of(panels, problem.rows, thread, num_threads));
+    if (problem.out.streamed) _mm_sfence();
+  });
 }
 
 // The whole product with the vector instructions of this level.

@@ -2,8 +2,8 @@
 //
 // What a dot of tiles waits for is its operands: a tile comes from the first cache in 8 cycles and from the second in 18,
 // and a dot takes 16 (20 at the power that real numbers take). Where a panel fits into the first cache, it stays there
-// while rows pass by, 16 at a time, and one load of five comes from the second. Where it does not, 32 rows by half a panel
-// take four loads for four dots. Storing sums and loading them again for the next part of K costs more than either.
+// while rows pass by, 16 at a time, and one load of five comes from the second. Where it does not, 32 rows by half a
+// panel take four loads for four dots. Storing sums and loading them again for the next part of K costs more than either.
 #pragma once
 
 #include "gemm.h"
@@ -17,9 +17,9 @@ constexpr int64_t kNarrowTiles = 8;    // tiles along K of a panel that stays in
 constexpr int64_t kAheadOnce = 8192;   // bytes that a panel's only tile of rows fetches ahead
 constexpr int64_t kTileWeights = kTileSide * kStepBytes;  // bytes of a panel for a tile's 32 of K
 
-// Rows of activations as tiles read them: where they are, if the next row is so near that 16 of them do not meet in a few
-// sets of the first cache, else copied to [rows / 16][k / 32][16][32]. A tile that lacks rows is copied, too: rows and
-// columns that are not there are zeros.
+// Rows of activations as tiles read them: where they are, if the next row is so near that 16 of them do not meet in a
+// few sets of the first cache, else copied to [rows / 16][k / 32][16][32]. A tile that lacks rows is copied, too: rows
+// and columns that are not there are zeros.
 class RowTiles {
  public:
   struct Tile {
@@ -28,7 +28,10 @@ class RowTiles {
   };
 
   RowTiles(const Problem& problem, int64_t row, int64_t rows, Buffer& buffer)
-      : x_((const uint16_t*)problem.x + row * problem.stride), stride_(problem.stride), rows_(rows), k_(problem.weight->k) {
+      : x_((const uint16_t*)problem.x + row * problem.stride),
+        stride_(problem.stride),
+        rows_(rows),
+        k_(problem.weight->k) {
     const int64_t whole = rows / kTileSide, all = round_up(rows, kTileSide) / kTileSide;
     in_place_ = k_ % kPaddedK == 0 && stride_ * 2 <= kNearRows ? whole : 0;
     copies_ = (const uint8_t*)buffer.get((all - in_place_) * tile_bytes());
@@ -68,8 +71,8 @@ class RowTiles {
   const uint8_t* copies_;
 };
 
-// Sums that wait for what is left to do: those of several parts of a tile of rows, to be added up and written out. Vectors
-// do that two rows at a time between the dots of the next tile, which keep only the tile unit busy.
+// Sums that wait for what is left to do: those of several parts of some rows, to be added up and written out. Vectors do
+// that two rows at a time between the dots of the next rows, which keep only the tile unit busy.
 struct Waiting {
   static constexpr int kRowsAtOnce = 2;
 
@@ -202,12 +205,12 @@ inline void multiply_panel_amx(const Problem& problem, const RowTiles& a, int64_
         ahead.from += fetched;
       } else {
         for (int half = 0; half < 2; ++half, ahead.from += fetched)
-          two_by_two(tile(t), tile(t + 1), entries + half * 2 * kTileBytes, tiles, c + part * distance + half * kHalfPanel,
-                     ahead, waiting);
+          two_by_two(tile(t), tile(t + 1), entries + half * 2 * kTileBytes, tiles,
+                     c + part * distance + half * kHalfPanel, ahead, waiting);
       }
       if (part + 1 < parts) continue;
       waiting.all();
-      const int64_t begin = t * kTileSide, there = taken * kTileSide, count = rows - begin < there ? rows - begin : there;
+      const int64_t begin = t * kTileSide, most = taken * kTileSide, count = rows - begin < most ? rows - begin : most;
       waiting = {&problem.out, c, distance, part, row + begin, panel, static_cast<int>(count), 0, waiting.turn ^ 1};
     }
   }

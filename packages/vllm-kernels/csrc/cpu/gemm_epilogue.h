@@ -1,6 +1,8 @@
 // What happens to the sums of a panel on their way out: bias, residual, gate; then one rounding.
 #pragma once
 
+#include <type_traits>
+
 #include "gemm_gate.h"
 #include "pack.h"
 
@@ -15,6 +17,7 @@ struct Output {
   DType dtype;      // of the activations
   DType out_dtype;  // the same, or f32
   Gate gate;
+  bool streamed = false;  // past the caches: `data` begins at a line and rows fill whole ones
 };
 
 template <class T, class Out>
@@ -52,8 +55,17 @@ void finish_whole(const Output& out, const float* c, int rows, int64_t row, int6
   const int width = out.gate == Gate::none ? kPanel : kHalfPanel;
   E* to = (E*)out.data + row * out.columns + panel * width;
   const auto each = [&](const auto& value) {
-    for (int r = 0; r < rows; ++r, c += kPanel, to += out.columns)
+    for (int r = 0; r < rows; ++r, c += kPanel, to += out.columns) {
+#if defined(__AVX512BF16__)
+      if constexpr (std::is_same_v<T, BF16>)
+        if (out.streamed) {
+          for (int i = 0; i < width; i += 2 * kLanes)
+            stream_bf16(to + i, value(c + i, r, i), value(c + i + kLanes, r, i + kLanes));
+          continue;
+        }
+#endif
       for (int i = 0; i < width; i += kLanes) T::store(to + i, value(c + i, r, i));
+    }
   };
   if (out.gate == Gate::silu)
     return each([](const float* x, int, int) { return apply(Gate::silu, load(x), load(x + kHalfPanel)); });

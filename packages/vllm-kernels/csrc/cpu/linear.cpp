@@ -13,6 +13,13 @@ namespace {
 // With fewer rows vectors read weights a little faster than tiles.
 constexpr int64_t kMinAmxRows = 3;
 
+// A result that the caches do not hold is written past them: else each of its lines is read before it is written.
+constexpr int64_t kStreamedBytes = 4 * 1024 * 1024;
+bool streams(const void* out, int64_t rows, int64_t columns, int32_t out_dtype) {
+  return DType(out_dtype) == DType::bf16 && rows * columns * 2 > kStreamedBytes && columns % 32 == 0 &&
+         reinterpret_cast<uintptr_t>(out) % 64 == 0;
+}
+
 // Stores rows [start, start + count) of a weight. rows: [count, k] of `dtype` with strides in elements.
 void linear_fill(const Weight* weight, const void* rows, int64_t start, int64_t count, int64_t row_stride,
                  int64_t k_stride, int32_t dtype, int32_t threads) {
@@ -63,7 +70,7 @@ void linear(const Weight* weight, const void* x, const void* bias, const void* r
             int32_t threads) {
   const int64_t columns = weight->gated ? weight->n / 2 : weight->n;
   const Output output = {out,           bias, residual, residual_stride, columns, DType(weight->dtype), DType(out_dtype),
-                         Gate(gate)};
+                         Gate(gate),    streams(out, rows, columns, out_dtype)};
   const Problem problem = {weight, x, rows, stride, output};
 #if defined(__AMX_TILE__)
   if (DType(weight->dtype) == DType::bf16 && (rows >= kMinAmxRows || invariant)) return multiply_amx(problem, threads);

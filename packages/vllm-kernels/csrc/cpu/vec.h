@@ -63,6 +63,12 @@ inline Vec load_bf16(const uint16_t* p) { return widen_bf16(_mm256_loadu_si256((
 inline Vec load_bf16(const uint16_t* p, Mask m) { return widen_bf16(_mm256_maskz_loadu_epi16(m, p)); }
 inline void store_bf16(uint16_t* p, Vec a) { _mm256_storeu_si256((__m256i*)p, narrow_bf16(a)); }
 inline void store_bf16(uint16_t* p, Vec a, Mask m) { _mm256_mask_storeu_epi16(p, m, narrow_bf16(a)); }
+#if defined(__AVX512BF16__)
+// Both to a line of memory, past the caches.
+inline void stream_bf16(uint16_t* p, Vec a, Vec b) {
+  _mm512_stream_si512((__m512i*)p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
+}
+#endif
 inline Vec load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 inline Vec load_f16(const uint16_t* p, Mask m) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p))}; }
 inline __m256i narrow_f16(Vec a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
