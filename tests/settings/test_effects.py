@@ -5,6 +5,7 @@
 
 import asyncio
 import io
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,12 @@ def test_effect_of_model(run: Any, tmp_path: Path) -> None:
 
 
 def test_effect_of_dtype(run: Any) -> None:
-    exact, rounded = run(dtype="float32").logprobs, run(dtype="bfloat16").logprobs
-    assert exact != rounded
-    assert rounded == pytest.approx(exact, abs=0.5)
+    exact, rounded = run(dtype="float32"), run(dtype="bfloat16")
+    assert exact.logprobs != rounded.logprobs
+    # Up to the first of two tokens that are as good as each other, of which rounding has chosen the other.
+    tokens = zip(exact.tokens[0], rounded.tokens[0], strict=True)
+    same = 1 + len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], tokens)))
+    assert rounded.logprobs[:same] == pytest.approx(exact.logprobs[:same], abs=0.5)
     assert run(dtype="float").logprobs == exact
 
 
