@@ -81,7 +81,7 @@ def test_effect_of_dtype(run: Any) -> None:
     tokens = zip(exact.tokens[0], rounded.tokens[0], strict=True)
     same = 1 + len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], tokens)))
     assert rounded.logprobs[:same] == pytest.approx(exact.logprobs[:same], abs=0.5)
-    assert run(dtype="float").logprobs == exact
+    assert run(dtype="float").logprobs == exact.logprobs
 
 
 def test_effect_of_seed(run: Any) -> None:
