@@ -13,7 +13,7 @@ LONG_STEP_WORK = 2**28
 FRONTEND_SECONDS = 1.1e-3
 """What a new request costs a frontend: taking it in, and its answer's begin and end."""
 PROMPT_RATES = {"amx": 4e11, "avx512_bf16": 2.5e11, "avx512": 1e11, "avx2": 1e11}
-"""FLOP a second of one core in prompts of small models, by the native kernels' level; a half where there are none."""
+"""FLOP a second of one core in prompts of small models, by the native kernels' level; without them half the lowest."""
 
 _beside_frontend = False
 

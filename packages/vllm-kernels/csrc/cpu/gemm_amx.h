@@ -173,8 +173,8 @@ inline void two_by_two(RowTiles::Tile a, RowTiles::Tile below, const uint8_t* b,
   tile_store<3>(c + kDown + kTileSide, kRow);
 }
 
-// Rows [row, row + rows) by one panel. sums: [16 * (tiles of rows + 2), 64], and as much for each part of K. What waits
-// at the end is done with the next panel.
+// Rows [row, row + rows) by one panel. sums: [16 * tiles of rows, 64] for each part of K, and no less than [64, 64]. What
+// waits at the end is done with the next panel.
 inline void multiply_panel_amx(const Problem& problem, const RowTiles& a, int64_t row, int64_t rows, int64_t panel,
                                float* sums, Waiting& waiting) {
   const Weight& w = *problem.weight;
