@@ -1,5 +1,8 @@
 """Scheduler and simulated runner in a loop."""
 
+import time
+from collections.abc import Callable
+
 from vllm_engine.config import CacheConfig, EngineConfig, SchedulerConfig
 from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.scheduler import Scheduler
@@ -43,8 +46,13 @@ class Harness:
         hash_algo: str = "sha256",
         config: SchedulerConfig | None = None,
         ahead: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``ahead``: steps that are scheduled and computed before the tokens of the one before them are told."""
+        """
+        Args:
+            ahead: steps that are scheduled and computed before the tokens of the one before them are told.
+            clock: seconds for the policy.
+        """
         layout = KVCacheLayout(num_blocks, block_size, groups)
         self.scheduler = Scheduler(
             EngineConfig(
@@ -52,6 +60,7 @@ class Harness:
                 cache=CacheConfig(enable_prefix_caching=prefix_caching, prefix_caching_hash_algo=hash_algo),
             ),
             EngineLimits(max_model_len, budget, max_num_seqs, layout),
+            clock,
         )
         self.runner = SimulatedRunner(layout, max_tokens_per_step=budget)
         self.updates: dict[str, list[RequestUpdate]] = {}

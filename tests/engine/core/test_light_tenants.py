@@ -25,13 +25,8 @@ FLOODS = {"decode": (64, 32, 256), "prefill": (24, 1024, 4), "both": (48, 384, 6
 class VirtualServer:
     """A scheduler whose steps take time by their tokens. ``flood`` is a closed loop of the tenant ``heavy``."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, policy: str = "fair", flood: tuple[int, int, int] = (0, 0, 0)
-    ) -> None:
+    def __init__(self, policy: str = "fair", flood: tuple[int, int, int] = (0, 0, 0)) -> None:
         self.now = 0.0
-        monkeypatch.setattr(
-            "vllm_engine.core.policies.choice.RecentUse", lambda least: RecentUse(least, clock=lambda: self.now)
-        )
         self.scheduler = Harness(
             config=SchedulerConfig(scheduling_policy=policy),  # type: ignore[arg-type]
             num_blocks=4000,
@@ -39,6 +34,7 @@ class VirtualServer:
             budget=BUDGET,
             max_num_seqs=256,
             max_model_len=2048,
+            clock=lambda: self.now,
         ).scheduler
         self.rng = random.Random(0)
         self.flood = flood
@@ -92,23 +88,19 @@ def p99(waits: list[float]) -> float:
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_light_tenants_first_tokens_take_at_most_twice_as_long_beside_a_flood(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = p99(VirtualServer(monkeypatch).light_waits(100))
-    server = VirtualServer(monkeypatch, flood=FLOODS[kind])
+def test_a_light_tenants_first_tokens_take_at_most_twice_as_long_beside_a_flood(kind: str) -> None:
+    alone = p99(VirtualServer().light_waits(100))
+    server = VirtualServer(flood=FLOODS[kind])
     assert p99(server.light_waits(100)) <= 2 * alone
     # Nobody pays much for it: as many tokens a second as with the policy that looks at nobody.
-    first_come = VirtualServer(monkeypatch, "fcfs", FLOODS[kind])
+    first_come = VirtualServer("fcfs", FLOODS[kind])
     first_come.run_until(20)
     speed, full = (sum(batch.total_num_tokens for batch in one.batches) / one.now for one in (server, first_come))
     assert speed > 0.75 * full
 
 
-def test_steps_are_short_from_a_light_tenants_first_request_until_it_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    server = VirtualServer(monkeypatch, flood=FLOODS["prefill"])
+def test_steps_are_short_from_a_light_tenants_first_request_until_it_is_forgotten() -> None:
+    server = VirtualServer(flood=FLOODS["prefill"])
     server.run_until(5)
     assert {batch.total_num_tokens for batch in server.batches[1:]} == {BUDGET}
     name = server.send("light", *LIGHT)
@@ -123,10 +115,8 @@ def test_steps_are_short_from_a_light_tenants_first_request_until_it_is_forgotte
     assert server.step().total_num_tokens == BUDGET
 
 
-def test_heavy_tenants_that_generate_stand_back_for_light_prompts_but_not_for_long(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    server = VirtualServer(monkeypatch, flood=(8, 32, 500))
+def test_heavy_tenants_that_generate_stand_back_for_light_prompts_but_not_for_long() -> None:
+    server = VirtualServer(flood=(8, 32, 500))
     for _ in range(50):
         server.step()
     for number in range(40):  # there is always one of a light tenant
@@ -137,8 +127,8 @@ def test_heavy_tenants_that_generate_stand_back_for_light_prompts_but_not_for_lo
     assert all(max(heavy[first : first + MOST_STEPS_BACK + 1]) == 8 for first in range(40 - MOST_STEPS_BACK))
 
 
-def test_a_newcomer_that_floods_gets_its_share_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = VirtualServer(monkeypatch, flood=(100, 256, 4))
+def test_a_newcomer_that_floods_gets_its_share_and_no_more() -> None:
+    server = VirtualServer(flood=(100, 256, 4))
     server.run_until(50)
     for _ in range(200):
         server.send("new", 256, 4)
@@ -148,7 +138,7 @@ def test_a_newcomer_that_floods_gets_its_share_and_no_more(monkeypatch: pytest.M
     assert heavy == pytest.approx(new, rel=0.15)
 
 
-def test_without_chunks_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_chunks_nothing_is_cut() -> None:
     harness = Harness(
         config=SchedulerConfig(scheduling_policy="fair", enable_chunked_prefill=False), budget=256, max_model_len=256
     )

@@ -41,14 +41,20 @@ class EngineCore:
     the device finds its next work when it is done with this one. They are told one call of ``step`` later.
     """
 
-    def __init__(self, config: EngineConfig, model_path: Path) -> None:
-        """Load the model, size the KV cache, warm up. Raises ``ConfigError`` for settings that cannot be honoured."""
+    def __init__(self, config: EngineConfig, model_path: Path, *, streams: bool = False) -> None:
+        """Load the model, size the KV cache, warm up. Raises ``ConfigError`` for settings that cannot be honoured.
+
+        ``streams``: tokens are handed on as they come. Without, a run can be repeated step by step: no step depends on
+        the time that others took.
+        """
         self.phases: dict[str, float] = {}
         scheduler_class = _scheduler_class(config)
         with startup_phase(logger, "worker", self.phases):
             self.executor = UniExecutor(config, model_path)
         try:
             self._load(config, scheduler_class)
+            if streams:
+                self.scheduler.expect_streams()
         except BaseException:
             self.executor.shutdown()
             raise

@@ -45,6 +45,7 @@ class Launch(msgspec.Struct, frozen=True):
 
     ``socket_path`` is a UNIX socket in a private folder; ``log_config`` is how the parent logs, see
     ``logging_in_force``. ``clients_path`` is where clients beside the parent connect; None where there are none.
+    ``streams``: whether tokens are handed on as they come.
     """
 
     config: EngineConfig
@@ -52,6 +53,7 @@ class Launch(msgspec.Struct, frozen=True):
     socket_path: str
     log_config: str | None = None
     clients_path: str | None = None
+    streams: bool = True
 
 
 def read_launch(pipe: int) -> Launch:
@@ -102,7 +104,7 @@ def serve(launch: Launch) -> int:
             from vllm_engine.execution.step_threads import compute_beside_frontend
 
         compute_beside_frontend()
-        core = EngineCore(launch.config, Path(launch.model_path))
+        core = EngineCore(launch.config, Path(launch.model_path), streams=launch.streams)
         send(core.ready)
         gc.freeze()  # a collection of all objects would stop every stream to go through those of torch again
         run_core(core, receive, send)

@@ -3,7 +3,7 @@
 import bisect
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from vllm_engine.config import EngineConfig
@@ -62,10 +62,11 @@ class Scheduler:
     a step, and let requests stand back from it. When a running request finds no blocks, the last one in the order is
     preempted: its blocks go back and it waits to be computed again.
 
-    Every request that generates has its token in each step; prefills, which is also what a preempted request has to
-    do again, share the rest. No more of them are left part-way than the settings allow (``PrefillLimits``). A waiting
-    request that may not be left part-way lets no other pass, except that a long one lets short ones pass. So nobody
-    waits for ever: whoever is part-way gets tokens in each step, and a place that becomes free goes to the first one.
+    Every request that generates has its token in each step, unless the policy lets it stand back; prefills, which is
+    also what a preempted request has to do again, share the rest. No more of them are left part-way than the settings
+    allow (``PrefillLimits``). A waiting request that may not be left part-way lets no other pass, except that a long
+    one lets short ones pass. So nobody waits for ever: whoever is part-way gets tokens in each step, and a place that
+    becomes free goes to the first one.
 
     A step may be scheduled before those under way are known to ``update``, which takes them in the order in which they
     were scheduled. A request whose last token that can be is under way has no place in the next step; one that turns
@@ -76,7 +77,8 @@ class Scheduler:
     finds what its user wants to tell it in ``config.additional_config``.
     """
 
-    def __init__(self, config: EngineConfig, limits: EngineLimits) -> None:
+    def __init__(self, config: EngineConfig, limits: EngineLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: seconds that only grow, by which policies go."""
         self.config = config
         self.limits = limits
         bounds = bucket_bounds(config.observability.custom_histogram_buckets)
@@ -85,11 +87,13 @@ class Scheduler:
             residency = BlockResidency(config.observability.kv_cache_metrics_sample, bounds["kv_cache_residency"])
         self.kv = KVCacheManager(limits.layout, enable_prefix_caching=config.cache.prefix_caching, residency=residency)
         self._prefills = PrefillLimits(config.scheduler, max_model_len=limits.max_model_len)
-        self._policy = make_policy(config, limits, self._prefills.is_long)
+        self._policy = make_policy(config, limits, self._prefills.is_long, clock)
         self._running: list[Request] = []  # sorted by the policy: the last one is preempted first
         self._requests: dict[str, Request] = {}
         self._removed: list[str] = []
-        self._under_way: deque[list[_Flight]] = deque()
+        self._under_way: deque[tuple[float, list[_Flight]]] = deque()  # with the time when each was scheduled
+        self._clock = clock
+        self._last_end = clock()
         self._arrivals = 0
         self._token_budget = limits.max_num_batched_tokens
         self._max_num_seqs = limits.max_num_seqs
@@ -99,6 +103,10 @@ class Scheduler:
         self._hasher = block_hasher(config.cache.prefix_caching_hash_algo)
         self._counters = SchedulerStats()
         self._step_tokens = Histogram(bounds["iteration_tokens"])
+
+    def expect_streams(self) -> None:
+        """Tokens are handed on as they come: where steps are short, prompts may come first (``PromptsFirst``)."""
+        self._policy.expect_streams()
 
     # -- requests in and out ------------------------------------------------------------------------------------
 
@@ -144,7 +152,7 @@ class Scheduler:
             self._schedule_waiting(step)
             self._hand_out_rest(step)
         step.batch.removed, self._removed = self._removed, []
-        self._under_way.append(self._take_off(step.batch))
+        self._under_way.append((self._clock(), self._take_off(step.batch)))
         return step.batch
 
     def take_back(self, batch: ScheduledBatch) -> None:
@@ -304,7 +312,12 @@ class Scheduler:
         self._counters.num_corrupted += result.num_corrupted
         self._step_tokens.observe(batch.total_num_tokens)
         updates = []
-        for request, life, samples in self._under_way.popleft():
+        begin, flights = self._under_way.popleft()
+        end = self._clock()
+        if flights:
+            self._policy.end_step(end - max(begin, self._last_end))
+        self._last_end = end
+        for request, life, samples in flights:
             request_id = request.request_id
             if self._requests.get(request_id) is not request or request.life != life:
                 continue  # it has ended, or was sent back, while the step ran

@@ -43,8 +43,12 @@ class ProcessClient(SocketClient):
     The process starts on construction, so that it loads while the caller goes on with other things.
     """
 
-    def __init__(self, config: EngineConfig, model_path: Path, *, with_others: bool = False) -> None:
-        """``with_others`` lets processes that have an ``address`` be clients of the core, too."""
+    def __init__(
+        self, config: EngineConfig, model_path: Path, *, with_others: bool = False, streams: bool = True
+    ) -> None:
+        """``with_others`` lets processes that have an ``address`` be clients of the core, too. ``streams`` as in
+        ``EngineCore``.
+        """
         super().__init__(config, model_path)
         self.folder = _private_folder()
         """A folder that no other user can enter; it goes with the core."""
@@ -52,7 +56,7 @@ class ProcessClient(SocketClient):
         self._clients_path = os.path.join(self.folder, CLIENTS_NAME) if with_others else None
         try:
             self._process = _launch(
-                Launch(config, str(model_path), self.socket_path, logging_in_force(), self._clients_path)
+                Launch(config, str(model_path), self.socket_path, logging_in_force(), self._clients_path, streams)
             )
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -20,7 +20,7 @@ class SyncProcessClient:
 
     def __init__(self, config: EngineConfig, model_path: Path) -> None:
         """Start the process and load the model. Raises ``ConfigError`` or ``EngineDead`` when that fails."""
-        self._client = ProcessClient(config, model_path)
+        self._client = ProcessClient(config, model_path, streams=False)
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = threading.Thread(
             target=self._loop.run_forever, name="engine-client", daemon=True

@@ -58,7 +58,7 @@ class ThreadClient(AsyncClient):
         from vllm_engine.core.loop import run_core
 
         try:
-            core = EngineCore(self._config, self._model_path)
+            core = EngineCore(self._config, self._model_path, streams=True)
             self._post(core.ready)
             run_core(core, self._take, self._post)
             core.close()

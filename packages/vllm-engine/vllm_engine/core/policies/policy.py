@@ -83,6 +83,12 @@ class Policy:
         """
         return self._SETTINGS_ALONE
 
+    def expect_streams(self) -> None:
+        """Somebody waits for each token. From now on a step may depend on the time that others took."""
+
+    def end_step(self, seconds: float) -> None:
+        """The oldest step under way has been computed, ``seconds`` after it, or the end of the one before it."""
+
     def add(self, request: Request) -> None:
         """A request has come, and waits."""
         self._waiting.push(request)
