@@ -84,6 +84,18 @@ def test_whole_panels_to_which_nothing_is_added(kernels, dtype, rows):
         assert torch.allclose(result.double(), gated, rtol=4 * ROUNDING[dtype], atol=2e-4), name
 
 
+def test_a_gate_is_rounded_once_but_for_an_error_far_below_that(kernels):
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[x.isfinite() & (x.abs() < 80) & (x.abs() > 1e-30)]
+    rows = torch.zeros(len(x), 32, dtype=torch.bfloat16)
+    rows[:, 0], rows[:, 1] = x, 1.0
+    w = torch.zeros(64, 32, dtype=torch.bfloat16)
+    w[:32, 0] = w[32:, 1] = 1.0  # silu(x) * 1
+    result, exact = gated_linear(rows, filled(w, gated=True), "silu")[:, 5], functional.silu(x.double())
+    assert ((result.double() - exact).abs() <= exact.abs() * 2**-8 * (1 + 1e-4)).all()
+    assert (result != exact.to(torch.bfloat16)).float().mean() < 3e-3
+
+
 def test_large_results_have_the_bits_of_small_ones(kernels):
     # What exceeds the caches is written past them, if rows are whole lines of memory.
     rows = 700

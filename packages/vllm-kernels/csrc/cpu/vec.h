@@ -64,6 +64,9 @@ inline Vec load_bf16(const uint16_t* p, Mask m) { return widen_bf16(_mm256_maskz
 inline void store_bf16(uint16_t* p, Vec a) { _mm256_storeu_si256((__m256i*)p, narrow_bf16(a)); }
 inline void store_bf16(uint16_t* p, Vec a, Mask m) { _mm256_mask_storeu_epi16(p, m, narrow_bf16(a)); }
 #if defined(__AVX512BF16__)
+inline void store_bf16(uint16_t* p, Vec a, Vec b) {
+  _mm512_storeu_si512((__m512i*)p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
+}
 // Both to a line of memory, past the caches.
 inline void stream_bf16(uint16_t* p, Vec a, Vec b) {
   _mm512_stream_si512((__m512i*)p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
