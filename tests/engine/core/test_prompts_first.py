@@ -145,6 +145,18 @@ def test_no_stream_stands_still_for_longer_than_it_may_however_many_prompts_come
     assert 0.2 < own / (engine.now - began) < 0.4
 
 
+def test_nobody_has_to_pay_back_what_an_idle_engine_waited() -> None:
+    engine = VirtualEngine()
+    engine.generating()
+    engine.add("next")
+    assert "early" not in engine.step().num_scheduled_tokens
+    engine.harness.scheduler.abort(["early", "next"])
+    engine.now += 600
+    engine.generating("again")
+    engine.add("later")
+    assert "again" not in engine.step().num_scheduled_tokens
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_any_load_ends_with_the_solo_outputs_and_has_no_empty_step(seed: int) -> None:
     rng = random.Random(seed)

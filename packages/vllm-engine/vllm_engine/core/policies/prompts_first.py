@@ -11,10 +11,9 @@ from vllm_engine.core.request import Request
 CHEAP_STEP_SECONDS = 3e-3
 """Where the shortest step takes no longer, a step costs little besides its tokens, and two are as good as one."""
 MOST_SECONDS_BACK = 0.05
-"""From there on nobody stands back any more: so long, and one step, a stream stands still that was told its prompt's
-turn is over."""
+"""How long streams stand still for prompts at most, but for what is left of a step then."""
 _PAID_BACK = 0.5
-"""Of the time in which nobody stands back: at most a third of all time is prompts' alone."""
+"""Part of the time without anybody standing back that is taken off: at most a third of all time is prompts' alone."""
 _FORGETTING = 1.02
 """What the shortest step grows by with each that is longer, so that one of long ago does not count for ever."""
 
@@ -40,7 +39,7 @@ class PromptsFirst(Policy):
         super().__init__(order, waiting)
         self._clock = clock
         self._streams = False
-        self._began = clock()
+        self._began = self._ended = clock()
         self._shortest_step = math.inf
         self._stands_back = False
         self._seconds_back = 0.0  # that are not paid back
@@ -52,11 +51,11 @@ class PromptsFirst(Policy):
         self, running: list[Request], could_start: Callable[[Request], bool], preempt: Callable[[Request], None]
     ) -> StepRules:
         now = self._clock()
-        passed, self._began = now - self._began, now
         if self._stands_back:
-            self._seconds_back += passed
+            self._seconds_back += (self._ended if self._ended >= self._began else now) - self._began
         else:
-            self._seconds_back = max(0.0, self._seconds_back - _PAID_BACK * passed)
+            self._seconds_back = max(0.0, self._seconds_back - _PAID_BACK * (now - self._began))
+        self._began = now
         self._stands_back = (
             self._streams
             and self._shortest_step <= CHEAP_STEP_SECONDS
@@ -69,6 +68,7 @@ class PromptsFirst(Policy):
         return rules
 
     def end_step(self, seconds: float) -> None:
+        self._ended = self._clock()  # after the last step nothing may come for long
         self._shortest_step = min(seconds, _FORGETTING * self._shortest_step)
 
     def _holds_up_prompts(self, running: Sequence[Request], could_start: Callable[[Request], bool]) -> bool:
