@@ -84,8 +84,8 @@ inline Form form_of(const Problem& problem) {
   return out.residual ? Form::residual : Form::plain;
 }
 
-// x sigmoid(x) within 5e-6 of itself, which is then rounded a thousand times more roughly. The exact one takes the units
-// that are awake beside those of the tiles for longer than the dots do.
+// x sigmoid(x) within 1e-5 of itself, which is then rounded four hundred times more roughly. The exact one takes the
+// units that are awake beside those of the tiles for longer than the dots do.
 inline Vec quick_silu(Vec x) {
   const Vec y = x * splat(-1.44269504f);
   // 2^y: minimax of the relative error on [0, 1] of the polynomials that are exact at both ends.
