@@ -110,3 +110,18 @@ def test_the_token_is_not_in_the_message(monkeypatch: pytest.MonkeyPatch) -> Non
         resolve_model("owner/name", token="secret")
     assert "secret" not in str(caught.value)
     assert "more lines" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00002-of-00002.safetensors", "vocab.txt"])
+def test_a_clone_without_git_lfs_is_told_what_it_lacks(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == tmp_path
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4\n")
+    with pytest.raises(ConfigError, match=rf"{name} is not the file itself .* `git lfs pull`") as caught:
+        resolve_model(str(tmp_path))
+    assert caught.value.field == "model"
+
+
+def test_weights_that_are_not_read_may_be_pointers(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert resolve_model(str(tmp_path), load_format="dummy") == tmp_path
