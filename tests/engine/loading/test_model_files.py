@@ -1,5 +1,6 @@
 """``resolve_model`` finds a model's folder, and says what to do when there is none."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import huggingface_hub
 import pytest
 
 import vllm_engine
+from tests.engine.models.tiny import make_tiny_model
+from vllm_engine import LLM
 from vllm_engine.config.model_files import resolve_model
 from vllm_engine.errors import ConfigError
 
@@ -112,16 +115,23 @@ def test_the_token_is_not_in_the_message(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "more lines" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00002-of-00002.safetensors", "vocab.txt"])
-def test_a_clone_without_git_lfs_is_told_what_it_lacks(tmp_path: Path, name: str) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert resolve_model(str(tmp_path)) == tmp_path
-    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4\n")
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("config.json", "model"), ("tokenizer.json", "tokenizer"), ("model.safetensors", "model")]
+)
+def test_a_clone_without_git_lfs_is_told_what_it_lacks(tmp_path: Path, name: str, setting: str) -> None:
+    make_tiny_model("llama", tmp_path)
+    shutil.copy(resolve_model("demo") / "tokenizer.json", tmp_path)
+    (tmp_path / name).write_text(POINTER)
     with pytest.raises(ConfigError, match=rf"{name} is not the file itself .* `git lfs pull`") as caught:
-        resolve_model(str(tmp_path))
-    assert caught.value.field == "model"
+        LLM(str(tmp_path), max_model_len=64)
+    assert caught.value.field == setting
 
 
-def test_weights_that_are_not_read_may_be_pointers(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert resolve_model(str(tmp_path), load_format="dummy") == tmp_path
+def test_a_file_that_is_not_read_may_be_a_pointer(tmp_path: Path) -> None:
+    make_tiny_model("llama", tmp_path)
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "tokenizer.model"):
+        (tmp_path / name).write_text(POINTER)
+    LLM(str(tmp_path), max_model_len=64, skip_tokenizer_init=True).close()

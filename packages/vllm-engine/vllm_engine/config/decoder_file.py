@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_engine.config.decoder import DecoderConfig
 from vllm_engine.config.families import read_family
+from vllm_engine.config.lfs_pointer import refuse_pointer
 from vllm_engine.errors import ConfigError
 
 
@@ -27,6 +28,7 @@ def load_decoder_config(path: Path, overrides: Mapping[str, Any] | None = None) 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        refuse_pointer(path, "model")
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(f"{path.parent} has no config.json, so it is no model folder", field="model") from error

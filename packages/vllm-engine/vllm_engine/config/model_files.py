@@ -1,7 +1,5 @@
 """Where a model's files are: the built-in demo, a folder, or a snapshot from the hub."""
 
-import contextlib
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,6 @@ _PYTORCH = ["*.bin", "*.pt"]
 _WEIGHTS = {"safetensors": [_SAFETENSORS], "pt": [_PYTORCH], "dummy": []}
 _NEVER = ["*/*", "consolidated*", "adapter_model*", "training_args*", "optimizer*", "scheduler*", "rng_state*"]
 """Files of a repository in subfolders (other formats of the same model), beside the weights, or of a training run."""
-_POINTER, _LONGEST_POINTER = b"version https://git-lfs", 1024
 
 
 def resolve_model(
@@ -49,16 +46,14 @@ def resolve_model(
         setting: where the name comes from, for errors.
 
     Raises:
-        ConfigError: no such folder, one with pointers in place of files, or the model could not be fetched.
+        ConfigError: no such folder, or the model could not be fetched.
     """
     if name == DEMO:
         return Path(__file__).resolve().parents[1] / DEMO
     folder = Path(os.path.expanduser(name))
-    weights = _WEIGHTS.get(load_format, [_SAFETENSORS, _PYTORCH])
     if folder.is_dir():
         if revision is not None:
             logger.warning("revision %s has no effect: %s %s is a folder", revision, setting, name)
-        _refuse_pointers(folder, [*_SMALL_FILES, *itertools.chain(*weights)], setting)
         return folder
     if folder.is_file():
         raise ConfigError(f"{setting} {name} is a file, not the folder of a model", field=setting)
@@ -67,21 +62,12 @@ def resolve_model(
     return _fetch(
         name,
         setting,
-        weights=weights,
+        weights=_WEIGHTS.get(load_format, [_SAFETENSORS, _PYTORCH]),
         ignore=[*ignore_patterns, *_NEVER],
         revision=revision,
         cache_dir=download_dir,
         token=token,
     )
-
-
-def _refuse_pointers(folder: Path, patterns: Sequence[str], setting: str) -> None:
-    """A repository that was cloned without Git LFS has a few lines of text where its large files should be."""
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        with contextlib.suppress(OSError):  # whoever needs the file will say so
-            if path.stat().st_size <= _LONGEST_POINTER and path.read_bytes().startswith(_POINTER):
-                message = f"{path} is not the file itself but a pointer to it: run `git lfs pull` in its folder"
-                raise ConfigError(message, field=setting)
 
 
 def config_folder(config: EngineConfig, model_path: Path) -> Path:

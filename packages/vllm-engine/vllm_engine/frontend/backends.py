@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from vllm_engine.config.lfs_pointer import refuse_pointer
 from vllm_engine.errors import ConfigError, InvalidRequest
 
 
@@ -68,6 +69,7 @@ class FastBackend:
         import tokenizers
 
         try:
+            refuse_pointer(path, "tokenizer")
             return cls(tokenizers.Tokenizer.from_file(str(path)), special_tokens, added_tokens)
         except ConfigError:
             raise

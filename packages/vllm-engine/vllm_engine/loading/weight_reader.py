@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from vllm_engine.config.lfs_pointer import refuse_pointer
 from vllm_engine.errors import ConfigError
 from vllm_engine.loading.stored_tensor import StoredTensor
 from vllm_engine.loading.weight_files import Format
@@ -21,11 +22,12 @@ def read_tensors(file: Path, file_format: Format, *, eager: bool = False) -> Ite
     With ``eager``, a safetensors file is first read as a whole.
 
     Raises:
-        ConfigError: the file cannot be read, is damaged, or holds something other than named dense tensors.
+        ConfigError: the file cannot be read, is damaged or a pointer to another, or holds something other than named
+            dense tensors.
     """
     # The libraries say of a file without permission that it is not there.
     try:
-        file.open("rb").close()
+        refuse_pointer(file, "model")
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", field="model") from error
     return _read_safetensors(file, eager) if file_format == "safetensors" else _read_torch(file)
