@@ -337,6 +337,20 @@ def test_scheduling_does_not_walk_the_waiting_requests() -> None:
     assert touched <= 10 * 5
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_a_request_is_preempted_once_for_want_of_one_block(ahead: int, prefix_caching: bool) -> None:
+    """What it has fits again at once, and its next token does not: it waits, and keeps the one under way."""
+    prompts = {"first": [3, 1, 4, 1], "second": [5, 9, 2, 6]}
+    harness = Harness(ahead=ahead, num_blocks=8, prefix_caching=prefix_caching)
+    for name, prompt in prompts.items():
+        harness.scheduler.add(engine_request(name, prompt, max_tokens=20))
+    harness.run()
+    assert [harness.updates[name][-1].num_preemptions for name in prompts] == [0, 1]
+    for name, prompt in prompts.items():
+        assert harness.output(name) == expected_output(prompt, 20)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_request_that_ends_by_its_length_is_not_computed_once_more_ahead(count: int) -> None:
     in_step, ahead = Harness(), Harness(ahead=1)

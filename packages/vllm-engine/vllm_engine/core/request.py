@@ -54,7 +54,7 @@ class Request:
         self.max_num_tokens = min(len(self.token_ids) + request.max_tokens, max_model_len)
         """Tokens, prompt and output, with which it ends at the latest."""
         self.life = 0
-        """How often it began again. What a step under way computes for an earlier life is of no use."""
+        """How often it began to run, and to wait. A step under way knows the one that it computes for."""
         self.num_cached_tokens: int | None = None
         """Prompt tokens found in the prefix cache when first scheduled."""
         self.num_preemptions = 0
@@ -84,13 +84,23 @@ class Request:
             return "length", None
         return None, None
 
+    def begin(self, num_computed_tokens: int) -> None:
+        """It runs from now on, behind so many tokens that are in the cache."""
+        self.life += 1
+        self.num_computed_tokens = num_computed_tokens
+        self.num_prefill_tokens = len(self.token_ids)
+        self.prompt_logprobs.clear()
+
     def start_over(self) -> None:
-        """Nothing of it is in the cache any more: all tokens known by now are to be computed again."""
+        """Nothing of it is in the cache any more: all tokens known when it begins again are to be computed again."""
         self.life += 1
         self.num_computed_tokens = 0
         self.num_unknown_tokens = 0
         self.num_prefill_tokens = len(self.token_ids)
-        self.prompt_logprobs.clear()
+
+    def has_waited_since(self, life: int) -> bool:
+        """Whether it was sent back in the midst of a life, and still waits: what that computed is its next token."""
+        return self.life == life + 1
 
 
 def _name_salt(request: EngineRequest) -> str | None:

@@ -71,7 +71,9 @@ class Scheduler:
     A step may be scheduled before those under way are known to ``update``, which takes them in the order in which they
     were scheduled. A request whose last token that can be is under way has no place in the next step; one that turns
     out to have ended has been computed once more in vain. Its blocks are free at once: steps run one after the other,
-    so what the one under way writes there is written before anybody else writes there.
+    so what the one under way writes there is written before anybody else writes there. For the same reason the token
+    that a preempted request had under way is good: without it, the request would find room for what it has, begin
+    again, and be preempted for want of room for the next one, over and over.
 
     A setting can name a subclass to be used instead (``scheduler_cls``); it is made with the same two arguments and
     finds what its user wants to tell it in ``config.additional_config``.
@@ -251,7 +253,7 @@ class Scheduler:
         """Let a waiting request run, from the end of a cached prefix."""
         bisect.insort(self._running, request, key=self._policy.order)
         self._policy.start(request)
-        request.num_computed_tokens = prefix.num_tokens
+        request.begin(prefix.num_tokens)
         if request.num_cached_tokens is None:
             request.num_cached_tokens = prefix.num_tokens
             request.scheduled_ts = time.monotonic()
@@ -319,9 +321,12 @@ class Scheduler:
         self._last_end = end
         for request, life, samples in flights:
             request_id = request.request_id
-            if self._requests.get(request_id) is not request or request.life != life:
-                continue  # it has ended, or was sent back, while the step ran
-            request.num_unknown_tokens -= samples
+            if self._requests.get(request_id) is not request:
+                continue  # it has ended while the step ran
+            if request.life == life:
+                request.num_unknown_tokens -= samples
+            elif not request.has_waited_since(life):
+                continue
             if request_id in result.errors:
                 updates.append(self._fail(request, result.errors[request_id]))
                 continue
