@@ -66,6 +66,7 @@ def test_the_log_tells_level_threads_and_cores_and_a_level_that_is_not_there_is_
 
     def start(**environment: str) -> str:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+        environment["VLLM_TARGET_DEVICE"] = "cpu"
         command = [sys.executable, "-c", script, str(tmp_path)]
         done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True)
         return done.stdout

@@ -145,6 +145,7 @@ def test_kernels_that_the_environment_forces_win_and_the_log_says_so(
     assert "VLLM_KERNELS_FACE=cpu wins: attention is not computed by the reference kernels" in caplog.text
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     ("priority", "rms", "fused"),
     [

@@ -181,9 +181,9 @@ def embeds_of(model: Any, token_ids: list[int]) -> torch.Tensor:
 def test_rows_of_the_table_give_what_their_tokens_give(folder: Path, model: Any, dtype: str) -> None:
     token_ids = list(range(30, 80))
     with make_llm(folder, dtype=dtype, skip_tokenizer_init=False) as llm:
-        table = llm._client.core.executor.worker.runner.model.embedding  # type: ignore[union-attr]
+        runner = llm._client.core.executor.worker.runner  # type: ignore[union-attr]
         with torch.inference_mode():
-            rows = table(torch.tensor(token_ids)).clone()
+            rows = runner.model.embedding(torch.tensor(token_ids, device=runner.device)).cpu().clone()
         params = SamplingParams(temperature=0.8, seed=3, max_tokens=20, ignore_eos=True)
         by_tokens, by_rows = ask(llm, [{"prompt_token_ids": token_ids}, {"prompt_embeds": rows.clone()}], params)
     assert tokens_of([by_rows]) == tokens_of([by_tokens])

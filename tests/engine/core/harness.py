@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from vllm_engine.config import CacheConfig, EngineConfig, SchedulerConfig
+from vllm_engine.config.groups.device import DeviceConfig
 from vllm_engine.core.limits import EngineLimits
 from vllm_engine.core.scheduler import Scheduler
 from vllm_engine.execution.batch import BatchResult, ScheduledBatch
@@ -56,6 +57,7 @@ class Harness:
         layout = KVCacheLayout(num_blocks, block_size, groups)
         self.scheduler = Scheduler(
             EngineConfig(
+                device=DeviceConfig(device="cpu"),  # whatever the machine has: policies go by it
                 scheduler=config or SchedulerConfig(),
                 cache=CacheConfig(enable_prefix_caching=prefix_caching, prefix_caching_hash_algo=hash_algo),
             ),

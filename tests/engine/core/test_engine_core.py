@@ -183,6 +183,8 @@ def test_nan_in_one_row_of_the_logits_ends_only_that_request(core: EngineCore, m
     monkeypatch.setattr(runner.model, "compute_logits", poisoned)
     updates = {update.request_id: update for update in core.step().updates}
     monkeypatch.setattr(runner.model, "compute_logits", original)
+    if not updates:  # where steps are launched ahead, they come with the next one
+        updates = {update.request_id: update for update in core.step().updates}
     assert updates["bad"].finish_reason == "error" and "NaN" in str(updates["bad"].error)
     rest = run(core)["good"]
     assert updates["good"].new_token_ids + tokens(rest) == expected

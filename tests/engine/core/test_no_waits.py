@@ -21,6 +21,7 @@ from vllm_engine.params import SamplingParams
 from vllm_kernels.backend import use_face
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.cpu_only  # test_gpu_step_graphs.py asks a GPU itself
 
 ON_A_CPU_ONLY = {("ops/sampling.py", "apply_penalties"), ("ops/linear.py", "rows")}
 """Functions that read contents where they are in main memory, and do not ask on a GPU."""

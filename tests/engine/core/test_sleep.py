@@ -33,7 +33,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def holds_nothing(tensors: Iterable[torch.Tensor]) -> bool:
     """On a CPU they are zeros then, on a GPU they have no memory."""
-    return not any(tensor.untyped_storage().nbytes() and bool(tensor.any()) for tensor in tensors)
+    # Written so that no failure shows them: who has no memory cannot be printed.
+    return not [True for tensor in tensors if tensor.untyped_storage().nbytes() and bool(tensor.any())]
 
 
 def make_core(path: Path, **options: Any) -> EngineCore:
@@ -89,7 +90,9 @@ def test_memory_goes_back_and_requests_go_on_with_the_same_tokens(
     if level != 0:
         assert all(holds_nothing(cache.tensors()) for cache in caches)
         assert core.scheduler.kv.usage == 0
-    assert holds_nothing(core.executor.worker.runner.model.weight_tensors()) == (level == 2)
+    in_main_memory = core.executor.worker.runner.device.type == "cpu"
+    away = level == 2 or (level == 1 and not in_main_memory)
+    assert holds_nothing(core.executor.worker.runner.model.weight_tensors()) == away
     assert core.step().updates == []
     core.abort(["r1"])
     core.call("wake_up", [])
@@ -142,6 +145,7 @@ def test_requests_go_on_when_both_are_back(model_path: Path, level: int, order: 
     core.add(requests()[:1])
     found = run(core, {}, steps=6)
     core.call("sleep", [level])
+    run(core, found)  # of a step that was under way
     for _ in range(2):
         core.call("wake_up", [[order[0]]])
         assert core.step().stats.sleep_level == level
@@ -165,6 +169,7 @@ def test_the_cache_alone_goes_and_comes_back(model_path: Path) -> None:
         core.add(requests()[:1])
         found = run(core, {}, steps=6)
         core.call("release_kv_cache_memory", [])
+        run(core, found)  # of a step that was under way
         assert core.step().stats.sleep_level == 0
         assert holds_nothing(caches) and not holds_nothing(weights)
         if then is None:  # it may still sleep deeper, and then the cache is away already
@@ -207,6 +212,7 @@ def test_weights_that_cannot_be_read_leave_it_asleep(tmp_path: Path, damage: str
     core.add(requests()[:1])
     found = run(core, {}, steps=6)
     core.call("sleep", [2])
+    run(core, found)  # of a step that was under way
     file, aside = tmp_path / "model.safetensors", tmp_path / "aside"
     file.rename(aside)
     if damage == "cut":

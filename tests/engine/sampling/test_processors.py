@@ -1,5 +1,6 @@
 """Logits processors of a user's own: what they change, what they are told, and that they hurt no one else."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_a_processor_reads_the_additional_configuration(folder: Path) -> None:
 async def test_an_engine_process_imports_the_classes_by_their_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True, extra_args={"steer": 6.0})
     with LLM(**options(folder)) as llm:
         expected = tokens(llm, [[5, 6, 7]], params)[0]
