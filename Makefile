@@ -18,7 +18,7 @@ WHEELS := $(foreach name,kernels engine server cli bench,packages/vllm-$(name))
 STAMP := $(VENV)/.installed-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '_')
 
 .DEFAULT_GOAL := help
-.PHONY: help install native serve test aot soak soak-long fuzz fuzz-engine bench lint docs format types contracts check demo-model clean
+.PHONY: help install native serve test simulated-gpu aot soak soak-long fuzz fuzz-engine bench lint docs format types contracts check demo-model clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,9 @@ $(STAMP).triton: $(STAMP)
 # Many tests wait for a server or a clock: two processes share the files, each on its own (JOBS=0: none but this one).
 test: install native $(STAMP).triton ## every quick test
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+simulated-gpu: install native $(STAMP).triton ## the engine's tests on a GPU that is simulated: values, memory, graphs, waits
+	@$(BIN)/python -m pytest -p tests.simulated_gpu.plugin --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/engine)
 
 aot: install $(STAMP).triton ## compile the GPU kernels without a GPU: a subset with every value of every parameter
 	@$(BIN)/python -m vllm_kernels.aot --cover $(ARGS)

@@ -11,52 +11,11 @@ import pytest
 
 from tests.conftest import HAS_GPU
 from tests.engine.fake_cuda import GIB, pretend_gpu
+from tests.simulated_gpu.driver import FakeDriver
 from vllm_engine.config import EngineArgs, device
 from vllm_engine.config.device import Gpu, Gpus
 from vllm_engine.errors import ConfigError
 from vllm_engine.execution.devices import nvml
-
-
-class FakeDriver:
-    """``libcuda`` of a machine with some GPUs; ``status`` is what ``cuInit`` returns, ``version`` of CUDA it is for."""
-
-    def __init__(self, gpus: list[Gpu], status: int = 0, version: int = 12040) -> None:
-        self.gpus = gpus
-        self.status = status
-        self.version = version
-
-    def cuDriverGetVersion(self, version: Any) -> int:
-        version._obj.value = self.version
-        return 0
-
-    def cuInit(self, flags: int) -> int:
-        assert flags == 0
-        return self.status
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = len(self.gpus)
-        return 0
-
-    def cuDeviceGet(self, handle: Any, number: int) -> int:
-        handle._obj.value = number
-        return 0
-
-    def cuDeviceGetName(self, name: Any, size: int, handle: ctypes.c_int) -> int:
-        name.value = self.gpus[handle.value].name.encode()[: size - 1]
-        return 0
-
-    def cuDeviceGetAttribute(self, value: Any, attribute: int, handle: ctypes.c_int) -> int:
-        value._obj.value = self.gpus[handle.value].capability[{75: 0, 76: 1}[attribute]]
-        return 0
-
-    def cuDeviceTotalMem_v2(self, total: Any, handle: ctypes.c_int) -> int:
-        total._obj.value = self.gpus[handle.value].total
-        return 0
-
-    def cuDeviceGetPCIBusId(self, text: Any, size: int, handle: ctypes.c_int) -> int:
-        text.value = self.gpus[handle.value].bus_id.encode()[: size - 1]
-        return 0
-
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 * GIB, "0000:19:00.0")
 T4 = Gpu("Tesla T4", (7, 5), 15 * GIB, "0000:3B:00.0")
