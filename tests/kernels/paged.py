@@ -95,9 +95,7 @@ def step_of(
     blocks_of = [-(-sequence.seq_len // block_size) for sequence in sequences]
     num_blocks = sum(blocks_of) + 3
     format = format or format_of(sequences[0].key.dtype)
-    cache = allocate_kv_cache(
-        num_blocks, block_size, num_kv_heads, head_dim, format, "cpu", k_scale=k_scale, v_scale=v_scale
-    )
+    cache = allocate_kv_cache(num_blocks, block_size, num_kv_heads, head_dim, format, k_scale=k_scale, v_scale=v_scale)
     poison(cache)
     free = (torch.randperm(num_blocks - 1) + 1).tolist()  # block 0 is never owned
     block_table = torch.zeros(len(sequences), max(blocks_of) + 1, dtype=torch.int32)

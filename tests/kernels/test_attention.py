@@ -87,7 +87,7 @@ def test_one_scale_of_all_keys_and_one_of_all_values(face, dtype, kind):
     sequences = [random_sequence(*lengths, dtype=dtype) for lengths in [(1, 37), (7, 33)]]
     step = step_of(sequences, block_size=16, format="fp8_e4m3", k_scale=0.03, v_scale=0.005)  # some values saturate
     # What is stored, in a cache without scales.
-    plain = allocate_kv_cache(step.cache.num_blocks, 16, 2, 16, "float32", "cpu")
+    plain = allocate_kv_cache(step.cache.num_blocks, 16, 2, 16, "float32")
     exact = Step(step.query.double(), plain, step.metadata)
     exact.cache.key.copy_(step.cache.key.float() * 0.03)
     exact.cache.value.copy_(step.cache.value.float() * 0.005)

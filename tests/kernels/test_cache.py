@@ -32,7 +32,7 @@ def every_8_bit_number(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("format", PLAIN)
 def test_tokens_land_in_their_slots_and_nowhere_else(face, format):
     torch.manual_seed(0)
-    cache = allocate_kv_cache(5, 4, 2, 8, format, "cpu")
+    cache = allocate_kv_cache(5, 4, 2, 8, format)
     key, value = torch.randn(2, 3, 2, 8).to(STORAGE[format])
     write_kv(key, value, cache, torch.tensor([17, 2, 8]))
     for found, tensor in zip(tokens_of(cache), (key, value), strict=True):
@@ -45,7 +45,7 @@ def test_tokens_land_in_their_slots_and_nowhere_else(face, format):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_keys_and_values_are_rounded_to_the_dtype_of_the_cache(face, dtype, format):
     torch.manual_seed(0)
-    cache = allocate_kv_cache(2, 2, 1, 8, format, "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 8, format)
     key, value = torch.randn(2, 3, 1, 8).to(dtype)
     write_kv(key, value, cache, torch.tensor([3, -1, 0]))
     for found, tensor in zip(tokens_of(cache), (key, value), strict=True):
@@ -60,7 +60,7 @@ def test_8_bit_entries_are_the_nearest_numbers_there_are(face, format):
     edges = [middles, middles * (1 + 2**-20), middles * (1 - 2**-20), numbers, torch.tensor([1e9, -1e9, 470.0, 6e4])]
     x = torch.cat([*edges, torch.randn(999) * 100]).float()
     x = torch.nn.functional.pad(x, (0, -len(x) % 16)).view(-1, 1, 16)
-    cache = allocate_kv_cache(1, len(x), 1, 16, format, "cpu")
+    cache = allocate_kv_cache(1, len(x), 1, 16, format)
     write_kv(x, -x, cache, torch.arange(len(x)))
     key, value = tokens_of(cache)
     distance = (x.double() - key).abs()
@@ -73,7 +73,7 @@ def test_8_bit_entries_are_the_nearest_numbers_there_are(face, format):
 
 @pytest.mark.parametrize("format", ["fp8_e4m3", "fp8_e5m2"])
 def test_8_bit_entries_keep_nan_and_saturate(face, format):
-    cache = allocate_kv_cache(1, 1, 1, 4, format, "cpu")
+    cache = allocate_kv_cache(1, 1, 1, 4, format)
     x = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e-30]).view(1, 1, 4)
     write_kv(x, x, cache, torch.tensor([0]))
     largest = torch.finfo(STORAGE[format]).max
@@ -88,7 +88,7 @@ def test_each_head_of_each_token_has_its_own_scale(face, format, head_dim):
     torch.manual_seed(0)
     sizes = torch.tensor([1e-3, 1.0, 1e4, 0.0, 1e-42, 3e37])[:, None, None]
     key, value = torch.randn(6, 3, head_dim) * sizes, torch.randn(6, 3, head_dim) / (sizes + 1)
-    cache = allocate_kv_cache(3, 4, 3, head_dim, format, "cpu")
+    cache = allocate_kv_cache(3, 4, 3, head_dim, format)
     slots = torch.tensor([5, 11, 0, 7, 2, 3])
     write_kv(key, value, cache, slots)
     largest = 127 if format.startswith("int8") else 448
@@ -108,7 +108,7 @@ def test_every_face_stores_the_bits_of_the_reference(face, format, dtype):
     key, value = (20 * torch.randn(2, 9, 3, 24)).to(dtype)
     slots = torch.tensor([1, -1, 30, 4, 18, -1, 2, 9, 10])
     for served in ("reference", face):
-        caches.append(allocate_kv_cache(5, 7, 3, 24, format, "cpu"))
+        caches.append(allocate_kv_cache(5, 7, 3, 24, format))
         with use_face(served):
             write_kv(key, value, caches[-1], slots)
     for name in ("key", "value", "key_scale", "value_scale"):
@@ -120,7 +120,7 @@ def test_every_face_stores_the_bits_of_the_reference(face, format, dtype):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 17, 23])
 def test_a_head_that_is_not_finite_reads_as_nan(face, format, bad, place):
-    cache = allocate_kv_cache(1, 2, 2, 24, format, "cpu")
+    cache = allocate_kv_cache(1, 2, 2, 24, format)
     key = torch.ones(1, 2, 24)
     key[0, 1, place] = bad
     write_kv(key, key, cache, torch.tensor([1]))
@@ -131,7 +131,7 @@ def test_a_head_that_is_not_finite_reads_as_nan(face, format, bad, place):
 
 @pytest.mark.parametrize("slots", [[-1, 3, -1], [-1, -1, -1]])
 def test_a_negative_slot_is_left_out(face, slots):
-    cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 4, "float32")
     key = torch.ones(3, 1, 4)
     write_kv(key, 2 * key, cache, torch.tensor(slots))
     keys, values = tokens_of(cache)
@@ -145,7 +145,7 @@ def test_parts_of_a_wider_tensor_are_stored_like_any_other(face):
     torch.manual_seed(0)
     qkv = torch.randn(3, 5 * 2 * 8)
     key, value = qkv[:, 16:32].view(3, 2, 8), qkv[:, 40:56].view(3, 2, 8)
-    caches = [allocate_kv_cache(2, 4, 2, 8, "bfloat16", "cpu") for _ in range(2)]
+    caches = [allocate_kv_cache(2, 4, 2, 8, "bfloat16") for _ in range(2)]
     write_kv(key, value, caches[0], torch.tensor([6, 1, 2]))
     write_kv(key.contiguous(), value.contiguous(), caches[1], torch.tensor([6, 1, 2]))
     assert torch.equal(caches[0].key, caches[1].key)
@@ -154,7 +154,7 @@ def test_parts_of_a_wider_tensor_are_stored_like_any_other(face):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_new_cache_holds_zeros_only_and_knows_its_format(format):
-    cache = allocate_kv_cache(3, 16, 2, 8, format, "cpu")
+    cache = allocate_kv_cache(3, 16, 2, 8, format)
     assert cache.format == format
     assert (cache.num_blocks, cache.block_size, cache.num_kv_heads, cache.head_dim) == (3, 16, 2, 8)
     for tensor in tokens_of(cache):
@@ -165,7 +165,7 @@ def test_a_new_cache_holds_zeros_only_and_knows_its_format(format):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_one_scale_of_all_keys_and_one_of_all_values(face, dtype, scales):
     torch.manual_seed(0)
-    cache = allocate_kv_cache(3, 4, 2, 24, "fp8_e4m3", "cpu", k_scale=scales[0], v_scale=scales[1])
+    cache = allocate_kv_cache(3, 4, 2, 24, "fp8_e4m3", k_scale=scales[0], v_scale=scales[1])
     key, value = (20 * torch.randn(2, 7, 2, 24)).to(dtype)
     slots = torch.tensor([3, 0, 11, -1, 5, 6, 8])
     write_kv(key, value, cache, slots)
@@ -178,31 +178,31 @@ def test_one_scale_of_all_keys_and_one_of_all_values(face, dtype, scales):
         assert torch.equal((units - found).abs(), (units[..., None] - numbers).abs().amin(-1))
         assert torch.equal(back, (found.float() * torch.tensor(scale)))
     qkv = torch.cat([torch.zeros(7, 3, 24), key.float(), value.float()], dim=1).to(dtype).flatten(1)
-    twin = allocate_kv_cache(3, 4, 2, 24, "fp8_e4m3", "cpu", k_scale=scales[0], v_scale=scales[1])
+    twin = allocate_kv_cache(3, 4, 2, 24, "fp8_e4m3", k_scale=scales[0], v_scale=scales[1])
     rope_and_cache(qkv, 3, None, None, twin, slots)
     assert torch.equal(twin.key.float(), cache.key.float()) and torch.equal(twin.value.float(), cache.value.float())
 
 
 def test_an_empty_step_writes_nothing(face):
-    cache = allocate_kv_cache(1, 2, 1, 4, "float32", "cpu")
+    cache = allocate_kv_cache(1, 2, 1, 4, "float32")
     write_kv(torch.zeros(0, 1, 4), torch.zeros(0, 1, 4), cache, torch.zeros(0, dtype=torch.int64))
     assert not cache.key.any()
 
 
 @pytest.mark.parametrize("slot", [4, 2**40])
 def test_a_slot_outside_of_the_cache_is_refused(refusing_face, slot):
-    cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 4, "float32")
     with pytest.raises(IndexError):
         write_kv(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), cache, torch.tensor([0, slot]))
 
 
 def test_wrong_arguments_are_named():
-    cache = allocate_kv_cache(2, 2, 1, 4, "float32", "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 4, "float32")
     key, slots = torch.zeros(2, 1, 4), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
-        allocate_kv_cache(2, 0, 1, 4, "float32", "cpu")
+        allocate_kv_cache(2, 0, 1, 4, "float32")
     with pytest.raises(ValueError, match=r"format must be one of float32, .*, got 'fp4'"):
-        allocate_kv_cache(2, 2, 1, 4, "fp4", "cpu")
+        allocate_kv_cache(2, 2, 1, 4, "fp4")
     with pytest.raises(ValueError, match="key must have shape"):
         write_kv(key[..., :2], key, cache, slots)
     with pytest.raises(ValueError, match=r"value must be floating point, got torch.int32"):
@@ -244,7 +244,7 @@ def test_tensors_that_make_no_cache_are_refused():
 def filled_cache(format: CacheFormat, head_dim: int = 24) -> KVCache:
     """Five blocks of three tokens, all of them written."""
     torch.manual_seed(0)
-    cache = allocate_kv_cache(5, 3, 2, head_dim, format, "cpu")
+    cache = allocate_kv_cache(5, 3, 2, head_dim, format)
     with use_face("reference"):
         write_kv(torch.randn(15, 2, head_dim), torch.randn(15, 2, head_dim), cache, torch.arange(15))
     return cache
@@ -293,7 +293,7 @@ def test_triton_leaves_out_what_lies_outside_and_launches_what_is_compiled(forma
     pytest.importorskip("triton")
     from vllm_kernels.triton.kernel import recorded
 
-    cache = allocate_kv_cache(2, 16, 8, 128, format, "cpu")
+    cache = allocate_kv_cache(2, 16, 8, 128, format)
     write_kv(torch.ones(1, 8, 128), torch.ones(1, 8, 128), cache, torch.tensor([3]))
     with use_face("triton"), recorded() as launches:
         copy_blocks(cache, torch.tensor([0, -1, 2, 2**40]), torch.tensor([-2, 0, 1, 1]))

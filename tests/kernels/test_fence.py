@@ -115,7 +115,7 @@ def test_rotation_cache_and_attention(format, query_len):
     dtype = torch.bfloat16 if format in ("bfloat16", "fp8_e5m2", "int8_per_token_head") else torch.float32
     for head_dim, rotary_dim, block_size in ((1, 0, 5), (7, 6, 16), (20, 6, 3), (65, 0, 1), (66, 66, 16)):
         num_tokens, options = 2 * block_size, {"norm_eps": 1e-3, "interleaved": block_size == 3}
-        cache = allocate_kv_cache(2, block_size, 2, head_dim, format, "cpu")
+        cache = allocate_kv_cache(2, block_size, 2, head_dim, format)
         qkv, weight = torch.randn(num_tokens, 8 * head_dim).to(dtype), torch.randn(head_dim).to(dtype)
         table = torch.randn(num_tokens, rotary_dim) if rotary_dim else None
         places = torch.arange(num_tokens)

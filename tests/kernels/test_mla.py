@@ -58,7 +58,7 @@ def random_step(
 ) -> Step:
     """Blocks in random order; every slot that no sequence owns reads as NaN."""
     blocks_of = [-(-seq_len // block_size) for _, seq_len in lengths]
-    cache = allocate_latent_cache(sum(blocks_of) + 2, block_size, rank, rope, format or FORMATS[dtype], "cpu")
+    cache = allocate_latent_cache(sum(blocks_of) + 2, block_size, rank, rope, format or FORMATS[dtype])
     cache.entries.view(torch.uint8).fill_(0x7F if cache.entries.dtype.itemsize == 1 else 0xFF)
     free = torch.randperm(cache.num_blocks).tolist()
     table = torch.zeros(len(lengths), max(blocks_of) + 1, dtype=torch.int32)
@@ -171,7 +171,7 @@ def test_every_face_stores_the_bits_of_the_reference(face, format):
     latent, key = projected.split([24, 8], dim=1)
     caches = []
     for served in ("reference", face):
-        caches.append(allocate_latent_cache(3, 4, 24, 8, format, "cpu"))
+        caches.append(allocate_latent_cache(3, 4, 24, 8, format))
         with use_face(served):
             write_latent(latent, key, caches[-1], torch.tensor([1, -1, 11, 4, 0]))
     ours, theirs = (cache.entries.view(torch.uint8) for cache in caches)
@@ -198,7 +198,7 @@ def test_attention_of_deepseek_v3_equals_that_of_transformers(face):
         up = layer.kv_b_proj.weight.view(4, 12 + 16, 32)
         query_latent = (query[0, ..., :12] @ up[:, :12]).transpose(0, 1)  # [11, 4, 32]
         query_rope = query_rope[0].transpose(0, 1)
-        cache = allocate_latent_cache(4, 4, 32, 8, "float32", "cpu")
+        cache = allocate_latent_cache(4, 4, 32, 8, "float32")
         blocks = torch.tensor([2, 0, 3])
         slots = blocks.repeat_interleave(4) * 4 + torch.arange(12) % 4
         found = []
@@ -225,9 +225,9 @@ def test_blocks_outside_of_the_cache_are_refused(refusing_face):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="rope_dim must be at least 1, got 0"):
-        allocate_latent_cache(1, 1, 8, 0, "float32", "cpu")
+        allocate_latent_cache(1, 1, 8, 0, "float32")
     with pytest.raises(ValueError, match=r"format of a latent cache must be one of .*got 'int8_per_token_head'"):
-        allocate_latent_cache(1, 1, 8, 8, "int8_per_token_head", "cpu")
+        allocate_latent_cache(1, 1, 8, 8, "int8_per_token_head")
     with pytest.raises(ValueError, match="entries of a cache must be contiguous"):
         LatentCache(torch.zeros(2, 3), 2)
     with pytest.raises(ValueError, match="lora_rank must be between 0 and 8, got 8"):

@@ -26,7 +26,7 @@ def cos_sin(rotary_dim: int, max_position: int = 64) -> torch.Tensor:
 
 
 def new_cache(head_dim: int, format: CacheFormat = "float32") -> KVCache:
-    return allocate_kv_cache(6, 4, KV_HEADS, head_dim, format, "cpu")
+    return allocate_kv_cache(6, 4, KV_HEADS, head_dim, format)
 
 
 def random_qkv(num_tokens: int, head_dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -137,7 +137,7 @@ def test_a_token_has_the_same_bits_in_any_batch(kind, level, num_threads):
     qkv, positions = random_qkv(90, head_dim, torch.bfloat16), torch.arange(90) % 64
     outs = []
     for size in (1, 90):
-        cache = allocate_kv_cache(12, 16, KV_HEADS, head_dim, "int8_per_token_head", "cpu")
+        cache = allocate_kv_cache(12, 16, KV_HEADS, head_dim, "int8_per_token_head")
         parts = zip(qkv.split(size), positions.split(size), torch.arange(90).split(size), strict=True)
         queries = [rope_and_cache(x.clone(), HEADS, at, table, cache, slots, **options) for x, at, slots in parts]
         outs.append((torch.cat(queries), cache.key, cache.key_scale, cache.value))

@@ -118,7 +118,7 @@ def test_blocks_outside_of_the_cache_are_not_read():
 
 
 def test_tokens_whose_place_lies_outside_are_left_out():
-    cache = allocate_kv_cache(2, 2, 1, 16, "float32", "cpu")
+    cache = allocate_kv_cache(2, 2, 1, 16, "float32")
     write_kv(torch.ones(4, 1, 16), torch.ones(4, 1, 16), cache, torch.tensor([0, 4, 2**40, -1]))
     assert cache.key.sum() == cache.value.sum() == 16
     qkv, table = torch.ones(3, 3 * 16), torch.cat([torch.zeros(4, 8), torch.ones(4, 8)], dim=1)

@@ -98,7 +98,7 @@ def test_caches_hold_what_the_reference_s_hold(count, kv_heads, head_dim, block_
     sources, targets = torch.randperm(6)[:4].split(2)
     found = []
     for face in ("triton", "reference"):
-        cache = allocate_kv_cache(6, block_size, kv_heads, head_dim, format, "cpu")
+        cache = allocate_kv_cache(6, block_size, kv_heads, head_dim, format)
         with use_face(face):
             write_kv(key, value, cache, slots)
             copy_blocks(cache, sources, targets)
@@ -130,7 +130,7 @@ def test_rotation(count, kv_heads, group, head_dim, turned, interleaved, norms, 
     found = []
     for face, wide in (("triton", dtype), ("reference", torch.float64)):
         format: CacheFormat = "float16" if dtype == torch.float16 and wide == dtype else "float32"
-        cache = allocate_kv_cache(5, 4, kv_heads, head_dim, format, "cpu")
+        cache = allocate_kv_cache(5, 4, kv_heads, head_dim, format)
         with use_face(face):
             query = rope_and_cache(
                 qkv.to(wide, copy=True),

@@ -32,3 +32,8 @@ def check_floating(name: str, tensor: torch.Tensor) -> None:
     """The tensor must hold floating point numbers."""
     if not tensor.dtype.is_floating_point:
         raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def where(device: torch.device | str | None) -> torch.device:
+    """A device that may be left open: then the one that torch takes by default."""
+    return torch.get_default_device() if device is None else torch.device(device)

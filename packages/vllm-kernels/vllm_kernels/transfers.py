@@ -65,7 +65,7 @@ def pack(arrays: Sequence[NDArray[np.generic]], *, pinned: bool) -> tuple[torch.
     for array in arrays:
         starts.append(size)
         size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    packed = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    packed = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     data = packed.numpy()
     for start, array in zip(starts, arrays, strict=True):
         data[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -90,7 +90,7 @@ def download(*tensors: torch.Tensor) -> Download:
         return Download(list(tensors), None)
     copies = []
     for tensor in tensors:
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
         copies.append(copy.copy_(tensor, non_blocking=True))
     event = torch.cuda.Event()
     event.record()

@@ -12,7 +12,7 @@ import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.cache_format import SCALED, CacheFormat
-from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.cpu import pages
 
 STORAGE: dict[CacheFormat, torch.dtype] = {
@@ -117,7 +117,7 @@ def allocate_kv_cache(
     num_kv_heads: int,
     head_dim: int,
     format: CacheFormat,
-    device: torch.device | str,
+    device: torch.device | str | None = None,
     *,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
@@ -129,7 +129,7 @@ def allocate_kv_cache(
         block_size: tokens in a block.
         num_kv_heads, head_dim: heads of keys and values, and their width.
         format: how entries are stored.
-        device: where the tensors live.
+        device: where the tensors live; None for the one that torch takes by default.
         k_scale, v_scale: see ``KVCache``.
 
     Raises:
@@ -141,11 +141,11 @@ def allocate_kv_cache(
             raise ValueError(f"{name} must be at least 1, got {size}")
     if format not in STORAGE:
         raise ValueError(f"format must be one of {', '.join(get_args(CacheFormat))}, got {format!r}")
-    shape, dtype, where = tuple(sizes.values()), STORAGE[format], torch.device(device)
-    key, value = _zeros(shape, dtype, where), _zeros(shape, dtype, where)
+    shape, dtype, place = tuple(sizes.values()), STORAGE[format], where(device)
+    key, value = _zeros(shape, dtype, place), _zeros(shape, dtype, place)
     if format not in SCALED:
         return KVCache(key, value, k_scale=k_scale, v_scale=v_scale)
-    key_scale, value_scale = (_zeros(shape[:3], torch.float32, where) for _ in range(2))
+    key_scale, value_scale = (_zeros(shape[:3], torch.float32, place) for _ in range(2))
     return KVCache(key, value, key_scale, value_scale, k_scale, v_scale)
 
 

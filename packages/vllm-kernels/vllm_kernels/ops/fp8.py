@@ -3,7 +3,7 @@
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.fp8_weight import Fp8Weight
 from vllm_kernels.linear_weight import LinearWeight
 from vllm_kernels.ops.linear import check_sizes
@@ -16,7 +16,7 @@ def new_weight(
     out_features: int,
     in_features: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     block: int | None = None,
     gated: bool = False,
@@ -32,7 +32,8 @@ def new_weight(
     Args:
         out_features, in_features: its rows and columns.
         dtype: of the activations that it meets, and of the results.
-        device: where it lives. A GPU older than Hopper multiplies floats instead.
+        device: where it lives; None for the one that torch takes by default. A GPU older than Hopper multiplies floats
+            instead.
         block: 128: so many rows and columns share a scale. ``in_features`` are whole blocks then; the last rows may be
             fewer, and ``fill`` begins at whole blocks. None: each row has a scale; one for the whole tensor is the
             same for all rows.
@@ -48,7 +49,7 @@ def new_weight(
         raise ValueError(f"block must be {BLOCK} or None, got {block}")
     if block and in_features % block:
         raise ValueError(f"in_features must be a multiple of block={block}, got {in_features}")
-    device = torch.device(device)
+    device = where(device)
     with device:
         weight: LinearWeight = face_of("fp8", device).new_weight(out_features, in_features, dtype, block, gated)
     return weight

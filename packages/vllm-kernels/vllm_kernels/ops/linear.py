@@ -5,7 +5,7 @@ from typing import get_args
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.linear_weight import Activation, LinearWeight, outside
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -15,7 +15,7 @@ def new_weight(
     out_features: int,
     in_features: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     gated: bool = False,
 ) -> LinearWeight:
@@ -24,7 +24,7 @@ def new_weight(
     Args:
         out_features, in_features: its rows and columns.
         dtype: of the weight, of the activations that it meets, and of the results.
-        device: where it lives.
+        device: where it lives; None for the one that torch takes by default.
         gated: for ``gated_linear``; then ``out_features`` counts gate and value.
 
     Raises:
@@ -33,7 +33,7 @@ def new_weight(
     check_sizes(out_features, in_features, gated)
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, got {dtype}")
-    device = torch.device(device)
+    device = where(device)
     with device:
         weight: LinearWeight = face_of("linear", device).new_weight(out_features, in_features, dtype, gated)
     return weight

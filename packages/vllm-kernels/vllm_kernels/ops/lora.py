@@ -100,7 +100,7 @@ def allocate_lora_weights(
     max_rank: int,
     in_features: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> LoRAWeights:
     """Places for adapters of one projection, all of them empty.
 
@@ -110,7 +110,7 @@ def allocate_lora_weights(
         max_rank: the highest rank of an adapter.
         in_features: of the projection.
         dtype: of the adapters, of the activations that they meet, and of the results.
-        device: where they live.
+        device: where they live; None for the one that torch takes by default.
 
     Raises:
         ValueError: a size below 1, no slices, or a type that is not floating point.

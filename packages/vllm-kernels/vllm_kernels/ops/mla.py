@@ -14,7 +14,7 @@ import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.cache_format import SCALED, CacheFormat
-from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.cpu import pages
 from vllm_kernels.ops.attention import AttentionMetadata, check_metadata
 from vllm_kernels.ops.cache import STORAGE
@@ -73,7 +73,7 @@ def allocate_latent_cache(
     lora_rank: int,
     rope_dim: int,
     format: CacheFormat,
-    device: torch.device | str,
+    device: torch.device | str | None = None,
 ) -> LatentCache:
     """The cache of one layer, filled with zeros.
 
@@ -82,7 +82,7 @@ def allocate_latent_cache(
         block_size: tokens in a block.
         lora_rank, rope_dim: numbers of a latent and of a rotated key part (512 and 64 in DeepSeek-V3).
         format: how entries are stored: any without scales.
-        device: where the tensor lives.
+        device: where the tensor lives; None for the one that torch takes by default.
 
     Raises:
         ValueError: a size is below 1, or the format is none of a latent cache.
@@ -95,8 +95,9 @@ def allocate_latent_cache(
     if format not in formats:
         raise ValueError(f"format of a latent cache must be one of {', '.join(formats)}, got {format!r}")
     shape, dtype = (num_blocks, block_size, lora_rank + rope_dim), STORAGE[format]
-    if torch.device(device).type != "cpu":
-        return LatentCache(torch.zeros(shape, dtype=dtype, device=device), lora_rank)
+    place = where(device)
+    if place.type != "cpu":
+        return LatentCache(torch.zeros(shape, dtype=dtype, device=place), lora_rank)
     return LatentCache(pages.zeros(math.prod(shape) * dtype.itemsize).view(dtype).view(shape), lora_rank)
 
 

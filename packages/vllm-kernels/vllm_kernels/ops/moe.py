@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.expert_weight import ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.ops.linear import ACTIVATIONS, check_sizes
@@ -81,7 +81,7 @@ def new_weight(
     out_features: int,
     in_features: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     gated: bool = False,
     format: Format | None = None,
@@ -99,7 +99,7 @@ def new_weight(
         num_experts: how many.
         out_features, in_features: rows and columns of one.
         dtype: of the activations that it meets, and of the results.
-        device: where it lives.
+        device: where it lives; None for the one that torch takes by default.
         gated: holds gate and value, one above the other; ``out_features`` counts both.
         format: ``int8``, ``int4``, ``fp8``, ``mxfp4``, or None.
         group_size, activation_bits: of ``int8`` and ``int4``, see ``ops.quantization.new_weight``.
@@ -123,7 +123,7 @@ def new_weight(
         scheme = scheme_of(in_features, 8 if format == "int8" else 4, group_size, activation_bits)
     if group_size is not None and not isinstance(scheme, Quantization):
         raise ValueError(f"group_size is for int8 and int4, got {group_size} for {format}")
-    device = torch.device(device)
+    device = where(device)
     with device:
         weight: ExpertWeight = face_of("moe", device).new_weight(
             num_experts, out_features, in_features, dtype, scheme, gated

@@ -5,7 +5,7 @@
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_shape
+from vllm_kernels.checks import check_dtype, check_shape, where
 from vllm_kernels.linear_weight import LinearWeight
 from vllm_kernels.mxfp4_weight import BLOCK, Mxfp4Weight
 from vllm_kernels.ops.linear import check_sizes
@@ -15,7 +15,7 @@ def new_weight(
     out_features: int,
     in_features: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     gated: bool = False,
 ) -> LinearWeight:
@@ -30,7 +30,7 @@ def new_weight(
     Args:
         out_features, in_features: its rows and columns; whole blocks of columns.
         dtype: of the activations that it meets, and of the results.
-        device: where it lives.
+        device: where it lives; None for the one that torch takes by default.
         gated: for ``gated_linear``; then ``out_features`` counts gate and value.
 
     Raises:
@@ -40,7 +40,7 @@ def new_weight(
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, got {dtype}")
     check_columns(in_features)
-    device = torch.device(device)
+    device = where(device)
     with device:
         weight: LinearWeight = face_of("mxfp4", device).new_weight(out_features, in_features, dtype, gated)
     return weight

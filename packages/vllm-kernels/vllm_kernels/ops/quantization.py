@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from vllm_kernels.backend import face_of
-from vllm_kernels.checks import check_dtype, check_floating, check_shape
+from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.linear_weight import LinearWeight
 from vllm_kernels.ops.linear import check_sizes
 from vllm_kernels.quantized_weight import ACTIVATION_GROUP, Quantization, QuantizedWeight
@@ -38,7 +38,7 @@ def new_weight(
     out_features: int,
     in_features: int,
     dtype: torch.dtype,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     *,
     bits: int,
     group_size: int | None = None,
@@ -61,7 +61,7 @@ def new_weight(
     Args:
         out_features, in_features: its rows and columns.
         dtype: of the activations that it meets, and of the results.
-        device: where it lives.
+        device: where it lives; None for the one that torch takes by default.
         bits: 8 or 4.
         group_size: input columns that share a scale: a multiple of 8, and of 512 beyond that; the last group may be
             shorter. None: all of them.
@@ -75,7 +75,7 @@ def new_weight(
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, got {dtype}")
     scheme = scheme_of(in_features, bits, group_size, activation_bits)
-    device = torch.device(device)
+    device = where(device)
     with device:
         face = face_of("quantization", device)
         weight: LinearWeight = face.new_weight(out_features, in_features, dtype, scheme, gated)
