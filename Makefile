@@ -60,8 +60,11 @@ $(STAMP).triton: $(STAMP)
 test: install native $(STAMP).triton ## every quick test
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-simulated-gpu: install native $(STAMP).triton ## the engine's tests on a GPU that is simulated: values, memory, graphs, waits
-	@$(BIN)/python -m pytest -p tests.simulated_gpu.plugin --numprocesses $(JOBS) --dist loadfile $(or $(ARGS),tests/engine)
+SIMULATED := $(BIN)/python -m pytest -p tests.simulated_gpu.plugin --numprocesses $(JOBS) --dist loadfile
+
+simulated-gpu: install native $(STAMP).triton ## the engine's tests, and those of Triton's kernels, on a GPU that is simulated
+	@$(SIMULATED) $(or $(ARGS),tests/engine tests/simulated_gpu)
+	@$(if $(ARGS),,SIMULATED_GPU_KERNELS=all $(SIMULATED) tests/kernels -k triton)
 
 aot: install $(STAMP).triton ## compile the GPU kernels without a GPU: a subset with every value of every parameter
 	@$(BIN)/python -m vllm_kernels.aot --cover $(ARGS)

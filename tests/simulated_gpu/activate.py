@@ -18,7 +18,7 @@ INTERPRETS_ALL = os.environ.get("SIMULATED_GPU_KERNELS") == "all"
 def activate() -> None:
     """Before any of the modules is imported."""
     sys.meta_path.insert(0, _Finder())
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # it warns of operators that are replaced
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     ours = [str(HERE / "site"), str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*ours, *(folder for folder in folders if folder not in ("", *ours))])
@@ -50,7 +50,8 @@ def _show_it_to_the_engine(device: ModuleType) -> None:
 def _let_kernels_run(_: ModuleType) -> None:
     from tests.simulated_gpu import kernels
 
-    kernels.install(all_interpreted=INTERPRETS_ALL)
+    if os.environ.get("TRITON_INTERPRET") == "1":  # else kernels are only compiled here
+        kernels.install(all_interpreted=INTERPRETS_ALL)
 
 
 _CHANGES: dict[str, Callable[[ModuleType], None]] = {

@@ -188,15 +188,16 @@ void record(const c10::OperatorHandle& op, Stack& stack) {
   for (const auto& argument : schema.arguments()) in_place |= writes(argument);
   bool to_out = false;
   for (const auto& argument : schema.arguments()) to_out |= argument.kwarg_only() && writes(argument);
-  Stack shapes = arguments;
+  Stack shapes = arguments;  // of zeros: what is captured is not computed
   if (!in_place || to_out) {
     for (auto& value : shapes) {
       each_tensor(value, [](const at::Tensor& tensor) {
-        return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kMeta));
+        if (!tensor.is_cuda()) return tensor;
+        return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kCPU)).zero_();
       });
-      if (value.isDevice()) value = c10::Device(at::kMeta);
+      if (value.isDevice() && value.toDevice().is_cuda()) value = c10::Device(at::kCPU);
     }
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &shapes);
+    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &shapes);
   }
   if (in_place) {
     for (const auto& result : schema.returns())

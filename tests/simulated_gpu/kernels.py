@@ -1,6 +1,6 @@
 """Triton's interpreter on memory of the simulated GPU: in place, or noted down where a launch is captured."""
 
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ from triton.runtime import driver
 from triton.runtime.interpreter import GridExecutor
 
 from tests.kernels.interpreter import call_without_patching
-from tests.simulated_gpu import stand_ins, torch_cuda
+from tests.simulated_gpu import torch_cuda
 from tests.simulated_gpu.facts import SHARED_MEMORY
 from vllm_kernels import backend
 
@@ -27,7 +27,6 @@ _run = GridExecutor.__call__
 def install(*, all_interpreted: bool) -> None:
     """Let kernels run on tensors of the GPU: all of them, or those that are not of ``FACES``."""
     if not all_interpreted:
-        stand_ins.install()
         backend.face_of = _face_of
     GridExecutor.__call__ = _launch
     call_without_patching()
@@ -35,8 +34,18 @@ def install(*, all_interpreted: bool) -> None:
     driver.set_active(SimpleNamespace(utils=utils, get_current_device=lambda: 0))
 
 
+@cache
+def _stand_in() -> None:
+    """When all of the package is there, which imports the module that this changes first."""
+    from tests.simulated_gpu import stand_ins
+
+    stand_ins.install()
+
+
 def _face_of(op: str, device: torch.device, function: str | None = None) -> ModuleType:
     """``face_of``, which nobody has imported yet; where nothing but the device decides, by ``FACES``."""
+    if device.type == "cuda":
+        _stand_in()
     chosen = backend._chosen.get().faces
     if device.type != "cuda" or op not in FACES or backend._forced or backend._from_environment():
         return _face_of_engine(op, device, function)

@@ -1,5 +1,7 @@
 """``pytest -p tests.simulated_gpu.plugin``: tests find a GPU, which is simulated."""
 
+import os
+
 import pytest
 
 from tests.simulated_gpu import facts
@@ -12,6 +14,8 @@ NOT_SIMULATED = {
     "test_bf16_agreement.py::test_errors_are_those_of_rounding_and_choices_differ_at_ties_only": (
         "torch's bf16 product with a bias rounds twice on a CPU, where it is not the operator of linear layers"
     ),
+    "test_profile.py": "torch's profiler knows nothing of it, and looks for it in each operator",
+    "test_ssm.py::test_a_layer_is_the_mixer_of_transformers[triton": "torch has its convolution for no CPU",
     "test_the_second_start_compiles_nothing": "kernels are interpreted, not compiled",
     "test_free_memory_can_be_asked_for_without_a_context": "there is no management library",
 }
@@ -21,6 +25,7 @@ if not INTERPRETS_ALL:
 if facts.TOTAL < LARGE:
     NOT_SIMULATED["test_gpu_memory.py::test_a"] = f"SIMULATED_GPU_BYTES is less than {LARGE}"
 
+os.environ["TRITON_INTERPRET"] = "1"
 activate()
 
 

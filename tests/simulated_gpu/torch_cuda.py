@@ -64,6 +64,8 @@ _as_tensor_of_torch = torch.as_tensor
 def _as_tensor(data: Any, *arguments: Any, **named: Any) -> torch.Tensor:
     interface = getattr(data, "__cuda_array_interface__", None)
     if interface is None or isinstance(data, torch.Tensor):
+        if not isinstance(data, torch.Tensor):
+            named.setdefault("device", torch.get_default_device())  # which torch finds out by the function's name
         return _as_tensor_of_torch(data, *arguments, **named)
     if interface["typestr"] != "|u1" or len(interface["shape"]) != 1:
         raise NotImplementedError("memory is described as bytes here")
