@@ -164,9 +164,8 @@ void check_places(const c10::OperatorHandle& op, const Stack& arguments) {
 bool waits(const c10::OperatorHandle& op, const Stack& arguments) {
   static const std::vector<std::string> names = {
       "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2",
-      "aten::unique_dim", "aten::unique_consecutive", "aten::bincount", "aten::is_nonzero", "aten::_assert_async"};
+      "aten::unique_dim", "aten::unique_consecutive", "aten::bincount", "aten::is_nonzero"};
   const std::string& name = op.schema().name();
-  if (name == "aten::_assert_async") return false;
   if (std::find(names.begin(), names.end(), name) != names.end()) return true;
   if (name == "aten::repeat_interleave" && arguments.size() == 2) return true;  // without output_size
   bool masked = false;
@@ -263,10 +262,9 @@ void compute(const c10::OperatorHandle& op, Stack& stack) {
   size_t count = schema.arguments().size();
   Stack arguments(stack.end() - count, stack.end());
   Stack seen = arguments;
-  bool names_device = false;
   for (auto& value : seen) {
     each_tensor(value, [](const at::Tensor& tensor) { return tensor.is_cuda() ? on_cpu(tensor) : tensor; });
-    if (value.isDevice() && value.toDevice().is_cuda()) value = c10::Device(at::kCPU), names_device = true;
+    if (value.isDevice() && value.toDevice().is_cuda()) value = c10::Device(at::kCPU);
   }
   Stack results = seen;
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &results);
@@ -303,7 +301,6 @@ void compute(const c10::OperatorHandle& op, Stack& stack) {
       return result;
     });
   }
-  (void)names_device;
   stack.erase(stack.end() - count, stack.end());
   for (auto& value : results) stack.push_back(value);
 }
