@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import HAS_GPU
 
@@ -22,6 +23,7 @@ PARTS = (
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has a device of that name of its own")
 def test_the_engine_runs_on_a_simulated_gpu() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-p", "tests.simulated_gpu.plugin", "-p", "no:cacheprovider", "-q"]

@@ -24,7 +24,9 @@ def activate() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*ours, *(folder for folder in folders if folder not in ("", *ours))])
 
 
-def _give_torch_a_gpu(_: ModuleType) -> None:
+def _give_torch_a_gpu(torch: ModuleType) -> None:
+    if torch.version.cuda is not None:
+        raise RuntimeError("the simulated GPU is for a torch without CUDA: pip install a torch for the CPU")
     from tests.simulated_gpu import torch_cuda
     from tests.simulated_gpu.build import build
 
