@@ -58,7 +58,7 @@ def stalls(llm: AsyncLLM) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.02)
 
