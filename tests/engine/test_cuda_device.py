@@ -29,6 +29,7 @@ from vllm_engine.execution.memory import DeviceMemory, MemoryUse
 from vllm_engine.kv_layout import LayerKVSpec
 from vllm_engine.models.causal_lm import CausalLM
 from vllm_kernels.backend import use_face
+from vllm_kernels.triton.device import interpreted
 
 SPEC = LayerKVSpec(8, 128, "bfloat16")
 """4 KiB a token."""
@@ -202,7 +203,15 @@ def test_a_step_of_a_large_gpu_takes_more(
 
 @pytest.mark.parametrize(
     ("face", "family", "most"),
-    [("eager", "gemma3", {}), ("triton", "qwen3", {"max_num_batched_tokens": 8, "max_num_seqs": 2})],
+    [
+        ("eager", "gemma3", {}),
+        pytest.param(
+            "triton",
+            "qwen3",
+            {"max_num_batched_tokens": 8, "max_num_seqs": 2},
+            marks=pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU"),
+        ),
+    ],
 )
 def test_a_worker_profiles_and_answers_as_on_a_cpu(
     face: str, family: str, most: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

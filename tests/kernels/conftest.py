@@ -30,7 +30,8 @@ def poisoned():
 @pytest.fixture(autouse=True)
 def gpu_of_triton(request):
     """Where there is a GPU, tests of Triton's kernels make their tensors on it."""
-    if not HAS_GPU or "triton" not in request.node.nodeid:
+    is_tritons = request.node.get_closest_marker("triton") or "triton" in request.node.nodeid
+    if not HAS_GPU or not is_tritons:
         yield
         return
     torch.set_default_device("cuda")

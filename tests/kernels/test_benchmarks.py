@@ -13,9 +13,11 @@ from vllm_kernels.benchmarks import __main__ as benchmarks
 from vllm_kernels.benchmarks import products
 from vllm_kernels.benchmarks.case import Case, Sizes, relative_error
 from vllm_kernels.triton.catalogue import KERNELS
+from vllm_kernels.triton.device import interpreted
 from vllm_kernels.triton.kernel import recorded
 
 
+@pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU")
 def test_every_kernel_computes_what_float64_does(capsys):
     with recorded() as launches:
         assert benchmarks.main(["--check"]) == 0
@@ -54,6 +56,7 @@ def test_a_wrong_value_is_told_and_ends_with_1(monkeypatch, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU")
 def test_a_case_that_fails_is_told_and_the_others_go_on(monkeypatch, capsys):
     ones = torch.ones(1, dtype=torch.float64)
 

@@ -47,6 +47,7 @@ def eager_for_cascades(monkeypatch):
     monkeypatch.setattr(attention_plan, "SPLIT_TOKENS", 24)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("plain", torch.float32), ("soft cap", torch.float32), ("sinks", torch.float32), ("plain", torch.float16)],
@@ -69,6 +70,7 @@ def test_a_common_prefix_equals_float64_and_the_plain_path(eager_for_cascades, k
             assert (result - plain).abs().max() < tolerance
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("kind", ["window", "alibi"])
 def test_tokens_that_see_the_prefix_each_in_its_own_way_take_the_plain_path(eager_for_cascades, kind):
     torch.manual_seed(0)
@@ -77,6 +79,7 @@ def test_tokens_that_see_the_prefix_each_in_its_own_way_take_the_plain_path(eage
         assert torch.equal(attend(with_prefix(step, 48), **options), attend(step, **options))
 
 
+@pytest.mark.triton
 def test_a_prefix_that_ends_inside_of_new_tokens_is_cut(eager_for_cascades):
     torch.manual_seed(0)
     step = shared_step([(1, 49), (30, 60), (1, 50)])  # all but 30 tokens of the second are new
@@ -106,6 +109,7 @@ def test_any_face_takes_a_common_prefix(served):
         assert (attend(with_prefix(step, 48)).double() - oracle(step)).abs().max() < 1e-5
 
 
+@pytest.mark.triton
 def test_a_step_that_follows_must_have_the_prefix_too(eager_for_cascades):
     torch.manual_seed(0)
     step, next_step = (with_prefix(shared_step([(1, 49), (1, 52), (1, 51)]), 48) for _ in range(2))

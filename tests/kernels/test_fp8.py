@@ -129,6 +129,7 @@ def test_a_row_that_is_no_number_stays_alone(face, block):
     assert linear(x[:0], weight).shape == (0, 64)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("block", [None, 128])
 def test_a_row_does_not_depend_on_the_batch_where_asked_to(block):
     pytest.importorskip("triton")
@@ -140,6 +141,7 @@ def test_a_row_does_not_depend_on_the_batch_where_asked_to(block):
         assert all(torch.equal(linear(x[i : i + 1], weight), together[i : i + 1]) for i in (0, 17, 39))
 
 
+@pytest.mark.triton
 def test_launches_are_compiled_ahead():
     pytest.importorskip("triton")
     from vllm_kernels.triton.kernel import recorded

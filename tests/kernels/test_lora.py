@@ -105,6 +105,7 @@ def test_many_tokens_of_few_adapters(face):
     check(weights, torch.randint(-1, 3, (150,)).tolist(), torch.float32)
 
 
+@pytest.mark.triton
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_shapes(data):
@@ -172,6 +173,7 @@ def test_the_plan_of_a_captured_step_stays_in_its_memory():
     assert plan.counts.tolist() == [2, 3, 2]
 
 
+@pytest.mark.triton
 def test_a_token_does_not_depend_on_the_others_where_that_is_asked_for():
     pytest.importorskip("triton")
     torch.manual_seed(0)
@@ -184,6 +186,7 @@ def test_a_token_does_not_depend_on_the_others_where_that_is_asked_for():
             assert torch.equal(alone[0], together[token])
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(("num_tokens", "rank"), [(1, 16), (64, 8)])
 def test_what_is_launched_is_what_is_compiled_ahead(num_tokens, rank):
     """A merged projection of Llama 8B, narrow in its results: each launch is a configuration, to the letter."""

@@ -13,6 +13,7 @@ from vllm_kernels.backend import FACES, use_face
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.mla import LatentCache, allocate_latent_cache, latent_attention, write_latent
+from vllm_kernels.triton.device import interpreted
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 FORMATS: dict[torch.dtype, CacheFormat] = {
@@ -101,6 +102,7 @@ def test_latent_attention_equals_float64(face, dtype):
     assert (result.double() - oracle(step)).abs().max() < TOLERANCE[dtype]
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("format", ["float16", "fp8_e4m3"])
 def test_the_sizes_of_deepseek_equal_float64(format):
     pytest.importorskip("triton")
@@ -121,6 +123,7 @@ def test_tables_may_be_columns_of_wider_tensors(face):
         assert (step.attend().double() - expected).abs().max() < 1e-5
 
 
+@pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU")
 def test_heads_that_lie_more_than_two_to_the_31_entries_apart_are_found():
     """As 128 heads of 33,000 tokens do, heads before tokens. Of the memory, only the pages that are used exist."""
     pytest.importorskip("triton")
@@ -258,6 +261,7 @@ def test_more_new_tokens_than_tokens_are_refused(face):
             step.attend()
 
 
+@pytest.mark.triton
 def test_latents_cut_into_parts_equal_float64_and_launches_are_compiled_ahead(monkeypatch):
     pytest.importorskip("triton")
     from vllm_kernels.triton import attention_plan

@@ -81,6 +81,7 @@ def test_products_equal_float64(face, dtype):
     assert linear(x[:0], weight).shape == (0, 200)
 
 
+@pytest.mark.triton
 @settings(max_examples=6, deadline=None)
 @example(count=1, out_features=3, groups=33, seed=0)
 @given(count=st.integers(1, 70), out_features=st.integers(1, 150), groups=st.integers(1, 9), seed=st.integers(0, 99))
@@ -100,6 +101,7 @@ def test_columns_in_parts_and_gates_equal_float64(face):
     assert error_of(gated_linear(x, weight, activation="silu"), functional.silu(gate) * value) < 1e-5
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("scales", [(0, 9), (236, 242), (90, 100), (127, 145)], ids=str)
 def test_scales_beyond_half_precision_are_no_matter(scales):
     # In fp16 itself, entries of these scales would be zeros or infinities.
@@ -173,6 +175,7 @@ def test_a_row_that_is_no_number_stays_alone(face):
     assert result[1].isnan().all() and torch.equal(result[[0, 2, 3]], clean[[0, 2, 3]])
 
 
+@pytest.mark.triton
 def test_a_row_does_not_depend_on_the_batch_where_asked_to():
     pytest.importorskip("triton")
     torch.manual_seed(0)
@@ -183,6 +186,7 @@ def test_a_row_does_not_depend_on_the_batch_where_asked_to():
         assert all(torch.equal(linear(x[i : i + 1], weight), together[i : i + 1]) for i in (0, 17, 39))
 
 
+@pytest.mark.triton
 def test_launches_are_compiled_ahead(monkeypatch):
     pytest.importorskip("triton")
     from vllm_kernels.triton import mxfp4

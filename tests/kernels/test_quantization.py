@@ -184,6 +184,7 @@ def test_a_row_does_not_depend_on_the_batch(level, scheme, dtype, num_threads):
         assert torch.equal(linear(x[begin:end], weight), together[begin:end])
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("scheme", ["int8", "int4 weight only"])
 def test_a_row_does_not_depend_on_the_batch_on_a_gpu_where_asked_to(scheme):
     pytest.importorskip("triton")

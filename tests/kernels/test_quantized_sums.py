@@ -43,6 +43,7 @@ def widen_kernel(words, zeros, x, out):
         tl.store(out + (number + 4) * 256 + place, upper.to(tl.float32))
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_every_entry_less_every_zero_is_exact(dtype):
     nibbles = (torch.arange(16)[:, None] + 3 * torch.arange(8)) % 16  # [word, column]: each value in each column
@@ -71,6 +72,7 @@ def with_every_zero(bits: int, group_size: int | None, activation_bits: int | No
     return weight, (q.double() - wide[0]) * wide[1]
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize(
     "bits, group_size, in_features",
@@ -88,6 +90,7 @@ def test_tiles_of_every_height_equal_float64(bits, group_size, in_features, orde
         assert ((result - exact).abs() <= 1e-6 * (x.double().abs() @ matrix.abs().T)).all()
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("bits, group_size, in_features", [(4, 128, 640), (4, 24, 100), (8, None, 1100)])
 def test_tiles_of_every_height_equal_float64_by_bytes(bits, group_size, in_features, ordered, monkeypatch):
@@ -114,6 +117,7 @@ def test_columns_are_cut_until_enough_of_the_weight_is_under_way():
             assert programs * prefetched >= 48 * 1024
 
 
+@pytest.mark.triton
 def test_the_number_of_parts_compiles_nothing_anew():
     scheme = Quantization(8, None, 8)
     shapes = [Shape.choose(rows, 1024, 4096, scheme, torch.bfloat16, "sm_90") for rows in range(64, 2049, 64)]

@@ -109,6 +109,7 @@ def test_gates_are_those_done_apart_and_rounded(face, name, kind, given):
         assert same(rounded.activation_and_mul(x, kind, FORMATS[name], scale), expected)
 
 
+@pytest.mark.triton
 @settings(max_examples=6, deadline=None)
 @given(st.data())
 def test_any_sizes_give_the_same_numbers(data):
@@ -217,6 +218,7 @@ def test_int8_products_take_what_is_rounded_already(face, bits, group_size, gate
     )
 
 
+@pytest.mark.triton
 def test_launches_are_compiled_ahead():
     pytest.importorskip("triton")
     from vllm_kernels.triton.kernel import recorded

@@ -251,6 +251,7 @@ def test_a_state_in_16_bits_is_rounded_after_it_was_read(face):
     assert close(result, expected, torch.float32) and close(state, after, torch.float16)
 
 
+@pytest.mark.triton
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_shapes(data):
@@ -320,6 +321,7 @@ def test_a_layer_is_the_mixer_of_transformers(face):
     assert state[0].isnan().all() and conv_state[2].isnan().all()
 
 
+@pytest.mark.triton
 def test_what_is_launched_is_what_is_compiled_ahead():
     """A layer with 16 heads of 64 and states of 128: each launch is a configuration, to the letter."""
     pytest.importorskip("triton")

@@ -14,7 +14,7 @@ from vllm_kernels import tune
 from vllm_kernels.batch_invariance import use_batch_invariance
 from vllm_kernels.triton import attention, candidates, fp8, tuning
 from vllm_kernels.triton.catalogue import KERNELS, TUNABLES
-from vllm_kernels.triton.device import FAMILIES, SHARED_MEMORY
+from vllm_kernels.triton.device import FAMILIES, SHARED_MEMORY, interpreted
 from vllm_kernels.triton.tuning import Entry, Table, TableError, Tunable, Work, check, forced, read_table
 
 KNOWN = {tunable.kernel: tunable for tunable in TUNABLES}
@@ -262,6 +262,7 @@ def test_the_fastest_candidate_with_right_values_wins(folder, monkeypatch, capsy
     assert [entry["class"] for entry in saved["entries"] if entry["origin"] == "measured"] == [shape]
 
 
+@pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU")
 def test_every_class_has_a_workload_that_computes_the_right_values():
     """One class of each kernel, in the interpreter and tiny."""
     from vllm_kernels.backend import use_face

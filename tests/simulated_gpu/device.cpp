@@ -7,10 +7,8 @@
 #include "operators.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
@@ -125,44 +123,10 @@ struct DeviceGuard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(const c10::DeviceIndex) const override { wait_for_all("synchronize"); }
 };
 
-struct Hooks final : at::CUDAHooksInterface {
-  explicit Hooks(at::CUDAHooksArgs) {}
-  void init() const override {}
-  bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
-  bool hasCUDA() const override { return true; }
-  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
-  c10::DeviceIndex current_device() const override { return 0; }
-  c10::DeviceIndex deviceCount() const override { return 1; }
-  c10::DeviceIndex getCurrentDevice() const override { return 0; }
-  void setCurrentDevice(c10::DeviceIndex) const override {}
-  c10::DeviceIndex exchangeDevice(c10::DeviceIndex) const override { return 0; }
-  c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex) const override { return 0; }
-  int getNumGPUs() const override { return 1; }
-  c10::Device getDeviceFromPtr(void* data) const override {
-    Guard guard(lock());
-    return memory().is_anybodys(data, 1) ? kGpu : c10::Device(at::kCPU);
-  }
-  bool isPinnedPtr(const void* data) const override { return PinnedAllocator::is_pinned(data); }
-  c10::Allocator* getPinnedMemoryAllocator() const override { return pinned_allocator(); }
-  c10::Allocator* getCUDADeviceAllocator() const override { return device_allocator(); }
-};
-
-}  // namespace
-}  // namespace simulated
-
-namespace at {
-using SimulatedHooks = simulated::Hooks;
-REGISTER_CUDA_HOOKS(SimulatedHooks)
-}  // namespace at
-
-namespace simulated {
-namespace {
-
 C10_REGISTER_GUARD_IMPL(CUDA, DeviceGuard)
 c10::AllocatorRegisterer<c10::DeviceType::CUDA> registered(device_allocator());
 
-TORCH_LIBRARY(simulated_gpu, m) { 
+TORCH_LIBRARY(simulated_gpu, m) {
   m.def("on_cpu(Tensor tensor) -> Tensor", &on_cpu);
   m.def("bytes_at(int address, int size) -> Tensor", [](int64_t address, int64_t size) {
     return at::for_blob(reinterpret_cast<void*>(address), {size})

@@ -41,6 +41,7 @@ int64_t sim_total() { return memory().total; }
 int64_t sim_free() { return memory().total - memory().context - memory().reserved; }
 int64_t sim_reserved() { return memory().reserved; }
 int64_t sim_peak() { return memory().peak; }
+int64_t sim_num_ooms() { return memory().num_ooms; }
 int64_t sim_allocated() { return memory().allocated; }
 void sim_forget_peak() { memory().peak = memory().reserved; }
 int sim_empty_cache() {
@@ -77,7 +78,6 @@ int sim_capture_end() {
   memory().capturing_pool = 0;
   return std::exchange(is_spoilt, false) ? 2 : 0;
 }
-void sim_spoil() { is_spoilt |= memory().captures(); }
 int64_t sim_num_calls(int64_t graph) { return static_cast<int64_t>(graphs[graph]->calls.size()); }
 int sim_replay(int64_t graph, int64_t begin, int64_t end) {
   return told([&] {

@@ -86,7 +86,7 @@ struct Block {
 struct Memory {
   int64_t total = int64_t(1) << 30;
   int64_t context = 8 << 20;  // what CUDA itself takes
-  int64_t reserved = 0, peak = 0, allocated = 0;
+  int64_t reserved = 0, peak = 0, allocated = 0, num_ooms = 0;
   std::map<char*, Block> blocks;        // in use
   std::multimap<size_t, char*> cached;  // large ones, which torch keeps
   std::map<int64_t, Pool> pools;        // 0: of small blocks, outside of captures
@@ -97,6 +97,7 @@ struct Memory {
 
   void reserve(size_t size) {
     if (reserved + context + int64_t(size) > total) empty_cache();
+    if (reserved + context + int64_t(size) > total) num_ooms++;
     TORCH_CHECK_WITH(
         OutOfMemoryError, reserved + context + int64_t(size) <= total, "the simulated GPU is out of memory: ", size,
         " bytes more than ", reserved, " of ", total);

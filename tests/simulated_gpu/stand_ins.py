@@ -43,7 +43,7 @@ def _by_the_cpu(function: Callable[..., Any], otherwise: Callable[..., Any]) -> 
             return otherwise(*arguments)
         if any(isinstance(value, torch.Tensor) and not value.is_cuda for value in arguments):
             raise ValueError(f"{function.__name__} was given a tensor of main memory")
-        result = function(*(_seen(value) if isinstance(value, torch.Tensor) else value for value in arguments))
+        result = function(*map(_seen, arguments))
         if isinstance(result, torch.Tensor):
             return to_gpu(result)
         return None if result is None else tuple(to_gpu(value) for value in result)
@@ -51,42 +51,35 @@ def _by_the_cpu(function: Callable[..., Any], otherwise: Callable[..., Any]) -> 
     return call
 
 
-def _seen(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else on_cpu(tensor)
+def _seen(value: Any) -> Any:
+    """An argument as the CPU sees it."""
+    if isinstance(value, KVCache):
+        return _seen_cache(value)
+    return on_cpu(value) if isinstance(value, torch.Tensor) else value
 
 
 def _seen_cache(cache: KVCache) -> KVCache:
     seen = cache.memo.get("seen by the CPU")
     if seen is None or seen.key.data_ptr() != cache.key.data_ptr():
         tensors = [_seen(tensor) for tensor in (cache.key, cache.value, cache.key_scale, cache.value_scale)]
-        seen = cache.memo["seen by the CPU"] = KVCache(*tensors, cache.k_scale, cache.v_scale)  # type: ignore[arg-type]
+        seen = cache.memo["seen by the CPU"] = KVCache(*tensors, cache.k_scale, cache.v_scale)
     return seen
 
 
-def paged_attention(
-    query: torch.Tensor,
-    cache: KVCache,
-    metadata: AttentionMetadata,
-    scale: float,
-    sliding_window: int | None,
-    soft_cap: float | None,
-    alibi_slopes: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
+def paged_attention(query: torch.Tensor, cache: KVCache, metadata: AttentionMetadata, *rest: Any) -> torch.Tensor:
+    """The face's; ``rest`` is passed on, and ends with the place of the result."""
     if not query.is_cuda:
-        return _paged_attention(query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out)
-    if out is None:
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        return _paged_attention(query, cache, metadata, *rest)
+    *options, out = rest
+    result: torch.Tensor = torch.empty(query.shape, dtype=query.dtype, device=query.device) if out is None else out
     steps = [on_cpu(tensor) for tensor in (metadata.query_start_loc, metadata.seq_lens, metadata.block_table)]
-    rest = scale, sliding_window, soft_cap, _seen(alibi_slopes), _seen(sinks)
-    call_on_gpu(partial(_attend, on_cpu(query), _seen_cache(cache), steps, rest, on_cpu(out)))
-    return out
+    call_on_gpu(partial(_attend, on_cpu(query), _seen(cache), steps, [_seen(one) for one in options], on_cpu(result)))
+    return result
 
 
 @torch.inference_mode()
 def _attend(
-    query: torch.Tensor, cache: KVCache, steps: list[torch.Tensor], rest: tuple[Any, ...], out: torch.Tensor
+    query: torch.Tensor, cache: KVCache, steps: list[torch.Tensor], options: list[Any], out: torch.Tensor
 ) -> None:
     starts, lengths, table = steps
     counts = starts.diff()
@@ -94,34 +87,20 @@ def _attend(
     lengths = torch.where(is_padding, counts, lengths)
     table = table.masked_fill(is_padding[:, None], 0)
     step = AttentionMetadata(starts, lengths, table, counts.tolist(), lengths.tolist())
-    cpu_attention.paged_attention(query, cache, step, *rest, out)
+    cpu_attention.paged_attention(query, cache, step, *options, out)
     out[is_padding.repeat_interleave(counts)] = 0
 
 
-def rope_and_cache(
-    qkv: torch.Tensor,
-    num_heads: int,
-    positions: torch.Tensor | None,
-    cos_sin_cache: torch.Tensor | None,
-    cache: KVCache,
-    slot_mapping: torch.Tensor,
-    q_norm: torch.Tensor | None,
-    k_norm: torch.Tensor | None,
-    norm_eps: float,
-    unit_offset: bool,
-    interleaved: bool,
-) -> torch.Tensor:
+def rope_and_cache(qkv: torch.Tensor, num_heads: int, *rest: Any) -> torch.Tensor:
+    """The face's; ``rest`` is passed on, and has the cache in it."""
     if not qkv.is_cuda:
-        rest = (q_norm, k_norm, norm_eps, unit_offset, interleaved)
-        return _rope_and_cache(qkv, num_heads, positions, cos_sin_cache, cache, slot_mapping, *rest)
+        return _rope_and_cache(qkv, num_heads, *rest)
+    (cache,) = (value for value in rest if isinstance(value, KVCache))
     query = torch.empty(len(qkv), num_heads, cache.head_dim, dtype=qkv.dtype, device=qkv.device)
-    table = _seen(cos_sin_cache)
-    arguments = (num_heads, _seen(positions), table, _seen_cache(cache), on_cpu(slot_mapping))
-    rest = (_seen(q_norm), _seen(k_norm), norm_eps, unit_offset, interleaved)
-    call_on_gpu(partial(_rotate, on_cpu(qkv), arguments, rest, on_cpu(query)))
+    call_on_gpu(partial(_rotate, on_cpu(qkv), num_heads, [_seen(value) for value in rest], on_cpu(query)))
     return query
 
 
 @torch.inference_mode()
-def _rotate(qkv: torch.Tensor, arguments: tuple[Any, ...], rest: tuple[Any, ...], query: torch.Tensor) -> None:
-    query.copy_(cpu_rotary.rope_and_cache(qkv, *arguments, *rest))
+def _rotate(qkv: torch.Tensor, num_heads: int, rest: list[Any], query: torch.Tensor) -> None:
+    query.copy_(cpu_rotary.rope_and_cache(qkv, num_heads, *rest))

@@ -146,8 +146,10 @@ def test_memory_is_counted_and_ends() -> None:
     assert total == TOTAL
     taken = torch.empty(TOTAL // 4, dtype=torch.uint8, device=GPU)
     assert free - torch.cuda.mem_get_info()[0] == TOTAL // 4
+    before = torch.cuda.memory_stats()["num_ooms"]
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(TOTAL, dtype=torch.uint8, device=GPU)
+    assert torch.cuda.memory_stats()["num_ooms"] == before + 1
     del taken
     assert torch.cuda.mem_get_info()[0] < free, "torch keeps it"
     torch.cuda.empty_cache()

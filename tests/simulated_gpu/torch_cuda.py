@@ -27,6 +27,7 @@ def install(library: Path) -> None:
         "free",
         "reserved",
         "peak",
+        "num_ooms",
         "allocated",
         "new_pool",
         "capture_begin",
@@ -68,7 +69,7 @@ def _as_tensor(data: Any, *arguments: Any, **named: Any) -> torch.Tensor:
             named.setdefault("device", torch.get_default_device())  # which torch finds out by the function's name
         return _as_tensor_of_torch(data, *arguments, **named)
     if interface["typestr"] != "|u1" or len(interface["shape"]) != 1:
-        raise NotImplementedError("memory is described as bytes here")
+        raise ValueError("memory is described as bytes here")
     seen: torch.Tensor = torch.ops.simulated_gpu.bytes_at(interface["data"][0], interface["shape"][0])
     return seen
 
@@ -270,7 +271,7 @@ def properties(which: Any = None) -> SimpleNamespace:
 
 def memory_stats(which: Any = None) -> dict[str, int]:
     return {
-        "num_ooms": 0,
+        "num_ooms": _library.sim_num_ooms(),
         "allocated_bytes.all.current": _library.sim_allocated(),
         "reserved_bytes.all.current": _library.sim_reserved(),
         "reserved_bytes.all.peak": _library.sim_peak(),
@@ -304,7 +305,6 @@ def _of_torch_cuda() -> dict[str, Any]:
         "memory_reserved": lambda which=None: _library.sim_reserved(),
         "max_memory_reserved": lambda which=None: _library.sim_peak(),
         "memory_allocated": lambda which=None: _library.sim_allocated(),
-        "max_memory_allocated": lambda which=None: _library.sim_peak(),
         "reset_peak_memory_stats": lambda which=None: _library.sim_forget_peak(),
         "memory_stats": memory_stats,
         "empty_cache": empty_cache,

@@ -1,4 +1,4 @@
-"""Cheap argument checks shared by the public functions. Each raises ``ValueError`` that names the argument."""
+"""Cheap argument checks shared by the public functions, which raise a ``ValueError`` that names the argument."""
 
 import torch
 

@@ -11,8 +11,10 @@ from vllm_kernels.ops.cache import pages as cache_pages
 pytest.importorskip("triton")
 
 from tests.engine.step_graphs import answers, engine, pretend_graphs, same
+from vllm_kernels.triton.device import interpreted
 
 
+@pytest.mark.skipif(not interpreted(), reason="tensors are on the CPU")
 def test_graphs_of_a_gpu_are_captured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_pages, "zeros", lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8))
     make_tiny_model("llama", tmp_path, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
