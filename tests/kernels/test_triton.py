@@ -90,6 +90,16 @@ def test_keys_cut_into_parts_equal_the_float64_reference(kind, monkeypatch):
     assert (result.double() - oracle(step, **options)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("window", [None, 70, 200])
+@pytest.mark.parametrize("lengths", [(1, 259), (40, 300), (3, 256), (100, 100), (2, 65)], ids=str)
+def test_keys_that_all_rows_of_a_tile_see_and_those_at_its_borders_count_once(lengths, window):
+    torch.manual_seed(0)
+    first_kept = None if window is None else [max(lengths[1] - lengths[0] - window + 1, 0)]
+    step = step_of([random_sequence(*lengths, dtype=torch.float16)], 16, first_kept=first_kept)
+    expected = oracle(step, sliding_window=window)
+    assert (attend(step, sliding_window=window).double() - expected).abs().max() < 2e-3
+
+
 @pytest.mark.parametrize("group", [1, 3, 7, 16])
 def test_any_number_of_query_heads_to_a_kv_head_equals_the_reference(group):
     torch.manual_seed(0)
@@ -307,7 +317,7 @@ def test_no_number_that_changes_between_steps_or_starts_makes_a_kernel_compile_a
 def test_nan_in_e5m2_is_not_read_as_a_number(compiled):
     """Into bf16 Triton shifts e5m2 and multiplies, which makes a number of NaN; into fp16 it does not."""
     _, query, conversions = compiled
-    assert query == "*bf16" and len(conversions) == 2
+    assert query == "*bf16" and len(conversions) == 4  # of keys and of values, in two loops
     assert all("xf16, " in kind for kind in conversions)
 
 

@@ -18,6 +18,86 @@ LAST_KEY = 2**31 - 1
 """No bound of the keys."""
 
 
+@triton.jit
+def attend_to_keys(
+    largest,
+    total,
+    sum_of_values,
+    q,
+    at,
+    table,
+    num_blocks,
+    kv_head,
+    key_cache,
+    value_cache,
+    key_scale,
+    value_scale,
+    slope,
+    position,
+    first_seen,
+    last_seen,
+    low,
+    end,
+    scale,
+    soft_cap,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SEEN_BY_ALL: tl.constexpr,
+):
+    """One turn of an online softmax: the state of ``q``'s rows with the BLOCK_N keys from ``at`` on.
+
+    Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
+    ``sum_of_values`` ``[BLOCK_M, BLOCK_D]``. ``table`` is the sequence's row of the block table; what lies outside the
+    cache reads as zeros. Without SEEN_BY_ALL a row sees keys ``first_seen`` to ``last_seen``, and none before ``low``
+    or from ``end`` on is read. ``slope`` is of ALiBi, times LOG2E.
+    """
+    key_position = at + tl.arange(0, BLOCK_N)
+    column = tl.arange(0, BLOCK_D)
+    in_head = column < HEAD_DIM
+    if SEEN_BY_ALL:
+        block = tl.load(table + key_position // BLOCK_SIZE)
+    else:
+        wanted = (key_position >= low) & (key_position < end)
+        block = tl.load(table + key_position // BLOCK_SIZE, mask=wanted, other=-1)
+    present = block.to(tl.uint32, bitcast=True) < num_blocks
+    place = (block.to(tl.int64) * HEADS + kv_head) * BLOCK_SIZE + key_position % BLOCK_SIZE
+    keys = tl.load(
+        key_cache + place[None, :] * HEAD_DIM + column[:, None], mask=present[None, :] & in_head[:, None], other=0.0
+    )
+    score = tl.dot(q, from_entry(keys, q.dtype), input_precision="ieee")
+    if key_scale is not None:
+        score = score * tl.load(key_scale + place, mask=present, other=0.0)[None, :]
+    # Scores are times LOG2E, for exp2: by one multiplication with what else they are times, and that after the largest.
+    factor = scale * LOG2E
+    if CAPPED:
+        score = score * (scale * 2.0 / soft_cap)
+        score = (soft_cap * LOG2E) * (2.0 * tl.sigmoid(score) - 1.0)  # soft_cap * tanh(score / soft_cap)
+        factor = 1.0
+    if slope is not None:
+        score = score * factor + slope[:, None] * (key_position[None, :] - position[:, None]).to(tl.float32)
+        factor = 1.0
+    if not SEEN_BY_ALL:
+        seen = (key_position[None, :] >= first_seen[:, None]) & (key_position[None, :] <= last_seen[:, None])
+        score = tl.where(seen, score, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(score, axis=1) * factor)
+    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weight = tl.exp2(score * factor - base[:, None])
+    kept = tl.exp2(largest - base)
+    total = total * kept + tl.sum(weight, axis=1)
+    if value_scale is not None:
+        weight = weight * tl.load(value_scale + place, mask=present, other=0.0)[None, :]
+    values = tl.load(
+        value_cache + place[:, None] * HEAD_DIM + column[None, :], mask=present[:, None] & in_head[None, :], other=0.0
+    )
+    sum_of_values = sum_of_values * kept[:, None]
+    sum_of_values = tl.dot(weight.to(q.dtype), from_entry(values, q.dtype), sum_of_values, input_precision="ieee")
+    return new_largest, total, sum_of_values
+
+
 @triton.jit(
     do_not_specialize=["table_stride", "num_blocks", "part_tokens", "first_key", "last_key", "first_part", "window"]
 )
@@ -107,56 +187,91 @@ def attention_kernel(
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sum_of_values = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    slope = None
     if alibi_slopes is not None:
-        slope = tl.load(alibi_slopes + head, mask=valid, other=0.0).to(tl.float32)
+        slope = tl.load(alibi_slopes + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+    # The keys that a row sees.
+    last_seen = tl.minimum(position, end - 1)
+    first_seen = tl.full([BLOCK_M], 0, tl.int32) + low
+    if WINDOWED:
+        first_seen = tl.maximum(position - window + 1, low)
 
-    for at in range(begin, end, BLOCK_N):
-        key_position = at + tl.arange(0, BLOCK_N)
-        wanted = (key_position >= low) & (key_position < end)
-        block = tl.load(block_table + seq * table_stride + key_position // BLOCK_SIZE, mask=wanted, other=0)
-        wanted = wanted & (block >= 0) & (block < num_blocks)
-        place = (block.to(tl.int64) * HEADS + kv_head) * BLOCK_SIZE + key_position % BLOCK_SIZE
-        keys = tl.load(
-            key_cache + place[None, :] * HEAD_DIM + column[:, None],
-            mask=wanted[None, :] & in_head[:, None],
-            other=0.0,
+    # Turns whose keys all rows see come first, and compare nothing. Then those before them, and those after them.
+    seen_by_all = low
+    if WINDOWED:
+        seen_by_all = tl.maximum(context + first + TOKENS - window, low)
+    whole = tl.minimum(tl.cdiv(tl.maximum(seen_by_all, begin), BLOCK_N), tl.cdiv(end, BLOCK_N)) * BLOCK_N
+    after = tl.maximum(tl.minimum(context + first + 1, end) // BLOCK_N * BLOCK_N, whole)
+    table = block_table + seq * table_stride
+    for at in range(whole, after, BLOCK_N):
+        largest, total, sum_of_values = attend_to_keys(
+            largest,
+            total,
+            sum_of_values,
+            q,
+            at,
+            table,
+            num_blocks,
+            kv_head,
+            key_cache,
+            value_cache,
+            key_scale,
+            value_scale,
+            slope,
+            position,
+            first_seen,
+            last_seen,
+            low,
+            end,
+            scale,
+            soft_cap,
+            HEADS,
+            HEAD_DIM,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_D,
+            CAPPED,
+            True,
         )
-        score = tl.dot(q, from_entry(keys, q.dtype), input_precision="ieee") * scale
-        if key_scale is not None:
-            score = score * tl.load(key_scale + place, mask=wanted, other=0.0)[None, :]
-        if CAPPED:
-            score = soft_cap * (2.0 * tl.sigmoid(2.0 * score / soft_cap) - 1.0)  # soft_cap * tanh(score / soft_cap)
-        if alibi_slopes is not None:
-            score = score + slope[:, None] * (key_position[None, :] - position[:, None]).to(tl.float32)
-        visible = wanted[None, :] & (key_position[None, :] <= position[:, None])
-        if WINDOWED:
-            visible = visible & (key_position[None, :] > position[:, None] - window)
-        score = tl.where(visible, score, float("-inf"))
-
-        new_largest = tl.maximum(largest, tl.max(score, axis=1))
-        base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        weight = tl.exp2((score - base[:, None]) * LOG2E)
-        kept = tl.exp2((largest - base) * LOG2E)
-        total = total * kept + tl.sum(weight, axis=1)
-        largest = new_largest
-        if value_scale is not None:
-            weight = weight * tl.load(value_scale + place, mask=wanted, other=0.0)[None, :]
-        values = tl.load(
-            value_cache + place[:, None] * HEAD_DIM + column[None, :],
-            mask=wanted[:, None] & in_head[None, :],
-            other=0.0,
+    for at in range(begin, end - (after - whole), BLOCK_N):
+        largest, total, sum_of_values = attend_to_keys(
+            largest,
+            total,
+            sum_of_values,
+            q,
+            tl.where(at < whole, at, at + (after - whole)),
+            table,
+            num_blocks,
+            kv_head,
+            key_cache,
+            value_cache,
+            key_scale,
+            value_scale,
+            slope,
+            position,
+            first_seen,
+            last_seen,
+            low,
+            end,
+            scale,
+            soft_cap,
+            HEADS,
+            HEAD_DIM,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_D,
+            CAPPED,
+            False,
         )
-        sum_of_values = sum_of_values * kept[:, None]
-        sum_of_values += tl.dot(weight.to(q.dtype), from_entry(values, q.dtype), input_precision="ieee")
 
     if v_factor is not None:
         sum_of_values *= v_factor
     if part_out is None:
         if sinks is not None:
-            sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32)
+            sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
             new_largest = tl.maximum(largest, sink)
-            kept = tl.exp2((largest - new_largest) * LOG2E)
-            total = total * kept + tl.exp2((sink - new_largest) * LOG2E)
+            kept = tl.exp2(largest - new_largest)
+            total = total * kept + tl.exp2(sink - new_largest)
             sum_of_values = sum_of_values * kept[:, None]
         result = sum_of_values / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(
@@ -214,13 +329,13 @@ def merge_kernel(
     total_of_part = tl.load(part_sum + state, mask=present, other=0.0)
     largest = tl.max(largest_of_part, axis=0)
     if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32)
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
         largest = tl.maximum(largest, sink)
     base = tl.where(largest == float("-inf"), 0.0, largest)
-    factor = tl.exp2((largest_of_part - base) * LOG2E)
+    factor = tl.exp2(largest_of_part - base)
     total = tl.sum(total_of_part * factor, axis=0)
     if sinks is not None:
-        total += tl.exp2((sink - base) * LOG2E)
+        total += tl.exp2(sink - base)
     parts = tl.load(
         part_out + state[:, None] * HEAD_DIM + column[None, :], mask=present[:, None] & in_head[None, :], other=0.0
     )

@@ -32,6 +32,71 @@ MOST_ROWS = 32
 """Of a tile: with more, the sums of 512 columns do not fit the registers."""
 
 
+@triton.jit
+def attend_to_latents(
+    largest,
+    total,
+    sum_of_latents,
+    q_latent,
+    q_rope,
+    at,
+    table,
+    num_blocks,
+    entries,
+    position,
+    end,
+    scale,
+    RANK: tl.constexpr,
+    ROPE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SEEN_BY_ALL: tl.constexpr,
+):
+    """One turn of an online softmax: the state of the rows with the BLOCK_N latents from ``at`` on.
+
+    Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
+    ``sum_of_latents`` ``[BLOCK_M, BLOCK_C]``. ``table`` is the sequence's row of the block table; what lies outside the
+    cache reads as zeros. Without SEEN_BY_ALL a row sees latents up to its ``position``, and none from ``end`` on is
+    read.
+    """
+    key_position = at + tl.arange(0, BLOCK_N)
+    latent_column = tl.arange(0, BLOCK_C)
+    rope_column = tl.arange(0, BLOCK_R)
+    if SEEN_BY_ALL:
+        block = tl.load(table + key_position // BLOCK_SIZE)
+    else:
+        block = tl.load(table + key_position // BLOCK_SIZE, mask=key_position < end, other=-1)
+    present = block.to(tl.uint32, bitcast=True) < num_blocks
+    place = (block.to(tl.int64) * BLOCK_SIZE + key_position % BLOCK_SIZE) * (RANK + ROPE)
+    latents = tl.load(
+        entries + place[:, None] + latent_column[None, :],
+        mask=present[:, None] & (latent_column < RANK)[None, :],
+        other=0.0,
+    )
+    latents = from_entry(latents, q_latent.dtype)
+    keys = tl.load(
+        entries + place[None, :] + RANK + rope_column[:, None],
+        mask=present[None, :] & (rope_column < ROPE)[:, None],
+        other=0.0,
+    )
+    score = tl.dot(q_latent, tl.trans(latents), input_precision="ieee")
+    score = tl.dot(q_rope, from_entry(keys, q_rope.dtype), score, input_precision="ieee")
+    if not SEEN_BY_ALL:
+        seen = key_position[None, :] <= tl.minimum(position, end - 1)[:, None]
+        score = tl.where(seen, score, float("-inf"))
+    # Scores are times LOG2E, for exp2.
+    new_largest = tl.maximum(largest, tl.max(score, axis=1) * (scale * LOG2E))
+    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weight = tl.exp2(score * (scale * LOG2E) - base[:, None])
+    kept = tl.exp2(largest - base)
+    total = total * kept + tl.sum(weight, axis=1)
+    sum_of_latents = sum_of_latents * kept[:, None]
+    sum_of_latents = tl.dot(weight.to(q_latent.dtype), latents, sum_of_latents, input_precision="ieee")
+    return new_largest, total, sum_of_latents
+
+
 @triton.jit(do_not_specialize=["table_stride", "num_blocks", "part_tokens"])
 def latent_attention_kernel(
     query_latent,
@@ -111,31 +176,53 @@ def latent_attention_kernel(
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sum_of_latents = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for at in range(begin, end, BLOCK_N):
-        key_position = at + tl.arange(0, BLOCK_N)
-        wanted = key_position < end
-        block = tl.load(block_table + seq * table_stride + key_position // BLOCK_SIZE, mask=wanted, other=0)
-        wanted = wanted & (block >= 0) & (block < num_blocks)
-        place = (block.to(tl.int64) * BLOCK_SIZE + key_position % BLOCK_SIZE) * (RANK + ROPE)
-        latents = tl.load(
-            entries + place[:, None] + latent_column[None, :], mask=wanted[:, None] & in_latent[None, :], other=0.0
+    # Turns whose latents all rows see come first, and compare nothing.
+    after = tl.maximum(tl.minimum(context + first // NUM_HEADS + 1, end) // BLOCK_N * BLOCK_N, begin)
+    table = block_table + seq * table_stride
+    for at in range(begin, after, BLOCK_N):
+        largest, total, sum_of_latents = attend_to_latents(
+            largest,
+            total,
+            sum_of_latents,
+            q_latent,
+            q_rope,
+            at,
+            table,
+            num_blocks,
+            entries,
+            position,
+            end,
+            scale,
+            RANK,
+            ROPE,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_C,
+            BLOCK_R,
+            True,
         )
-        latents = from_entry(latents, q_latent.dtype)
-        keys = tl.load(
-            entries + place[None, :] + RANK + rope_column[:, None], mask=wanted[None, :] & in_rope[:, None], other=0.0
+    for at in range(after, end, BLOCK_N):
+        largest, total, sum_of_latents = attend_to_latents(
+            largest,
+            total,
+            sum_of_latents,
+            q_latent,
+            q_rope,
+            at,
+            table,
+            num_blocks,
+            entries,
+            position,
+            end,
+            scale,
+            RANK,
+            ROPE,
+            BLOCK_SIZE,
+            BLOCK_N,
+            BLOCK_C,
+            BLOCK_R,
+            False,
         )
-        keys = from_entry(keys, q_latent.dtype)
-        score = tl.dot(q_latent, tl.trans(latents), input_precision="ieee")
-        score = (score + tl.dot(q_rope, keys, input_precision="ieee")) * scale
-        score = tl.where(wanted[None, :] & (key_position[None, :] <= position[:, None]), score, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(score, axis=1))
-        base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-        weight = tl.exp2((score - base[:, None]) * LOG2E)
-        kept = tl.exp2((largest - base) * LOG2E)
-        total = total * kept + tl.sum(weight, axis=1)
-        largest = new_largest
-        sum_of_latents = sum_of_latents * kept[:, None]
-        sum_of_latents += tl.dot(weight.to(q_latent.dtype), latents, input_precision="ieee")
 
     present = valid[:, None] & in_latent[None, :]
     if part_out is None:
