@@ -59,10 +59,15 @@ def _source(kernel: Kernel, configuration: Configuration) -> ASTSource:
     missing = {name: None for name, kind in configuration.types.items() if kind is None}
     constants = {**configuration.constants, **missing}
     signature = {name: "constexpr" if name in constants else configuration.types[name] for name in names}
-    # Torch's tensors begin at multiples of 16 bytes, and the launcher tells the compiler so.
-    aligned = {
-        (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if str(signature[name]).startswith("*")
-    }
+    # Torch's tensors begin at multiples of 16 bytes, and the launcher tells the compiler so; and so it does of numbers
+    # that a kernel is specialised by. Those are strides and widths of models, which are multiples of 16.
+    multiples = [
+        place
+        for place, parameter in enumerate(kernel.function.params)
+        if str(signature[parameter.name]).startswith("*")
+        or (signature[parameter.name] in ("i32", "i64") and not parameter.do_not_specialize)
+    ]
+    aligned = {(place,): [["tt.divisibility", 16]] for place in multiples}
     return ASTSource(fn=kernel.function, signature=signature, constexprs=constants, attrs=aligned)
 
 

@@ -17,7 +17,7 @@ from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, p
 from vllm_kernels.triton.norm import WIDEST, normalise, tile
 
 COLUMNS = 2048
-"""Of a row that are rounded at a time, where it does not stand in registers whole."""
+"""Of a row that are rounded at a time; of shorter rows, such as blocks of columns, so many at a time as have as many."""
 WIDTHS = (128, 768, 1024, 2048, 3072, 4096, 7168, 14336)
 """Columns of activations that are rounded before projections and experts, or blocks of them."""
 
@@ -95,7 +95,7 @@ def norm_round_kernel(
 
 @triton.jit
 def numbers_at(x, row, column, present, WIDTH: tl.constexpr, KIND: tl.constexpr):
-    """Entries of a row of ``x``, or of its gated half, as they are rounded to the type of ``x``: fp32."""
+    """Entries of rows of ``x``, or of their gated half, as they are rounded to the type of ``x``: fp32."""
     if KIND == "none":
         result = tl.load(x + row * WIDTH + column, mask=present, other=0.0).to(tl.float32)
     else:
@@ -105,42 +105,47 @@ def numbers_at(x, row, column, present, WIDTH: tl.constexpr, KIND: tl.constexpr)
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def round_rows_kernel(
     x,
     given_scale,
     values,
     scales,
+    num_rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     KIND: tl.constexpr,
     TOP: tl.constexpr,
 ):
-    """One row ``[WIDTH]``, or the gate KIND of one of ``[2 * WIDTH]``, rounded: TOP is 448 for e4m3, 127 for int8.
+    """ROWS rows ``[WIDTH]``, or the gate KIND of as many of ``[2 * WIDTH]``, rounded: TOP is 448 for e4m3, 127 for int8.
 
     Without a given scale, a row is gone over twice; the second time it comes from the cache.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    in_x = row < num_rows
     if given_scale is None:
-        peaks = tl.zeros([BLOCK], tl.float32)
-        unusual = tl.zeros([BLOCK], tl.int32)
+        peaks = tl.zeros([ROWS, BLOCK], tl.float32)
+        unusual = tl.zeros([ROWS, BLOCK], tl.int32)
         for start in range(0, WIDTH, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            numbers = tl.abs(numbers_at(x, row, column, column < WIDTH, WIDTH, KIND))
+            present = in_x[:, None] & (column < WIDTH)[None, :]
+            numbers = tl.abs(numbers_at(x, row[:, None], column[None, :], present, WIDTH, KIND))
             peaks = tl.maximum(peaks, numbers)
             unusual += tl.where(numbers < float("inf"), 0, 1)
-        peak = tl.max(peaks, axis=0)
-        scale = scale_of(peak, tl.sum(unusual, axis=0), TOP)
+        peak = tl.max(peaks, axis=1)
+        scale = scale_of(peak, tl.sum(unusual, axis=1), TOP)
     else:
-        peak = 0.0
-        scale = tl.load(given_scale)
-    tl.store(scales + row, scale)
+        peak = tl.zeros([ROWS], tl.float32)
+        scale = peak + tl.load(given_scale)
+    tl.store(scales + row, scale, mask=in_x)
     for start in range(0, WIDTH, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        numbers = numbers_at(x, row, column, column < WIDTH, WIDTH, KIND)
+        present = in_x[:, None] & (column < WIDTH)[None, :]
+        numbers = numbers_at(x, row[:, None], column[None, :], present, WIDTH, KIND)
         zeros = tl.zeros_like(numbers)
-        units = units_of(numbers, peak + zeros, scale + zeros, given_scale is not None, TOP)
-        tl.store(values + row * WIDTH + column, units.to(values.dtype.element_ty), mask=column < WIDTH)
+        units = units_of(numbers, peak[:, None] + zeros, scale[:, None] + zeros, given_scale is not None, TOP)
+        tl.store(values + row[:, None] * WIDTH + column[None, :], units.to(values.dtype.element_ty), mask=present)
 
 
 def round_tokens(x: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None) -> Rounded:
@@ -198,9 +203,9 @@ def _round_rows(
     x = x.contiguous()
     width = x.shape[-1] // 2 if activation else x.shape[-1]
     rounded = _empty(x, width, dtype)
-    rounding.launch(
-        (rounded.scales.numel(),), x, scale, *rounded, **_row_constants(width, activation or "none", LARGEST[dtype])
-    )
+    constants = _row_constants(width, activation or "none", LARGEST[dtype])
+    num_rows = rounded.scales.numel()
+    rounding.launch((-(-num_rows // constants["ROWS"]),), x, scale, *rounded, num_rows, **constants)
     return rounded
 
 
@@ -246,7 +251,8 @@ def _empty(x: torch.Tensor, width: int, dtype: torch.dtype) -> Rounded:
 
 
 def _row_constants(width: int, kind: str, top: float) -> dict[str, Any]:
-    return {"WIDTH": width, "BLOCK": min(power_of_two(width), COLUMNS), "KIND": kind, "TOP": top}
+    block = min(power_of_two(width), COLUMNS)
+    return {"WIDTH": width, "BLOCK": block, "ROWS": COLUMNS // block, "KIND": kind, "TOP": top}
 
 
 def _formats(family: str) -> list[torch.dtype]:
@@ -258,7 +264,13 @@ def _row_configurations(family: str) -> list[Configuration]:
     sizes += [(kind, width) for kind in ("silu", "gelu", "gelu_tanh") for width in (3072, 14336)]
     return [
         Configuration(
-            {"x": pointer(dtype), "given_scale": given, "values": pointer(kept), "scales": "*fp32"},
+            {
+                "x": pointer(dtype),
+                "given_scale": given,
+                "values": pointer(kept),
+                "scales": "*fp32",
+                "num_rows": "i32",
+            },
             _row_constants(width, kind, LARGEST[kept]),
         )
         for dtype in FLOATS
