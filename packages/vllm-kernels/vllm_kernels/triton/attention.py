@@ -23,6 +23,7 @@ def attend_to_keys(
     largest,
     total,
     sum_of_values,
+    sum_of_odds,
     q,
     at,
     table,
@@ -46,6 +47,7 @@ def attend_to_keys(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CAPPED: tl.constexpr,
+    PAIRS: tl.constexpr,
     SEEN_BY_ALL: tl.constexpr,
 ):
     """One turn of an online softmax: the state of ``q``'s rows with the BLOCK_N keys from ``at`` on.
@@ -90,12 +92,33 @@ def attend_to_keys(
     total = total * kept + tl.sum(weight, axis=1)
     if value_scale is not None:
         weight = weight * tl.load(value_scale + place, mask=present, other=0.0)[None, :]
-    values = tl.load(
-        value_cache + place[:, None] * HEAD_DIM + column[None, :], mask=present[:, None] & in_head[None, :], other=0.0
-    )
+    # Weights are at most 1, and fp16 holds entries of 8 bits as exactly as bf16, which takes more instructions to make.
+    if q.dtype == tl.bfloat16 and value_scale is None and value_cache.dtype.element_ty.is_fp8():
+        KIND: tl.constexpr = tl.float16
+    else:
+        KIND: tl.constexpr = q.dtype
+    weight = weight.to(KIND)
     sum_of_values = sum_of_values * kept[:, None]
-    sum_of_values = tl.dot(weight.to(q.dtype), from_entry(values, q.dtype), sum_of_values, input_precision="ieee")
-    return new_largest, total, sum_of_values
+    if PAIRS:
+        pair = tl.arange(0, BLOCK_D // 2)
+        pairs = tl.load(
+            value_cache.to(tl.pointer_type(tl.uint16)) + place[:, None] * (HEAD_DIM // 2) + pair[None, :],
+            mask=present[:, None] & (pair < HEAD_DIM // 2)[None, :],
+            other=0,
+        )
+        evens = (pairs & 0xFF).to(tl.uint8).to(value_cache.dtype.element_ty, bitcast=True)
+        odds = (pairs >> 8).to(tl.uint8).to(value_cache.dtype.element_ty, bitcast=True)
+        sum_of_values = tl.dot(weight, from_entry(evens, KIND), sum_of_values, input_precision="ieee")
+        sum_of_odds = sum_of_odds * kept[:, None]
+        sum_of_odds = tl.dot(weight, from_entry(odds, KIND), sum_of_odds, input_precision="ieee")
+    else:
+        values = tl.load(
+            value_cache + place[:, None] * HEAD_DIM + column[None, :],
+            mask=present[:, None] & in_head[None, :],
+            other=0.0,
+        )
+        sum_of_values = tl.dot(weight, from_entry(values, KIND), sum_of_values, input_precision="ieee")
+    return new_largest, total, sum_of_values, sum_of_odds
 
 
 @triton.jit(
@@ -186,7 +209,21 @@ def attention_kernel(
 
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    sum_of_values = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    # Products of few rows take values from shared memory two bytes at a time. Values of one byte come in pairs, and those
+    # of even columns and of odd ones are summed up apart.
+    PAIRS: tl.constexpr = (
+        BLOCK_M < 64
+        and BLOCK_D >= 32
+        and HEAD_DIM % 2 == 0
+        and value_cache.dtype.element_ty.primitive_bitwidth == 8
+        and query.dtype.element_ty.primitive_bitwidth == 16
+    )
+    if PAIRS:
+        sum_of_values = tl.zeros([BLOCK_M, BLOCK_D // 2], tl.float32)
+        sum_of_odds = tl.zeros([BLOCK_M, BLOCK_D // 2], tl.float32)
+    else:
+        sum_of_values = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        sum_of_odds = tl.zeros([1], tl.float32)
     slope = None
     if alibi_slopes is not None:
         slope = tl.load(alibi_slopes + head, mask=valid, other=0.0).to(tl.float32) * LOG2E
@@ -204,10 +241,11 @@ def attention_kernel(
     after = tl.maximum(tl.minimum(context + first + 1, end) // BLOCK_N * BLOCK_N, whole)
     table = block_table + seq * table_stride
     for at in range(whole, after, BLOCK_N):
-        largest, total, sum_of_values = attend_to_keys(
+        largest, total, sum_of_values, sum_of_odds = attend_to_keys(
             largest,
             total,
             sum_of_values,
+            sum_of_odds,
             q,
             at,
             table,
@@ -231,13 +269,15 @@ def attention_kernel(
             BLOCK_N,
             BLOCK_D,
             CAPPED,
+            PAIRS,
             True,
         )
     for at in range(begin, end - (after - whole), BLOCK_N):
-        largest, total, sum_of_values = attend_to_keys(
+        largest, total, sum_of_values, sum_of_odds = attend_to_keys(
             largest,
             total,
             sum_of_values,
+            sum_of_odds,
             q,
             tl.where(at < whole, at, at + (after - whole)),
             table,
@@ -261,9 +301,12 @@ def attention_kernel(
             BLOCK_N,
             BLOCK_D,
             CAPPED,
+            PAIRS,
             False,
         )
 
+    if PAIRS:
+        sum_of_values = tl.reshape(tl.join(sum_of_values, sum_of_odds), [BLOCK_M, BLOCK_D])
     if v_factor is not None:
         sum_of_values *= v_factor
     if part_out is None:
