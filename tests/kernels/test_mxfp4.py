@@ -101,6 +101,15 @@ def test_columns_in_parts_and_gates_equal_float64(face):
     assert error_of(gated_linear(x, weight, activation="silu"), functional.silu(gate) * value) < 1e-5
 
 
+def test_bits_of_an_entry_become_bfloat16_by_one_exact_product():
+    """By torch, as Triton's interpreter multiplies bits: the numbers are those that the kernel makes."""
+    code = torch.arange(16, dtype=torch.int32)
+    entries = (((code & 7) << 6) | ((code & 8) << 12)).to(torch.int16).view(torch.bfloat16)
+    for less in (0, 1, 100, 126):
+        factor = torch.tensor(2.0 ** (126 - less)).bfloat16()
+        assert torch.equal((entries * factor).double(), torch.tensor(NUMBERS).double() * 2.0**-less)
+
+
 @pytest.mark.triton
 @pytest.mark.parametrize("scales", [(0, 9), (236, 242), (90, 100), (127, 145)], ids=str)
 def test_scales_beyond_half_precision_are_no_matter(scales):

@@ -1,6 +1,7 @@
 """``python -m vllm_kernels.aot``: compile every Triton kernel in every configuration, without a GPU.
 
-Prints one line for each (or JSON lines with ``--json``): registers, spilled bytes and shared memory, and a summary.
+Prints one line for each (or JSON lines with ``--json``): registers, spilled bytes and shared memory, and a summary; with
+``--loops`` also what a turn of each innermost loop has of instructions, products of matrices, and loads by their bits.
 Exit code 1 when one does not compile.
 """
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     kernels = [kernel for kernel in KERNELS if not options.kernels or kernel.name in options.kernels]
     if options.part is not None:
-        for compiled in _compile_part(kernels, options.targets, options.cover, *options.part):
+        for compiled in _compile_part(kernels, options, *options.part):
             print(json.dumps(compiled), flush=True)
         return 0
     count = failed = spilling = 0
@@ -71,29 +72,34 @@ def _in_processes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All results, from ``--jobs`` processes of this command with a part of the work each."""
     words = ["--targets", ",".join(map(str, options.targets))]
     words += ["--cover"] if options.cover else []
+    words += ["--loops"] if options.loops else []
     words += ["--kernels", *options.kernels] if options.kernels else []
     return in_parts("vllm_kernels.aot", words, options.jobs)
 
 
 def _compile_part(
-    kernels: "list[Kernel]", targets: list[int], cover: bool, number: int, parts: int
+    kernels: "list[Kernel]", options: argparse.Namespace, number: int, parts: int
 ) -> Iterator[dict[str, Any]]:
     from vllm_kernels.triton.compilation import compile_for
 
     work = []
-    for target in targets:
+    for target in options.targets:
         for kernel in kernels:
             configurations = list(kernel.configurations(f"sm_{target}"))
-            places = covering(configurations) if cover else range(len(configurations))
+            places = covering(configurations) if options.cover else range(len(configurations))
             work += [(kernel, configurations[place], target) for place in places]
     for kernel, configuration, target in work[number - 1 :: parts]:
-        yield compile_for(kernel, configuration, target).as_dict()
+        yield compile_for(kernel, configuration, target, options.loops).as_dict()
 
 
 def _line(compiled: dict[str, Any]) -> str:
     facts = compiled["error"] or (
         f"{compiled['registers']} registers, {compiled['spilled']} bytes spilled, {compiled['shared']} bytes shared"
     )
+    for loop in compiled.get("loops", ()):
+        matrix = ", ".join(f"{count} {name}" for name, count in loop["matrix"].items()) or "no products of matrices"
+        loads = ", ".join(f"{count} of {bits} bits" for bits, count in loop["loads"].items()) or "none"
+        facts += f"\n    loop of {loop['instructions']} instructions: {matrix}; loads: {loads}"
     return f"sm_{compiled['target']} {compiled['kernel']} {compiled['configuration']}: {facts}"
 
 
@@ -104,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kernels", nargs="+", help="these only")
     parser.add_argument("--cover", action="store_true", help="a subset in which every value of every parameter occurs")
+    parser.add_argument("--loops", action="store_true", help="tell what a turn of each innermost loop consists of, too")
     parser.add_argument("--json", action="store_true", help="JSON lines")
     parser.add_argument("--jobs", type=jobs, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     parser.add_argument("--part", type=part, help="in this process, as JSON lines: part 1/4 of the work, say")

@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -12,6 +13,7 @@ from triton.compiler import ASTSource
 
 from vllm_kernels.triton.device import SHARED_MEMORY
 from vllm_kernels.triton.kernel import Configuration, Kernel
+from vllm_kernels.triton.machine_code import Loop, loops_of
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
@@ -20,7 +22,8 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 class Compiled:
     """What a configuration takes on a family, or why it does not compile.
 
-    ``registers`` of a thread; ``spilled`` bytes of a thread that did not fit them; ``shared`` bytes of a program.
+    ``registers`` of a thread; ``spilled`` bytes of a thread that did not fit them; ``shared`` bytes of a program; what is
+    in its ``loops``, where that was asked for.
     """
 
     kernel: str
@@ -30,13 +33,21 @@ class Compiled:
     spilled: int = 0
     shared: int = 0
     error: str | None = None
+    loops: list[Loop] | None = None
 
-    def as_dict(self) -> dict[str, str | int | None]:
-        """For JSON."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. Of loops, what they have of instructions, of products of matrices, and of loads by their bits."""
+        found = asdict(self)
+        loops = found.pop("loops")
+        if loops is not None:
+            found["loops"] = [
+                {"instructions": loop.instructions, "matrix": loop.matrix, "loads": loop.loaded}
+                for loop in self.loops or ()
+            ]
+        return found
 
 
-def compile_for(kernel: Kernel, configuration: Configuration, target: int) -> Compiled:
+def compile_for(kernel: Kernel, configuration: Configuration, target: int, with_loops: bool = False) -> Compiled:
     """Compile one configuration for compute capability ``target`` (80: 8.0). Never raises for a kernel's fault."""
     where = (kernel.name, configuration.label, target)
     try:
@@ -46,12 +57,13 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int) -> Co
             options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
         )
         registers, spilled = _usage(binary.asm["cubin"])
+        loops = loops_of(binary.asm["cubin"]) if with_loops else None
     except Exception as error:  # whatever the compiler says is the result
         return Compiled(*where, error=f"{type(error).__name__}: {str(error).strip()[:2000]}")
     shared = binary.metadata.shared
     room = SHARED_MEMORY[f"sm_{target}"]
     fault = f"takes {shared} bytes of shared memory, more than the {room} of a program" if shared > room else None
-    return Compiled(*where, registers=registers, spilled=spilled, shared=shared, error=fault)
+    return Compiled(*where, registers=registers, spilled=spilled, shared=shared, error=fault, loops=loops)
 
 
 def _source(kernel: Kernel, configuration: Configuration) -> ASTSource:

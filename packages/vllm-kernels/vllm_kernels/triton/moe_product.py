@@ -48,7 +48,7 @@ class Shape:
         X_GROUP, X_GROUPS: the same of activations that are rounded to int8, else 0.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop.
-        IN_ORDER: of small integers, see ``quantized_sums.product_of_words``.
+        IN_ORDER: of entries of 4 bits, see ``quantized_sums.add_product_of_columns``.
         num_warps, num_stages: as Triton has them.
     """
 
@@ -93,7 +93,7 @@ class Shape:
             x_group,
             x_groups,
             block_m,
-            IN_ORDER=bits > 0 and takes_in_order(block_m, where),
+            IN_ORDER=(bits > 0 or scheme == "mxfp4") and takes_in_order(block_m, where),
             **choice,
         )
 
@@ -273,6 +273,7 @@ def expert_product_kernel(
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_K,
+                IN_ORDER,
             )
         elif zeros is None:
             result = dense_sum(

@@ -15,9 +15,11 @@ from vllm_kernels.linear_weight import Activation, LinearWeight
 from vllm_kernels.mxfp4_weight import NAN_SCALE, Mxfp4Weight
 from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.triton.activation import gated_by
-from vllm_kernels.triton.device import MULTIPROCESSORS, multiprocessors
+from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
+from vllm_kernels.triton.quantized_sums import add_product_of_columns, takes_in_order
+from vllm_kernels.triton.tuning import Where
 
 NO_NUMBER = tl.constexpr(NAN_SCALE)
 
@@ -30,6 +32,7 @@ class Shape:
         OUT, IN: rows and columns of the weight.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop.
+        IN_ORDER: see ``quantized_sums.add_product_of_columns``.
         PARTS: of the columns.
     """
 
@@ -38,19 +41,25 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+    IN_ORDER: bool
     PARTS: int
 
     @classmethod
-    def choose(cls, num_rows: int, out_features: int, in_features: int, dtype: torch.dtype, processors: int) -> "Shape":
-        """By the numbers of the product alone; always the same where a result must not depend on the batch."""
+    def choose(cls, num_rows: int, out_features: int, in_features: int, dtype: torch.dtype, where: Where) -> "Shape":
+        """By the numbers of the product alone, on a device or for a family.
+
+        Always the same where a result must not depend on the batch.
+        """
         if batch_invariance.enabled():
-            return cls(out_features, in_features, 64, 128, columns_of_turn(in_features, 64, dtype), 1)
+            turn = columns_of_turn(in_features, 64, dtype)
+            return cls(out_features, in_features, 64, 128, turn, takes_in_order(64, where), 1)
         block_m = min(power_of_two(num_rows, 16), 64 if dtype == torch.float32 else 128)
         block_n = 64 if num_rows <= 16 else 128
         tiles = -(-num_rows // block_m) * -(-out_features // block_n)
-        useful = max(1, min(2 * processors // max(tiles, 1), in_features // 512, MOST_PARTS))
+        useful = max(1, min(2 * multiprocessors(where) // max(tiles, 1), in_features // 512, MOST_PARTS))
         parts = 1 << (useful.bit_length() - 1)
-        return cls(out_features, in_features, block_m, block_n, columns_of_turn(in_features, block_m, dtype), parts)
+        turn = columns_of_turn(in_features, block_m, dtype)
+        return cls(out_features, in_features, block_m, block_n, turn, takes_in_order(block_m, where), parts)
 
     @property
     def constants(self) -> dict[str, int]:
@@ -70,18 +79,40 @@ def columns_of_turn(in_features: int, block_m: int, dtype: torch.dtype) -> int:
 
 
 @triton.jit
-def e2m1_numbers(nibbles, factor, x):
-    """Entries (uint16, in the lower four bits) times ``factor``, over 2^14, in the type that ``x`` points to.
+def factor_of(scale, top, x):
+    """What ``two_numbers`` multiplies entries of a block by: ``2^(scale - top)`` and what their bits are short of.
 
-    The three bits are exponent and fraction of a half precision number that is 2^14 times smaller, 0.5 and 0 (which
-    are its subnormal numbers) included.
+    Zero where it is too small to count. ``scale`` and ``top`` are int32; NO_NUMBER gives NaN.
     """
-    halves = (((nibbles & 7) << 9) | ((nibbles & 8) << 12)).to(tl.float16, bitcast=True)
-    if x.dtype.element_ty == tl.float16:
-        result = halves * factor.to(tl.float16)
+    if x.dtype.element_ty == tl.bfloat16:
+        exponent = scale - top + 253  # 2^126 times
+        bits = tl.where(scale == NO_NUMBER, 0x7FC0, tl.where(exponent > 0, exponent, 0) << 7)
+        factor = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        result = (halves.to(tl.float32) * factor).to(x.dtype.element_ty)
-    return result
+        exponent = scale - top + 141  # 2^14 times
+        factor = (tl.where(exponent > 0, exponent, 0) << 23).to(tl.float32, bitcast=True)
+        factor = tl.where(scale == NO_NUMBER, float("nan"), factor).to(x.dtype.element_ty)
+    return factor
+
+
+@triton.jit
+def two_numbers(words, factor, x, NUMBER: tl.constexpr):
+    """Columns NUMBER and NUMBER + 4 of the eight entries in each word times ``factor``, in the type ``x`` points to.
+
+    Three bits of an entry are the lowest of the exponent and the highest of the fraction of a number that is 2^14 (half
+    precision) or 2^126 (bfloat16) times smaller, 0.5 and 0 (which are its subnormal numbers) included. Both are made
+    at once in the halves of 32 bits.
+    """
+    two = words >> (4 * NUMBER)
+    if x.dtype.element_ty == tl.bfloat16:
+        bits = ((two & 0x00070007) << 6) | ((two & 0x00080008) << 12)
+        upper = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True) * factor
+        lower = (bits & 0xFFFF).to(tl.uint16).to(tl.bfloat16, bitcast=True) * factor
+    else:
+        bits = ((two & 0x00070007) << 9) | ((two & 0x00080008) << 12)
+        upper = (bits >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(x.dtype.element_ty) * factor
+        lower = (bits & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(x.dtype.element_ty) * factor
+    return lower, upper
 
 
 @triton.jit
@@ -99,33 +130,49 @@ def sum_of_mxfp4(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IN_ORDER: tl.constexpr,
 ):
     """A tile of fp32 sums: rows at ``x_row`` (pointers ``[BLOCK_M]``) by the rows ``column`` of the weight, in turns of
     BLOCK_K columns, here those from ``first`` to ``last``.
 
     Entries are relative to the greatest scale of their row (``tops``) until they are summed, so that none is out of
-    the range of half precision.
+    the range of half precision. ``IN_ORDER``: see ``quantized_sums.add_product_of_columns``.
     """
     GROUPS: tl.constexpr = BLOCK_K // 32
+    WORDS: tl.constexpr = BLOCK_K // 8
     result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    weight_row = weight + column[None, :].to(tl.int64) * (IN // 2)
+    weight_row = weight.to(tl.pointer_type(tl.uint32)) + column[None, :].to(tl.int64) * (IN // 8)
     scale_row = scales + column[None, :].to(tl.int64) * (IN // 32)
     top = tl.load(tops + column, mask=in_weight, other=1).to(tl.int32)
     for turn in range(first, last):
         k = turn * BLOCK_K + tl.arange(0, BLOCK_K)
-        byte = turn * (BLOCK_K // 2) + tl.arange(0, BLOCK_K // 2)
+        word = turn * WORDS + tl.arange(0, WORDS)
         group = turn * GROUPS + tl.arange(0, GROUPS)
         values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None], other=0.0)
-        two = tl.load(weight_row + byte[:, None], mask=in_weight[None, :], other=0).to(tl.uint16)
+        words = tl.load(weight_row + word[:, None], mask=in_weight[None, :], other=0)
         scale = tl.load(scale_row + group[:, None], mask=in_weight[None, :], other=0).to(tl.int32)
-        # 2^(14 + scale - top), as the bits of a fp32 number; zero where it is too small to count.
-        exponent = scale - top[None, :] + 141
-        factor = (tl.where(exponent > 0, exponent, 0) << 23).to(tl.float32, bitcast=True)
-        factor = tl.where(scale == NO_NUMBER, float("nan"), factor)
-        factor = tl.reshape(tl.broadcast_to(factor[:, None, :], [GROUPS, 16, BLOCK_N]), [BLOCK_K // 2, BLOCK_N])
-        pair = tl.join(e2m1_numbers(two, factor, x_row), e2m1_numbers(two >> 4, factor, x_row))
-        w = tl.reshape(tl.permute(pair, (0, 2, 1)), [BLOCK_K, BLOCK_N])
-        result = tl.dot(values, w, result, input_precision="ieee")
+        factor = factor_of(scale, top[None, :], x_row)
+        factor = tl.reshape(tl.broadcast_to(factor[:, None, :], [GROUPS, 4, BLOCK_N]), [WORDS, BLOCK_N])
+        lower_0, upper_0 = two_numbers(words, factor, x_row, 0)
+        lower_1, upper_1 = two_numbers(words, factor, x_row, 1)
+        lower_2, upper_2 = two_numbers(words, factor, x_row, 2)
+        lower_3, upper_3 = two_numbers(words, factor, x_row, 3)
+        result = add_product_of_columns(
+            result,
+            values,
+            lower_0,
+            upper_0,
+            lower_1,
+            upper_1,
+            lower_2,
+            upper_2,
+            lower_3,
+            upper_3,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            IN_ORDER,
+        )
     return result * (top << 23).to(tl.float32, bitcast=True)[None, :]
 
 
@@ -145,6 +192,7 @@ def mxfp4_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    IN_ORDER: tl.constexpr,
 ):
     """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales
     ``[OUT, IN / 32]``, tops ``[OUT]``), one part of the columns.
@@ -170,6 +218,7 @@ def mxfp4_product_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
+        IN_ORDER,
     )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT)
@@ -197,7 +246,7 @@ class TritonMxfp4Weight(Mxfp4Weight):
     ) -> torch.Tensor:
         x, count = x.contiguous(), len(x)
         out = x.new_empty(count, self.out_features, dtype=out_dtype)
-        shape = Shape.choose(count, self.out_features, self.in_features, x.dtype, multiprocessors(x.device))
+        shape = Shape.choose(count, self.out_features, self.in_features, x.dtype, x.device)
         bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
         parts = parts_of(shape.PARTS, out)
         product.launch(
@@ -238,7 +287,7 @@ _LAYERS = ((5120, 2880), (2880, 4096), (4096, 4096), (28672, 4096), (4096, 14336
 
 def _shapes(family: str) -> list[tuple[Shape, torch.dtype]]:
     found = [
-        (Shape.choose(num_rows, out_features, in_features, dtype, MULTIPROCESSORS[family]), dtype)
+        (Shape.choose(num_rows, out_features, in_features, dtype, family), dtype)
         for dtype in (torch.bfloat16, torch.float16)
         for out_features, in_features in _LAYERS
         for num_rows in (1, 32, 64, 1024)

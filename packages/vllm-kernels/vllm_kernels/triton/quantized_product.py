@@ -36,7 +36,7 @@ class Shape:
         BITS: of an entry.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop, at most a group's.
-        IN_ORDER: see ``quantized_sums.product_of_words``.
+        IN_ORDER: see ``quantized_sums.add_product_of_columns``.
         PARTS: of the columns.
         num_warps, num_stages: as Triton has them.
     """

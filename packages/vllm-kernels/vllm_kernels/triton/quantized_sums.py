@@ -27,7 +27,7 @@ def bytes_of_row(columns: int, bits: int) -> int:
 
 
 def takes_in_order(block_m: int, where: Where) -> bool:
-    """Whether ``product_of_words`` should have entries in order: from Hopper on, tiles of 64 rows and more are
+    """Whether ``add_product_of_columns`` should have entries in order: from Hopper on, tiles of 64 rows and more are
     multiplied by instructions that read them from shared memory.
     """
     return block_m >= 64 and (where if isinstance(where, str) else family_of(where)) != "sm_80"
@@ -76,46 +76,48 @@ def two_columns(words, zero, x, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def product_of_words(
+def add_product_of_columns(
+    total,
     values,
-    words,
-    zero,
-    x,
+    lower_0,
+    upper_0,
+    lower_1,
+    upper_1,
+    lower_2,
+    upper_2,
+    lower_3,
+    upper_3,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
 ):
-    """``values`` ``[BLOCK_M, BLOCK_K]`` by ``words`` ``[BLOCK_K / 8, BLOCK_N]`` of eight columns of 4 bits: fp32 sums.
+    """``total`` and ``values`` ``[BLOCK_M, BLOCK_K]`` by columns 0 (``lower_0``) to 7 (``upper_3``) of the eight in each
+    word, ``[BLOCK_K / 8, BLOCK_N]`` each: fp32 sums.
 
     IN_ORDER: entries are put in the order of columns, for products that take them from shared memory. Otherwise
     the activations are put in that of the entries, so that these stay in the registers that their word was in.
     """
-    lower_0, upper_0 = two_columns(words, zero, x, 0)
-    lower_1, upper_1 = two_columns(words, zero, x, 1)
-    lower_2, upper_2 = two_columns(words, zero, x, 2)
-    lower_3, upper_3 = two_columns(words, zero, x, 3)
     if IN_ORDER:
         lower = tl.join(tl.join(lower_0, lower_1), tl.join(lower_2, lower_3))
         upper = tl.join(tl.join(upper_0, upper_1), tl.join(upper_2, upper_3))
         # [word, row, bit 0 of the column, bit 1, bit 2]
         entries = tl.reshape(tl.permute(tl.join(lower, upper), (0, 4, 3, 2, 1)), [BLOCK_K, BLOCK_N])
-        product = tl.dot(values, entries, input_precision="ieee")
+        total = tl.dot(values, entries, total, input_precision="ieee")
     else:
         by_bits = tl.permute(tl.reshape(values, [BLOCK_M, BLOCK_K // 8, 2, 2, 2]), (0, 1, 2, 4, 3))
         first, second = tl.split(by_bits)
-        product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         if BLOCK_K == 32:
-            product = add_half(product, first, lower_0, upper_0, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
-            product = add_half(product, second, lower_2, upper_2, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
+            total = add_half(total, first, lower_0, upper_0, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
+            total = add_half(total, second, lower_2, upper_2, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
         else:
             x_0, x_1 = tl.split(first)
             x_2, x_3 = tl.split(second)
-            product = add_quarter(product, x_0, lower_0, upper_0, BLOCK_M, BLOCK_N, BLOCK_K)
-            product = add_quarter(product, x_1, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
-            product = add_quarter(product, x_2, lower_2, upper_2, BLOCK_M, BLOCK_N, BLOCK_K)
-            product = add_quarter(product, x_3, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
-    return product
+            total = add_quarter(total, x_0, lower_0, upper_0, BLOCK_M, BLOCK_N, BLOCK_K)
+            total = add_quarter(total, x_1, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
+            total = add_quarter(total, x_2, lower_2, upper_2, BLOCK_M, BLOCK_N, BLOCK_K)
+            total = add_quarter(total, x_3, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
+    return total
 
 
 @triton.jit
@@ -170,7 +172,7 @@ def sum_of_weights_only(
     Entries become numbers of the type of ``x``, and are multiplied as such. The loop goes group by group in turns of
     BLOCK_K columns, here those from ``first`` to ``last``, so that a turn has one scale for each row of the weight,
     which its sum is multiplied by. Rows of 4 bits are read as words of eight columns. ``IN_ORDER``: see
-    ``product_of_words``.
+    ``add_product_of_columns``.
     """
     ROW: tl.constexpr = (IN + 7) // 8 * 4 if BITS == 4 else IN
     TURNS: tl.constexpr = (GROUP + BLOCK_K - 1) // BLOCK_K
@@ -207,7 +209,26 @@ def sum_of_weights_only(
             else:
                 words = tl.load(word_place, mask=(8 * word < left)[:, None] & in_weight[None, :], other=0)
             zero = zero_number(zeros, column, group, in_weight, GROUPS, x_row)
-            product = product_of_words(values, words, zero[None, :], x_row, BLOCK_M, BLOCK_N, BLOCK_K, IN_ORDER)
+            lower_0, upper_0 = two_columns(words, zero[None, :], x_row, 0)
+            lower_1, upper_1 = two_columns(words, zero[None, :], x_row, 1)
+            lower_2, upper_2 = two_columns(words, zero[None, :], x_row, 2)
+            lower_3, upper_3 = two_columns(words, zero[None, :], x_row, 3)
+            product = add_product_of_columns(
+                tl.zeros([BLOCK_M, BLOCK_N], tl.float32),
+                values,
+                lower_0,
+                upper_0,
+                lower_1,
+                upper_1,
+                lower_2,
+                upper_2,
+                lower_3,
+                upper_3,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+                IN_ORDER,
+            )
         result += product * group_value(scales, column, group, in_weight, GROUPS)[None, :]
     return result
 
@@ -298,7 +319,7 @@ def sum_of_bytes(
 
     Sums of a group of activations are exact integers; the groups from ``first_group`` to ``last_group`` are added in
     fp32, in order. ``sum(x_q (q - zero)) = sum(x_q (q - c)) + (c - zero) sum(x_q)``, where ``q - c`` is a signed byte.
-    ``IN_ORDER``: of 4 bits, see ``product_of_words``.
+    ``IN_ORDER``: of 4 bits, see ``add_product_of_columns``.
     """
     ROW: tl.constexpr = (IN + 7) // 8 * 4 if BITS == 4 else IN
     CENTRE: tl.constexpr = 128 if BITS == 8 else 0
