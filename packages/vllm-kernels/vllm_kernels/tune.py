@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def _by_compiler(tunable: "Tunable", lines: list[dict[str, Any]], family: str) -
     from vllm_kernels.triton.candidates import Facts, rank
 
     def place(line: dict[str, Any]) -> tuple[Any, ...]:
-        facts = Facts(line["registers"], line["spilled"], line["shared"], line["error"])
+        facts = Facts(**{fact.name: line[fact.name] for fact in fields(Facts)})
         shape, choice = line["class"], line["choice"]
         return rank(choice, facts, tunable.work(**shape, **choice), tunable.rule(**shape), family)
 
@@ -131,6 +131,7 @@ def _summary(lines: list[dict[str, Any]], best: dict[str, Any] | None) -> str:
     if best is None:
         return f"{words}; none is left"
     took = f"{best['registers']} registers, {best['spilled']} bytes spilled, {best['shared']} bytes shared"
+    took += f", {best['instructions']} instructions a turn"
     return f"{words}; {_words(best['choice'])} ({took})"
 
 

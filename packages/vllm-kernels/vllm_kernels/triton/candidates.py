@@ -57,19 +57,22 @@ def configurations_of(
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a choice takes: registers of a thread, bytes of it that were spilled, shared bytes of a program."""
+    """What a choice takes: registers of a thread, bytes of it that were spilled, shared bytes of a program, and the
+    instructions of a turn of its first loop, which is the one that goes over most of its work."""
 
     registers: int
     spilled: int
     shared: int
+    instructions: int
     error: str | None = None
 
 
 def facts_of(kernel: Kernel, tunable: Tunable, shape: ShapeClass, choice: Choice, family: str) -> Facts:
     """Compile one configuration of a choice, from the middle of the list; ``aot`` compiles all of what was chosen."""
     found = configurations_of(kernel, tunable, shape, choice, family)
-    compiled = compile_for(kernel, found[len(found) // 2], int(family[3:]))
-    return Facts(compiled.registers, compiled.spilled, compiled.shared, compiled.error)
+    compiled = compile_for(kernel, found[len(found) // 2], int(family[3:]), with_loops=True)
+    instructions = compiled.loops[0].instructions if compiled.loops else 0
+    return Facts(compiled.registers, compiled.spilled, compiled.shared, instructions, compiled.error)
 
 
 def programs(facts: Facts, num_warps: int, family: str) -> int:
@@ -84,12 +87,25 @@ def rank(choice: Choice, facts: Facts, work: Work, rule: Choice, family: str) ->
     """The lower, the better, by figures of the compiler alone; what they do not decide, the rule does.
 
     Spills come first. Then a program bound by memory wants enough bytes under way, and one bound by products a large
-    tile, whose loads are hidden by the turn before (three stages) or by another program.
+    tile, whose loads are hidden by the turn before (three stages) or by another program. Then the fewer instructions for
+    a byte or an entry of the tile, the better: steps of 9 % count.
     """
     num_stages, held = choice.get("num_stages", 1), programs(facts, choice["num_warps"], family)
     if work.bound == "memory":
+        busy = _busy(choice, facts, held, max(work.stage_bytes, 1))
         under_way = held * work.stage_bytes * max(num_stages - 1, 1)
         wanted = -(min(under_way, UNDER_WAY) // (8 * 1024))
-        return facts.error is not None, facts.spilled, wanted, distance(choice, rule)
+        return facts.error is not None, facts.spilled, wanted, busy, distance(choice, rule)
     hidden = num_stages >= 3 or held >= 2
-    return facts.error is not None, facts.spilled, not hidden, -min(work.area, 128 * 128), distance(choice, rule)
+    area = min(work.area, 128 * 128)
+    busy = _busy(choice, facts, held, work.area * choice.get("BLOCK_K", 1))
+    return facts.error is not None, facts.spilled, not hidden, -area, busy, distance(choice, rule)
+
+
+def _busy(choice: Choice, facts: Facts, held: int, work: int) -> int:
+    """Steps of 9 %: the clocks that a multiprocessor's four schedulers need to start a turn's instructions, for each
+    unit of its work. One with ``n`` warps finds one that is ready in about ``n / (n + 1)`` of all clocks: a rule of thumb.
+    """
+    of_scheduler = held * choice["num_warps"] / 4
+    clocks = choice["num_warps"] * max(facts.instructions, 1) * (of_scheduler + 1) / of_scheduler
+    return round(8 * math.log2(clocks / work))

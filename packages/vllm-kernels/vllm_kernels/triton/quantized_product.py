@@ -114,7 +114,8 @@ def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
     return {
         "BLOCK_N": 128,
         "BLOCK_K": min(span, 64) if x_bits == 32 else span,
-        "num_warps": 8,
+        # Each warp puts the activations in the order of 4-bit entries for itself: the fewer warps, the less of that.
+        "num_warps": 4 if bits == 4 and x_bits == 16 and rows <= 32 else 8,
         "num_stages": stages[(16, 32, 64).index(rows)],
     }
 
