@@ -182,7 +182,7 @@ def test_the_configurations_of_a_class_are_those_that_its_choice_changes():
 
 
 def test_programs_of_a_multiprocessor_are_counted_by_what_runs_out_first():
-    facts = candidates.Facts(registers=128, spilled=0, shared=0)
+    facts = candidates.Facts(registers=128, spilled=0, shared=0, instructions=100)
     assert candidates.programs(facts, 4, "sm_90") == 4  # 65536 registers, 128 of each of 128 threads
     assert candidates.programs(dataclasses.replace(facts, registers=32, shared=75 * 1024), 4, "sm_90") == 3
     assert candidates.programs(dataclasses.replace(facts, registers=16), 8, "sm_90") == 8
@@ -191,7 +191,7 @@ def test_programs_of_a_multiprocessor_are_counted_by_what_runs_out_first():
 def test_figures_of_the_compiler_rank_choices():
     rule = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
     wide = {**rule, "BLOCK_M": 128, "num_warps": 8}
-    facts = candidates.Facts(registers=128, spilled=0, shared=32 * 1024)
+    facts = candidates.Facts(registers=128, spilled=0, shared=32 * 1024, instructions=100)
 
     def rank(choice, facts, bound="matrix", stage_bytes=8192):
         work = Work(bound, choice["BLOCK_M"] * choice["BLOCK_N"], stage_bytes)
