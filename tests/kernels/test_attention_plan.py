@@ -1,5 +1,7 @@
 """Into how many parts the kernels for a GPU cut the keys of a step."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -31,6 +33,22 @@ def test_few_sequences_with_long_keys_are_cut_and_many_are_not() -> None:
     assert splits([8000]) == 32
     assert splits([8000] * 16) == 2
     assert splits([8000] * 64) == 1
+
+
+def test_tiles_with_the_most_keys_come_first() -> None:
+    lengths = [(1, 30), (200, 200), (1, 900), (100, 700), (1, 31)]  # new tokens, and all
+    new, every = map(list, zip(*lengths, strict=True))
+    metadata = AttentionMetadata(
+        query_start_loc=torch.tensor([0, *itertools.accumulate(new)], dtype=torch.int32),
+        seq_lens=torch.tensor(every, dtype=torch.int32),
+        block_table=torch.zeros(len(new), 60, dtype=torch.int32),
+        query_lens_host=new,
+        seq_lens_host=every,
+    )
+    plan = plan_for(metadata, group=1, prefill_rows=64, num_kv_heads=8, block_size=16, cascade=True)
+    many, few = [list(zip(tiles.seq.tolist(), tiles.first.tolist(), strict=True)) for tiles in plan.launches]
+    assert many == [(3, 64), (3, 0), (1, 192), (1, 128), (1, 64), (1, 0)]
+    assert few == [(2, 0), (4, 0), (0, 0)]
 
 
 def test_a_captured_step_is_cut_for_the_longest_sequence_that_may_come() -> None:

@@ -120,6 +120,14 @@ def splits_of(programs: int, longest: int, processors: int, most: int = MOST_SPL
     return 1 << (max(useful, 1).bit_length() - 1)
 
 
+def longest_first(tiles: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """Sequences and first tokens or rows of tiles ``(keys, seq, first)``: those with the most keys come first.
+
+    A device starts programs in their order. With the longest ones last, most of it would wait for them at the end.
+    """
+    return [(seq, first) for _, seq, first in sorted(tiles, key=lambda tile: -tile[0])]
+
+
 def parts_of(
     metadata: AttentionMetadata, sequences: list[int], device: torch.device
 ) -> tuple[int, torch.Tensor | None]:
@@ -141,19 +149,20 @@ def _make_plan(
     metadata: AttentionMetadata, group: int, prefill_rows: int, num_kv_heads: int, block_size: int, cascade: bool
 ) -> Plan:
     few_rows, many_rows = rows_of_tile(group, DECODE_ROWS), rows_of_tile(group, prefill_rows)
-    few: list[tuple[int, int]] = []
-    many: list[tuple[int, int]] = []
+    few: list[tuple[int, int, int]] = []
+    many: list[tuple[int, int, int]] = []
     longest = 0
     for seq, (query_len, seq_len) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
         if query_len > seq_len:
             raise ValueError(f"metadata has {query_len} new tokens in a sequence of {seq_len}")
         if query_len * group <= few_rows:
             if query_len:
-                few.append((seq, 0))
+                few.append((seq_len, seq, 0))
                 longest = max(longest, seq_len)
         else:
             tokens = many_rows // group
-            many.extend((seq, first) for first in range(0, query_len, tokens))
+            context = seq_len - query_len
+            many.extend((context + first + tokens, seq, first) for first in range(0, query_len, tokens))
     device = metadata.seq_lens.device
     prefix = None
     if cascade:
@@ -161,16 +170,16 @@ def _make_plan(
     launches = []
     splits = 1
     if many:
-        launches.append(_tiles(many, many_rows, 1, device))
+        launches.append(_tiles(longest_first(many), many_rows, 1, device))
     if few:
         own = longest - prefix.length if prefix else longest
         most = MOST_PREFIX_SPLITS if prefix else MOST_SPLITS
         if batch_invariance.enabled():
             most = 1  # where keys are cut depends on how many sequences there are, and on the longest
         splits = splits_of(len(few) * num_kv_heads, own, multiprocessors(device), most)
-        launches.append(_tiles(few, few_rows, splits, device))
+        launches.append(_tiles(longest_first(few), few_rows, splits, device))
     if prefix is None and few and splits > 1:
-        return Plan(launches, None, *parts_of(metadata, [seq for seq, _ in few], device))
+        return Plan(launches, None, *parts_of(metadata, [seq for _, seq, _ in few], device))
     return Plan(launches, prefix, sum(metadata.query_lens_host), None)
 
 

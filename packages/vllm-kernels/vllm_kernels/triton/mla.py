@@ -20,7 +20,7 @@ from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
 from vllm_kernels.triton.attention import LOG2E, merge
-from vllm_kernels.triton.attention_plan import parts_of, splits_of, tables_of
+from vllm_kernels.triton.attention_plan import longest_first, parts_of, splits_of, tables_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, from_entry, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
@@ -443,14 +443,15 @@ def _plan_for(metadata: AttentionMetadata, num_heads: int) -> _Plan:
 
 
 def _make_plan(metadata: AttentionMetadata, num_heads: int) -> _Plan:
-    places: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+    places: dict[bool, list[tuple[int, int, int]]] = {False: [], True: []}
     few_sequences: list[tuple[int, int]] = []
     longest = 0
     for seq, (query_len, seq_len) in enumerate(zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True)):
         if query_len > seq_len:
             raise ValueError(f"metadata has {query_len} new tokens in a sequence of {seq_len}")
         few = query_len <= FEW_TOKENS
-        places[few] += [(seq, row) for row in range(0, query_len * num_heads, rows_of_tile(few, num_heads))]
+        context, rows = seq_len - query_len, rows_of_tile(few, num_heads)
+        places[few] += [(context + row // num_heads, seq, row) for row in range(0, query_len * num_heads, rows)]
         if few and query_len:
             few_sequences.append((seq, 0))
             longest = max(longest, seq_len)
@@ -464,7 +465,8 @@ def _make_plan(metadata: AttentionMetadata, num_heads: int) -> _Plan:
             merged = few_sequences if splits > 1 else []
             rows = rows_of_tile(few, num_heads)
             parts = parts_of(metadata, [seq for seq, _ in merged], device) if merged else (0, None)
-            launches.append(_Tiles(*_columns(of_tiles, device), rows, splits, *_columns(merged, device), *parts))
+            tiles = _columns(longest_first(of_tiles), device)
+            launches.append(_Tiles(*tiles, rows, splits, *_columns(merged, device), *parts))
     return _Plan(launches)
 
 
