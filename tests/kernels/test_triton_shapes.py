@@ -77,7 +77,9 @@ def test_attention(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_plan, "SPLIT_TOKENS", split_tokens)
         result = attend(step, **options)
-    assert close(result, oracle(step, **options), 3e-3 if dtype == torch.float16 else 1e-5)
+    # Slopes make scores of 80, whose last bit in fp32 is 5e-6 of a weight.
+    exact = 5e-5 if alibi else 1e-5
+    assert close(result, oracle(step, **options), 3e-3 if dtype == torch.float16 else exact)
 
 
 @settings(few, max_examples=8)

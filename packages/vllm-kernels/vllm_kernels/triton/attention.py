@@ -60,19 +60,28 @@ def attend_to_keys(
     key_position = at + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_D)
     in_head = column < HEAD_DIM
+    if BLOCK_N % BLOCK_SIZE == 0:  # a turn begins with a block, and where its keys are in theirs is always the same
+        key = tl.arange(0, BLOCK_N)
+        entry = table + at // BLOCK_SIZE + key // BLOCK_SIZE
+        in_block = key % BLOCK_SIZE
+    else:
+        entry = table + key_position // BLOCK_SIZE
+        in_block = key_position % BLOCK_SIZE
     if SEEN_BY_ALL:
-        block = tl.load(table + key_position // BLOCK_SIZE)
+        block = tl.load(entry)
     else:
         wanted = (key_position >= low) & (key_position < end)
-        block = tl.load(table + key_position // BLOCK_SIZE, mask=wanted, other=-1)
+        block = tl.load(entry, mask=wanted, other=-1)
     present = block.to(tl.uint32, bitcast=True) < num_blocks
-    place = (block.to(tl.int64) * HEADS + kv_head) * BLOCK_SIZE + key_position % BLOCK_SIZE
+    block = block.to(tl.int64)
+    in_block += kv_head * BLOCK_SIZE
+    place = block * (HEADS * BLOCK_SIZE * HEAD_DIM) + in_block * HEAD_DIM
     keys = tl.load(
-        key_cache + place[None, :] * HEAD_DIM + column[:, None], mask=present[None, :] & in_head[:, None], other=0.0
+        key_cache + place[None, :] + column[:, None], mask=present[None, :] & in_head[:, None], other=0.0
     )
     score = tl.dot(q, from_entry(keys, q.dtype), input_precision="ieee")
     if key_scale is not None:
-        score = score * tl.load(key_scale + place, mask=present, other=0.0)[None, :]
+        score = score * tl.load(key_scale + block * (HEADS * BLOCK_SIZE) + in_block, mask=present, other=0.0)[None, :]
     # Scores are times LOG2E, for exp2: by one multiplication with what else they are times, and that after the largest.
     factor = scale * LOG2E
     if CAPPED:
@@ -91,7 +100,7 @@ def attend_to_keys(
     kept = tl.exp2(largest - base)
     total = total * kept + tl.sum(weight, axis=1)
     if value_scale is not None:
-        weight = weight * tl.load(value_scale + place, mask=present, other=0.0)[None, :]
+        weight = weight * tl.load(value_scale + block * (HEADS * BLOCK_SIZE) + in_block, mask=present, other=0.0)[None, :]
     # Weights are at most 1, and fp16 holds entries of 8 bits as exactly as bf16, which takes more instructions to make.
     if q.dtype == tl.bfloat16 and value_scale is None and value_cache.dtype.element_ty.is_fp8():
         KIND: tl.constexpr = tl.float16
@@ -101,8 +110,9 @@ def attend_to_keys(
     sum_of_values = sum_of_values * kept[:, None]
     if PAIRS:
         pair = tl.arange(0, BLOCK_D // 2)
+        place_of_pairs = block * (HEADS * BLOCK_SIZE * HEAD_DIM // 2) + in_block * (HEAD_DIM // 2)
         pairs = tl.load(
-            value_cache.to(tl.pointer_type(tl.uint16)) + place[:, None] * (HEAD_DIM // 2) + pair[None, :],
+            value_cache.to(tl.pointer_type(tl.uint16)) + place_of_pairs[:, None] + pair[None, :],
             mask=present[:, None] & (pair < HEAD_DIM // 2)[None, :],
             other=0,
         )
@@ -113,7 +123,7 @@ def attend_to_keys(
         sum_of_odds = tl.dot(weight, from_entry(odds, KIND), sum_of_odds, input_precision="ieee")
     else:
         values = tl.load(
-            value_cache + place[:, None] * HEAD_DIM + column[None, :],
+            value_cache + place[:, None] + column[None, :],
             mask=present[:, None] & in_head[None, :],
             other=0.0,
         )

@@ -64,12 +64,19 @@ def attend_to_latents(
     key_position = at + tl.arange(0, BLOCK_N)
     latent_column = tl.arange(0, BLOCK_C)
     rope_column = tl.arange(0, BLOCK_R)
-    if SEEN_BY_ALL:
-        block = tl.load(table + key_position // BLOCK_SIZE)
+    if BLOCK_N % BLOCK_SIZE == 0:  # a turn begins with a block, and where its keys are in theirs is always the same
+        key = tl.arange(0, BLOCK_N)
+        entry = table + at // BLOCK_SIZE + key // BLOCK_SIZE
+        in_block = key % BLOCK_SIZE
     else:
-        block = tl.load(table + key_position // BLOCK_SIZE, mask=key_position < end, other=-1)
+        entry = table + key_position // BLOCK_SIZE
+        in_block = key_position % BLOCK_SIZE
+    if SEEN_BY_ALL:
+        block = tl.load(entry)
+    else:
+        block = tl.load(entry, mask=key_position < end, other=-1)
     present = block.to(tl.uint32, bitcast=True) < num_blocks
-    place = (block.to(tl.int64) * BLOCK_SIZE + key_position % BLOCK_SIZE) * (RANK + ROPE)
+    place = block.to(tl.int64) * (BLOCK_SIZE * (RANK + ROPE)) + in_block * (RANK + ROPE)
     latents = tl.load(
         entries + place[:, None] + latent_column[None, :],
         mask=present[:, None] & (latent_column < RANK)[None, :],
