@@ -1,7 +1,7 @@
 """``python -m vllm_kernels.aot``: compile every Triton kernel in every configuration, without a GPU.
 
-Prints one line for each (or JSON lines with ``--json``): registers, spilled bytes and shared memory, and a summary; with
-``--loops`` also what a turn of each innermost loop has of instructions, products of matrices, and loads by their bits.
+Prints one line for each (or JSON lines with ``--json``): registers, spilled bytes and shared memory, and a summary.
+With ``--loops`` also what a turn of each innermost loop has of instructions, products of matrices and loads.
 Exit code 1 when one does not compile.
 """
 

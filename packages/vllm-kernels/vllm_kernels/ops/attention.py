@@ -116,7 +116,7 @@ def paged_attention(
 
     Raises:
         ValueError: shapes, dtypes or lengths do not fit.
-        IndexError: a block of the table that is followed lies outside the cache. On a GPU its keys and values read as 0.
+        IndexError: a block of the table that is followed lies outside the cache. On a GPU it reads as zeros.
     """
     _, num_kv_heads, _, head_dim = cache.key.shape
     check_shape("query", query, (None, None, head_dim))

@@ -151,7 +151,7 @@ def latent_attention(
 
     Raises:
         ValueError: shapes, dtypes or lengths do not fit.
-        IndexError: a block of the table that is followed lies outside the cache. On a GPU its latents read as 0.
+        IndexError: a block of the table that is followed lies outside the cache. On a GPU it reads as zeros.
     """
     check_shape("query_latent", query_latent, (None, None, cache.lora_rank))
     check_floating("query_latent", query_latent)

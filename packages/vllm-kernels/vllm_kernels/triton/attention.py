@@ -75,13 +75,12 @@ def attend_to_keys(
     present = block.to(tl.uint32, bitcast=True) < num_blocks
     block = block.to(tl.int64)
     in_block += kv_head * BLOCK_SIZE
-    place = block * (HEADS * BLOCK_SIZE * HEAD_DIM) + in_block * HEAD_DIM
-    keys = tl.load(
-        key_cache + place[None, :] + column[:, None], mask=present[None, :] & in_head[:, None], other=0.0
-    )
+    slot = block * (HEADS * BLOCK_SIZE) + in_block
+    place = block * (HEADS * BLOCK_SIZE * HEAD_DIM) + in_block * HEAD_DIM  # of its first entry
+    keys = tl.load(key_cache + place[None, :] + column[:, None], mask=present[None, :] & in_head[:, None], other=0.0)
     score = tl.dot(q, from_entry(keys, q.dtype), input_precision="ieee")
     if key_scale is not None:
-        score = score * tl.load(key_scale + block * (HEADS * BLOCK_SIZE) + in_block, mask=present, other=0.0)[None, :]
+        score = score * tl.load(key_scale + slot, mask=present, other=0.0)[None, :]
     # Scores are times LOG2E, for exp2: by one multiplication with what else they are times, and that after the largest.
     factor = scale * LOG2E
     if CAPPED:
@@ -100,12 +99,10 @@ def attend_to_keys(
     kept = tl.exp2(largest - base)
     total = total * kept + tl.sum(weight, axis=1)
     if value_scale is not None:
-        weight = weight * tl.load(value_scale + block * (HEADS * BLOCK_SIZE) + in_block, mask=present, other=0.0)[None, :]
-    # Weights are at most 1, and fp16 holds entries of 8 bits as exactly as bf16, which takes more instructions to make.
-    if q.dtype == tl.bfloat16 and value_scale is None and value_cache.dtype.element_ty.is_fp8():
-        KIND: tl.constexpr = tl.float16
-    else:
-        KIND: tl.constexpr = q.dtype
+        weight = weight * tl.load(value_scale + slot, mask=present, other=0.0)[None, :]
+    # Weights are at most 1, and fp16 holds entries of fp8 as exactly as bf16, which takes more instructions to make.
+    IN_HALF: tl.constexpr = q.dtype == tl.bfloat16 and value_scale is None and value_cache.dtype.element_ty.is_fp8()
+    KIND: tl.constexpr = tl.float16 if IN_HALF else q.dtype
     weight = weight.to(KIND)
     sum_of_values = sum_of_values * kept[:, None]
     if PAIRS:
@@ -219,8 +216,8 @@ def attention_kernel(
 
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    # Products of few rows take values from shared memory two bytes at a time. Values of one byte come in pairs, and those
-    # of even columns and of odd ones are summed up apart.
+    # Products of few rows take values from shared memory two bytes at a time. Values of one byte come in pairs, and
+    # those of even columns and of odd ones are summed up apart.
     PAIRS: tl.constexpr = (
         BLOCK_M < 64
         and BLOCK_D >= 32

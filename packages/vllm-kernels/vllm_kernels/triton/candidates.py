@@ -87,8 +87,8 @@ def rank(choice: Choice, facts: Facts, work: Work, rule: Choice, family: str) ->
     """The lower, the better, by figures of the compiler alone; what they do not decide, the rule does.
 
     Spills come first. Then a program bound by memory wants enough bytes under way, and one bound by products a large
-    tile, whose loads are hidden by the turn before (three stages) or by another program. Then the fewer instructions for
-    a byte or an entry of the tile, the better: steps of 9 % count.
+    tile, whose loads are hidden by the turn before (three stages) or by another program. Then the fewer instructions
+    for a byte or an entry of the tile, the better: steps of 9 % count.
     """
     num_stages, held = choice.get("num_stages", 1), programs(facts, choice["num_warps"], family)
     if work.bound == "memory":
@@ -103,8 +103,8 @@ def rank(choice: Choice, facts: Facts, work: Work, rule: Choice, family: str) ->
 
 
 def _busy(choice: Choice, facts: Facts, held: int, work: int) -> int:
-    """Steps of 9 %: the clocks that a multiprocessor's four schedulers need to start a turn's instructions, for each
-    unit of its work. One with ``n`` warps finds one that is ready in about ``n / (n + 1)`` of all clocks: a rule of thumb.
+    """Steps of 9 %: the clocks in which a multiprocessor's four schedulers start a turn's instructions, for each unit
+    of its work. One with ``n`` warps finds one that is ready in about ``n / (n + 1)`` of all clocks: a rule of thumb.
     """
     of_scheduler = held * choice["num_warps"] / 4
     clocks = choice["num_warps"] * max(facts.instructions, 1) * (of_scheduler + 1) / of_scheduler

@@ -22,8 +22,8 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 class Compiled:
     """What a configuration takes on a family, or why it does not compile.
 
-    ``registers`` of a thread; ``spilled`` bytes of a thread that did not fit them; ``shared`` bytes of a program; what is
-    in its ``loops``, where that was asked for.
+    ``registers`` of a thread; ``spilled`` bytes of a thread that did not fit them; ``shared`` bytes of a program; its
+    ``loops``, where they were asked for.
     """
 
     kernel: str

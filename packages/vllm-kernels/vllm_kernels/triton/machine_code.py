@@ -1,7 +1,7 @@
 """What is in the loops of a compiled kernel: the instructions of a turn, as NVIDIA's disassembler lists them.
 
-A multiprocessor starts four instructions of a warp a clock, so that ``instructions * warps / 4`` clocks are the least that
-a turn takes, however many matrix products or bytes it is for.
+A multiprocessor starts four instructions of a warp a clock, so that ``instructions * warps / 4`` clocks are the least
+that a turn takes, however many matrix products or bytes it is for.
 """
 
 import re
@@ -25,7 +25,7 @@ class Loop:
 
     Args:
         instructions: of a warp; both sides of branches count.
-        counts: name of an instruction, with all its suffixes (``"HGMMA.64x64x16.F32.BF16"``) -> how often it stands there.
+        counts: name of an instruction, with its suffixes (``"HGMMA.64x64x16.F32.BF16"``) -> how often it stands there.
     """
 
     instructions: int

@@ -71,10 +71,7 @@ def attend_to_latents(
     else:
         entry = table + key_position // BLOCK_SIZE
         in_block = key_position % BLOCK_SIZE
-    if SEEN_BY_ALL:
-        block = tl.load(entry)
-    else:
-        block = tl.load(entry, mask=key_position < end, other=-1)
+    block = tl.load(entry) if SEEN_BY_ALL else tl.load(entry, mask=key_position < end, other=-1)
     present = block.to(tl.uint32, bitcast=True) < num_blocks
     place = block.to(tl.int64) * (BLOCK_SIZE * (RANK + ROPE)) + in_block * (RANK + ROPE)
     latents = tl.load(

@@ -92,8 +92,8 @@ def add_product_of_columns(
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
 ):
-    """``total`` and ``values`` ``[BLOCK_M, BLOCK_K]`` by columns 0 (``lower_0``) to 7 (``upper_3``) of the eight in each
-    word, ``[BLOCK_K / 8, BLOCK_N]`` each: fp32 sums.
+    """``total`` and ``values`` ``[BLOCK_M, BLOCK_K]`` by columns 0 (``lower_0``) to 7 (``upper_3``) of the eight in
+    each word, ``[BLOCK_K / 8, BLOCK_N]`` each: fp32 sums.
 
     IN_ORDER: entries are put in the order of columns, for products that take them from shared memory. Otherwise
     the activations are put in that of the entries, so that these stay in the registers that their word was in.

@@ -17,7 +17,7 @@ from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, p
 from vllm_kernels.triton.norm import WIDEST, normalise, tile
 
 COLUMNS = 2048
-"""Of a row that are rounded at a time; of shorter rows, such as blocks of columns, so many at a time as have as many."""
+"""Of a row that are rounded at a time; of shorter rows, as many as have so many together."""
 WIDTHS = (128, 768, 1024, 2048, 3072, 4096, 7168, 14336)
 """Columns of activations that are rounded before projections and experts, or blocks of them."""
 
@@ -118,7 +118,7 @@ def round_rows_kernel(
     KIND: tl.constexpr,
     TOP: tl.constexpr,
 ):
-    """ROWS rows ``[WIDTH]``, or the gate KIND of as many of ``[2 * WIDTH]``, rounded: TOP is 448 for e4m3, 127 for int8.
+    """ROWS rows ``[WIDTH]``, or gates KIND of rows ``[2 * WIDTH]``, rounded: TOP is 448 for e4m3 and 127 for int8.
 
     Without a given scale, a row is gone over twice; the second time it comes from the cache.
     """
