@@ -24,24 +24,42 @@ class Rounded:
     group: int
 
 
-@triton.jit
-def round_kernel(x, q, scales, sums, IN: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """One group of one row: ``q = round(x * (127 / max|x|))``, ties to even; zeros and a scale of NaN for one with an
-    infinity or NaN.
+ENTRIES = 2048
+"""Of a program: groups that have fewer are so many to a program as have as many together."""
+
+
+@triton.jit(do_not_specialize=["num_groups"])
+def round_kernel(
+    x,
+    q,
+    scales,
+    sums,
+    num_groups,
+    IN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """COUNT of the ``num_groups`` groups of all rows, each: ``q = round(x * (127 / max|x|))``, ties to even; zeros and a
+    scale of NaN for one with an infinity or NaN.
     """
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
+    GROUPS: tl.constexpr = (IN + GROUP - 1) // GROUP
+    group = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
+    known = group < num_groups
     place = tl.arange(0, BLOCK)
-    column = group * GROUP + place
-    present = (place < GROUP) & (column < IN)
-    values = tl.load(x + row * IN + column, mask=present, other=0.0).to(tl.float32)
-    peak = tl.max(tl.abs(values), axis=0)
-    scale = scale_of(peak, tl.sum(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=0), 127.0)
+    column = (group % GROUPS * GROUP)[:, None] + place[None, :]
+    entry = (group // GROUPS * IN)[:, None] + column
+    present = known[:, None] & (place < GROUP)[None, :]
+    if IN % GROUP != 0:
+        present = present & (column < IN)
+    values = tl.load(x + entry, mask=present, other=0.0).to(tl.float32)
+    peak = tl.max(tl.abs(values), axis=1)
+    scale = scale_of(peak, tl.sum(tl.where(tl.abs(values) < float("inf"), 0, 1), axis=1), 127.0)
     zeros = tl.zeros_like(values)
-    units = units_of(values, peak + zeros, scale + zeros, False, 127.0).to(tl.int32)
-    tl.store(q + row * IN + column, units.to(tl.int8), mask=present)
-    tl.store(scales + row * tl.num_programs(1) + group, scale)
-    tl.store(sums + row * tl.num_programs(1) + group, tl.sum(units, axis=0))
+    units = units_of(values, peak[:, None] + zeros, scale[:, None] + zeros, False, 127.0).to(tl.int32)
+    tl.store(q + entry, units.to(tl.int8), mask=present)
+    tl.store(scales + group, scale, mask=known)
+    tl.store(sums + group, tl.sum(units, axis=1), mask=known)
 
 
 def round_activations(x: torch.Tensor, scheme: Quantization) -> Rounded:
@@ -55,24 +73,24 @@ def round_activations(x: torch.Tensor, scheme: Quantization) -> Rounded:
         x.new_empty(num_rows, groups, dtype=torch.int32),
         group,
     )
+    constants = _constants(in_features, group)
+    num_groups = num_rows * groups
     rounding.launch(
-        (num_rows, groups),
-        x,
-        rounded.q,
-        rounded.scales,
-        rounded.sums,
-        IN=in_features,
-        GROUP=group,
-        BLOCK=power_of_two(group),
+        (-(-num_groups // constants["COUNT"]),), x, rounded.q, rounded.scales, rounded.sums, num_groups, **constants
     )
     return rounded
+
+
+def _constants(in_features: int, group: int) -> dict[str, int]:
+    block = power_of_two(group)
+    return {"IN": in_features, "GROUP": group, "BLOCK": block, "COUNT": max(1, ENTRIES // block)}
 
 
 def _rounding_configurations(family: str) -> list[Configuration]:
     return [
         Configuration(
-            {"x": pointer(dtype), "q": "*i8", "scales": "*fp32", "sums": "*i32"},
-            {"IN": in_features, "GROUP": group, "BLOCK": power_of_two(group)},
+            {"x": pointer(dtype), "q": "*i8", "scales": "*fp32", "sums": "*i32", "num_groups": "i32"},
+            _constants(in_features, group),
         )
         for dtype in FLOATS
         for in_features in (1024, 2048, 3072, 4096, 14336)
