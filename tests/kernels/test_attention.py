@@ -219,9 +219,6 @@ def test_wrong_arguments_are_named():
         attend(step, sinks=torch.zeros(3))
     with pytest.raises(ValueError, match="alibi_slopes must have shape"):
         attend(step, alibi_slopes=torch.zeros(5))
-    for scale in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="scale must be a positive number"):
-            attend(step, scale=scale)
     with pytest.raises(ValueError, match="sliding_window must be at least 1"):
         attend(step, sliding_window=0)
     with pytest.raises(ValueError, match="metadata has 2 new tokens in a sequence of 1"):

@@ -102,6 +102,16 @@ def test_latent_attention_equals_float64(face, dtype):
     assert (result.double() - oracle(step)).abs().max() < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+@pytest.mark.parametrize("face", FACES)
+def test_any_scale_of_scores_equals_float64(face, scale):
+    torch.manual_seed(0)
+    step = random_step([(1, 40), (9, 20)], dtype=torch.float32)
+    with use_face(face):
+        result = step.attend(scale)
+    assert (result.double() - oracle(step, scale)).abs().max() < 2 * TOLERANCE[torch.float32]
+
+
 @pytest.mark.triton
 @pytest.mark.parametrize("format", ["float16", "fp8_e4m3"])
 def test_the_sizes_of_deepseek_equal_float64(format):

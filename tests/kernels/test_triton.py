@@ -100,6 +100,15 @@ def test_keys_that_all_rows_of_a_tile_see_and_those_at_its_borders_count_once(le
     assert (attend(step, sliding_window=window).double() - expected).abs().max() < 2e-3
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.3, 7.0])
+@pytest.mark.parametrize("kind", ["plain", "all"])
+def test_any_scale_of_scores_equals_the_reference(kind, scale):
+    torch.manual_seed(0)
+    options = {**features(4)[kind], "scale": scale}
+    step = step_of([random_sequence(*lengths) for lengths in [(1, 100), (30, 50)]], 16)
+    assert (attend(step, **options).double() - oracle(step, **options)).abs().max() < 2e-5
+
+
 @pytest.mark.parametrize("group", [1, 3, 7, 16])
 def test_any_number_of_query_heads_to_a_kv_head_equals_the_reference(group):
     torch.manual_seed(0)

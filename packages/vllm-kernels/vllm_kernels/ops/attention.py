@@ -1,6 +1,5 @@
 """Causal attention over a paged KV cache (arXiv:2309.06180)."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +102,7 @@ def paged_attention(
         cache: from ``cache.allocate_kv_cache``; ``num_heads`` is a multiple of its ``num_kv_heads``, and query head
             ``h`` reads KV head ``h // (num_heads // num_kv_heads)``.
         metadata: of the step.
-        scale: factor of the scores, positive, usually ``head_dim ** -0.5``.
+        scale: factor of the scores, usually ``head_dim ** -0.5``.
         sliding_window: tokens that a token sees, itself included; None for all.
         soft_cap: bound of the scores (Gemma 2, arXiv:2408.00118); None for none.
         alibi_slopes: ``[num_heads]``, floating point (ALiBi, arXiv:2108.12409); None for none.
@@ -124,7 +123,6 @@ def paged_attention(
     num_tokens, num_heads, _ = query.shape
     if num_heads % num_kv_heads:
         raise ValueError(f"query must have a multiple of num_kv_heads={num_kv_heads} heads, got {num_heads}")
-    check_scale(scale)
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1, got {sliding_window}")
     for name, per_head in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
@@ -140,12 +138,6 @@ def paged_attention(
         query, cache, metadata, scale, sliding_window, soft_cap, alibi_slopes, sinks, out
     )
     return result
-
-
-def check_scale(scale: float) -> None:
-    """Faces look for a row's largest score before they multiply by ``scale``. Raises ``ValueError``."""
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be a positive number, got {scale}")
 
 
 def check_metadata(metadata: AttentionMetadata, num_tokens: int, query: str) -> None:

@@ -16,7 +16,7 @@ from vllm_kernels.backend import face_of
 from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
 from vllm_kernels.cpu import pages
-from vllm_kernels.ops.attention import AttentionMetadata, check_metadata, check_scale
+from vllm_kernels.ops.attention import AttentionMetadata, check_metadata
 from vllm_kernels.ops.cache import STORAGE
 
 
@@ -143,8 +143,8 @@ def latent_attention(
         query_rope: ``[num_tokens, num_heads, rope_dim]``, same dtype: rotated queries.
         cache: from ``allocate_latent_cache``. Entries of another format are converted where they are read.
         metadata: of the step.
-        scale: factor of the scores, positive: ``(nope_dim + rope_dim) ** -0.5``, as of the query before ``K_h``, and
-            what YaRN adds.
+        scale: factor of the scores: ``(nope_dim + rope_dim) ** -0.5``, as of the query before ``K_h``, and what YaRN
+            adds.
 
     Returns:
         ``[num_tokens, num_heads, lora_rank]``, dtype of the queries: what ``V_h`` is applied to.
@@ -157,7 +157,6 @@ def latent_attention(
     check_floating("query_latent", query_latent)
     check_shape("query_rope", query_rope, (*query_latent.shape[:2], cache.rope_dim))
     check_dtype("query_rope", query_rope, query_latent.dtype)
-    check_scale(scale)
     check_metadata(metadata, query_latent.shape[0], "query_latent")
     result: torch.Tensor = face_of("mla", query_latent.device).latent_attention(
         query_latent, query_rope, cache, metadata, scale

@@ -16,6 +16,9 @@ from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 LOG2E = tl.constexpr(1.4426950408889634)
 LAST_KEY = 2**31 - 1
 """No bound of the keys."""
+LEAST_SCALE = 1e-30
+"""Of scores: the largest one of a row is found before it is multiplied, and that of a key that is not seen is infinite.
+"""
 
 
 @triton.jit
@@ -53,9 +56,10 @@ def attend_to_keys(
     """One turn of an online softmax: the state of ``q``'s rows with the BLOCK_N keys from ``at`` on.
 
     Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
-    ``sum_of_values`` ``[BLOCK_M, BLOCK_D]``. ``table`` is the sequence's row of the block table; what lies outside the
-    cache reads as zeros. Without SEEN_BY_ALL a row sees keys ``first_seen`` to ``last_seen``, and none before ``low``
-    or from ``end`` on is read. ``slope`` is of ALiBi, times LOG2E.
+    ``sum_of_values`` ``[BLOCK_M, BLOCK_D]``; with PAIRS, that of the even columns and ``sum_of_odds``, of half as many
+    columns each. ``scale`` is positive, ``slope`` is of ALiBi, times LOG2E. ``table`` is the sequence's row of the block
+    table; what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees keys ``first_seen`` to
+    ``last_seen``, and none before ``low`` or from ``end`` on is read.
     """
     key_position = at + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_D)
@@ -409,6 +413,9 @@ def paged_attention(
     _, num_heads, head_dim = query.shape
     if query.stride()[1:] != (head_dim, 1):
         query = query.contiguous()
+    if scale < 0:
+        query = -query
+    scale = max(abs(scale), LEAST_SCALE)
     alibi_slopes, sinks = (x if x is None else x.contiguous() for x in (alibi_slopes, sinks))
     query_starts, seq_lens, block_table = tables_of(metadata)
     group = num_heads // cache.num_kv_heads

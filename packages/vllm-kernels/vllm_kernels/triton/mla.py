@@ -19,7 +19,7 @@ from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
-from vllm_kernels.triton.attention import LOG2E, merge
+from vllm_kernels.triton.attention import LEAST_SCALE, LOG2E, merge
 from vllm_kernels.triton.attention_plan import longest_first, parts_of, splits_of, tables_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, from_entry, to_entry
 from vllm_kernels.triton.device import multiprocessors
@@ -57,9 +57,9 @@ def attend_to_latents(
     """One turn of an online softmax: the state of the rows with the BLOCK_N latents from ``at`` on.
 
     Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
-    ``sum_of_latents`` ``[BLOCK_M, BLOCK_C]``. ``table`` is the sequence's row of the block table; what lies outside the
-    cache reads as zeros. Without SEEN_BY_ALL a row sees latents up to its ``position``, and none from ``end`` on is
-    read.
+    ``sum_of_latents`` ``[BLOCK_M, BLOCK_C]``. ``scale`` is positive. ``table`` is the sequence's row of the block table;
+    what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees latents up to its ``position``, and none
+    from ``end`` on is read.
     """
     key_position = at + tl.arange(0, BLOCK_N)
     latent_column = tl.arange(0, BLOCK_C)
@@ -309,6 +309,9 @@ def latent_attention(
     if query_latent.dtype not in FLOATS:
         return eager.latent_attention(query_latent, query_rope, cache, metadata, scale)
     query_latent, query_rope = (x if x.stride(2) == 1 else x.contiguous() for x in (query_latent, query_rope))
+    if scale < 0:
+        query_latent, query_rope = -query_latent, -query_rope
+    scale = max(abs(scale), LEAST_SCALE)
     query_starts, seq_lens, block_table = tables_of(metadata)
     _, num_heads, rank = query_latent.shape
     out = torch.empty(query_latent.shape, dtype=query_latent.dtype, device=query_latent.device)

@@ -40,8 +40,8 @@ def round_kernel(
     BLOCK: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """COUNT of the ``num_groups`` groups of all rows, each: ``q = round(x * (127 / max|x|))``, ties to even; zeros and a
-    scale of NaN for one with an infinity or NaN.
+    """COUNT of the ``num_groups`` groups of all rows, each: ``q = round(x * (127 / max|x|))``, ties to even; zeros and
+    a scale of NaN for one with an infinity or NaN.
     """
     GROUPS: tl.constexpr = (IN + GROUP - 1) // GROUP
     group = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
