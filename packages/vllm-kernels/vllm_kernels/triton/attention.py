@@ -57,8 +57,8 @@ def attend_to_keys(
 
     Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
     ``sum_of_values`` ``[BLOCK_M, BLOCK_D]``; with PAIRS, that of the even columns and ``sum_of_odds``, of half as many
-    columns each. ``scale`` is positive, ``slope`` is of ALiBi, times LOG2E. ``table`` is the sequence's row of the block
-    table; what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees keys ``first_seen`` to
+    columns each. ``scale`` is positive, ``slope`` is of ALiBi, times LOG2E. ``table`` is the sequence's row of the
+    block table; what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees keys ``first_seen`` to
     ``last_seen``, and none before ``low`` or from ``end`` on is read.
     """
     key_position = at + tl.arange(0, BLOCK_N)

@@ -57,9 +57,9 @@ def attend_to_latents(
     """One turn of an online softmax: the state of the rows with the BLOCK_N latents from ``at`` on.
 
     Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
-    ``sum_of_latents`` ``[BLOCK_M, BLOCK_C]``. ``scale`` is positive. ``table`` is the sequence's row of the block table;
-    what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees latents up to its ``position``, and none
-    from ``end`` on is read.
+    ``sum_of_latents`` ``[BLOCK_M, BLOCK_C]``. ``scale`` is positive. ``table`` is the sequence's row of the block
+    table; what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees latents up to its ``position``,
+    and none from ``end`` on is read.
     """
     key_position = at + tl.arange(0, BLOCK_N)
     latent_column = tl.arange(0, BLOCK_C)
