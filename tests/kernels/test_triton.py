@@ -90,6 +90,20 @@ def test_keys_cut_into_parts_equal_the_float64_reference(kind, monkeypatch):
     assert (result.double() - oracle(step, **options)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", features(4))
+def test_keys_of_a_few_prompts_cut_into_parts_equal_the_float64_reference(kind, monkeypatch):
+    monkeypatch.setattr(attention_plan, "SPLIT_TOKENS", 16)
+    torch.manual_seed(0)
+    options = features(4)[kind]
+    step = step_of([random_sequence(*lengths) for lengths in [(20, 150), (1, 70), (33, 33), (40, 300), (2, 9)]], 16)
+    with recorded() as launches:
+        result = attend(step, **options)
+    (plan,) = step.metadata.plans.values()
+    assert [tiles.splits > 1 for tiles in plan.launches] == [True, True] and plan.part_starts is None
+    assert sum(kernel.name == "merge_kernel" for kernel, _ in launches) == 2
+    assert (result.double() - oracle(step, **options)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("window", [None, 70, 200])
 @pytest.mark.parametrize("lengths", [(1, 259), (40, 300), (3, 256), (100, 100), (2, 65)], ids=str)
 def test_keys_that_all_rows_of_a_tile_see_and_those_at_its_borders_count_once(lengths, window):

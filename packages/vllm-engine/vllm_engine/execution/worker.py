@@ -138,18 +138,28 @@ class Worker:
             self.runner.initialize_kv_cache(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
 
     def warm_up(self) -> None:
-        """Run one prefill and one decode step, so that the first request does not pay for lazy set-up."""
-        request = EngineRequest("warm-up", [0] * min(8, self.max_model_len), SamplingParams(), 1, 0, [], [], [])
-        groups = len(self.runner.batch.block_tables)
-        # Block 0 belongs to nobody: what warm-up writes there is never read.
-        blocks = [[0] * -(-len(request.prompt_token_ids) // self.runner.batch.block_size) for _ in range(groups)]
-        new = NewRequest(request, list(request.prompt_token_ids), blocks, 0, False)
-        self._try(ScheduledBatch(new_requests=[new], num_scheduled_tokens={"warm-up": len(new.token_ids)}))
+        """Run a prefill and a decode step, so that the first request does not pay for lazy set-up.
+
+        On a GPU also a few tokens after a context as long as there may be, which other kernels are compiled for.
+        """
+        self._try_prompt(min(8, self.max_model_len), 0)
+        new_tokens = min(32, self.max_model_len, self._config.scheduler.max_num_batched_tokens or 32)
+        if self.device.type == "cuda" and self.max_model_len > new_tokens:
+            self._try_prompt(new_tokens, self.max_model_len - new_tokens)
         if self._compiled is not None:
             self._compiled.tell()
         self.runner.capture_when_needed()
         if not self.has_graphs_to_capture:
             self._kernel_cache.started()
+
+    def _try_prompt(self, new_tokens: int, context: int) -> None:
+        """Compute ``new_tokens`` tokens after ``context`` ones, of a request of nobody's."""
+        request = EngineRequest("warm-up", [0] * (context + new_tokens), SamplingParams(), 1, 0, [], [], [])
+        groups = len(self.runner.batch.block_tables)
+        # Block 0 belongs to nobody: what warm-up writes there is never read.
+        blocks = [[0] * -(-len(request.prompt_token_ids) // self.runner.batch.block_size) for _ in range(groups)]
+        new = NewRequest(request, list(request.prompt_token_ids), blocks, context, False)
+        self._try(ScheduledBatch(new_requests=[new], num_scheduled_tokens={"warm-up": new_tokens}))
 
     @property
     def has_graphs_to_capture(self) -> bool:

@@ -8,7 +8,15 @@ from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
-from vllm_kernels.triton.attention_plan import DECODE_ROWS, MOST_SPLITS, Tiles, plan_for, rows_of_tile, tables_of
+from vllm_kernels.triton.attention_plan import (
+    DECODE_ROWS,
+    MOST_PROMPT_SPLITS,
+    MOST_SPLITS,
+    Tiles,
+    plan_for,
+    rows_of_tile,
+    tables_of,
+)
 from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, from_entry
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
@@ -430,6 +438,9 @@ def paged_attention(
     most = max((tiles.splits for tiles in plan.launches), default=0)
     parts = _parts(parts_of_prefix + most, plan.part_tokens, out) if prefix or most > 1 else (None, None, None)
 
+    def is_few(tiles: Tiles) -> bool:
+        return tiles.rows <= rows_of_tile(group, DECODE_ROWS)
+
     def launch(
         tiles: Tiles, query_start_loc: torch.Tensor, lengths: torch.Tensor, keys: tuple[int, int], first_part: int
     ) -> None:
@@ -464,7 +475,7 @@ def paged_attention(
             GROUP=group,
             HEAD_DIM=head_dim,
             BLOCK_SIZE=cache.block_size,
-            **tile(chosen[tiles.rows <= rows_of_tile(group, DECODE_ROWS)], group, head_dim),
+            **tile(chosen[is_few(tiles)], group, head_dim),
             WINDOWED=sliding_window is not None,
             CAPPED=soft_cap is not None,
         )
@@ -492,7 +503,7 @@ def paged_attention(
                 HEAD_DIM=head_dim,
                 BLOCK_D=block_d,
                 TOKENS=tokens,
-                SPLITS=power_of_two(count),
+                SPLITS=power_of_two(count if prefix or is_few(tiles) else MOST_PROMPT_SPLITS),
             )
     return out
 
@@ -653,7 +664,9 @@ def _merge_configurations(family: str) -> list[Configuration]:
     for dtype in (torch.bfloat16, torch.float16):
         # The last two are latents (mla.py), which have no sinks.
         for heads, head_dim in (*((32, dim) for dim in (64, 80, 96, 128, 192, 256)), (16, 512), (128, 512)):
-            for count in splits:
+            # Few rows of four tokens; and prompts of 32, whose parts are always merged as if they were the most.
+            merged = [(4, count) for count in splits] + ([(32, MOST_PROMPT_SPLITS)] if head_dim <= 256 else [])
+            for tokens, count in merged:
                 for sinks in (False, True) if head_dim <= 256 else (False,):
                     kind = pointer(dtype)
                     types: dict[str, str | None] = dict.fromkeys(("part_out", "part_max", "part_sum"), "*fp32")
@@ -663,7 +676,7 @@ def _merge_configurations(family: str) -> list[Configuration]:
                         "NUM_HEADS": heads,
                         "HEAD_DIM": head_dim,
                         "BLOCK_D": power_of_two(head_dim, 16),
-                        "TOKENS": 4,
+                        "TOKENS": tokens,
                         "SPLITS": count,
                     }
                     found.append(Configuration(types, constants))

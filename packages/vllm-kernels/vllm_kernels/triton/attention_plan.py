@@ -16,6 +16,8 @@ DECODE_ROWS = 16
 SPLIT_TOKENS = 256
 """A split has at least so many keys: less is not worth merging."""
 MOST_SPLITS = 32
+MOST_PROMPT_SPLITS = 8
+"""Of the keys of tiles with many rows: a few tokens after a long context have too few tiles for a device."""
 MOST_PREFIX_SPLITS = 16
 """Of a common prefix, and of what follows it, so that both together are no more than MOST_SPLITS."""
 CASCADE_TOKENS = 256
@@ -128,6 +130,12 @@ def longest_first(tiles: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     return [(seq, first) for _, seq, first in sorted(tiles, key=lambda tile: -tile[0])]
 
 
+def splits_of_prompts(programs: int, longest: int, processors: int) -> int:
+    """The same for tiles with many rows, which have a multiprocessor each, and twice the keys at least."""
+    useful = min(processors // max(programs, 1), longest // (2 * SPLIT_TOKENS), MOST_PROMPT_SPLITS)
+    return 1 << (max(useful, 1).bit_length() - 1)
+
+
 def parts_of(
     metadata: AttentionMetadata, sequences: list[int], device: torch.device
 ) -> tuple[int, torch.Tensor | None]:
@@ -168,9 +176,14 @@ def _make_plan(
     if cascade:
         prefix = _prefix_of(metadata, group, many_rows, num_kv_heads, block_size, len(few) + len(many))
     launches = []
-    splits = 1
+    in_parts: list[int] = []
     if many:
-        launches.append(_tiles(longest_first(many), many_rows, 1, device))
+        splits = 1
+        if prefix is None and not batch_invariance.enabled():
+            most_keys = max(keys for keys, _, _ in many)
+            splits = splits_of_prompts(len(many) * num_kv_heads, most_keys, multiprocessors(device))
+        launches.append(_tiles(longest_first(many), many_rows, splits, device))
+        in_parts += [seq for _, seq, _ in many] if splits > 1 else []
     if few:
         own = longest - prefix.length if prefix else longest
         most = MOST_PREFIX_SPLITS if prefix else MOST_SPLITS
@@ -178,8 +191,9 @@ def _make_plan(
             most = 1  # where keys are cut depends on how many sequences there are, and on the longest
         splits = splits_of(len(few) * num_kv_heads, own, multiprocessors(device), most)
         launches.append(_tiles(longest_first(few), few_rows, splits, device))
-    if prefix is None and few and splits > 1:
-        return Plan(launches, None, *parts_of(metadata, [seq for _, seq, _ in few], device))
+        in_parts += [seq for _, seq, _ in few] if splits > 1 else []
+    if prefix is None and in_parts:
+        return Plan(launches, None, *parts_of(metadata, in_parts, device))
     return Plan(launches, prefix, sum(metadata.query_lens_host), None)
 
 
