@@ -8,136 +8,25 @@ from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.eager import attention as eager
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE, KVCache
+from vllm_kernels.triton.attention_merge import merge
 from vllm_kernels.triton.attention_plan import (
     DECODE_ROWS,
     MOST_PROMPT_SPLITS,
-    MOST_SPLITS,
     Tiles,
     plan_for,
     rows_of_tile,
     tables_of,
 )
-from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, from_entry
+from vllm_kernels.triton.attention_turn import LOG2E, attend_to_keys
+from vllm_kernels.triton.cache import factor_type, factors_of, formats_of
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 
-LOG2E = tl.constexpr(1.4426950408889634)
 LAST_KEY = 2**31 - 1
 """No bound of the keys."""
 LEAST_SCALE = 1e-30
 """Of scores: the largest one of a row is found before it is multiplied, and that of a key that is not seen is infinite.
 """
-
-
-@triton.jit
-def attend_to_keys(
-    largest,
-    total,
-    sum_of_values,
-    sum_of_odds,
-    q,
-    at,
-    table,
-    num_blocks,
-    kv_head,
-    key_cache,
-    value_cache,
-    key_scale,
-    value_scale,
-    slope,
-    position,
-    first_seen,
-    last_seen,
-    low,
-    end,
-    scale,
-    soft_cap,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CAPPED: tl.constexpr,
-    PAIRS: tl.constexpr,
-    SEEN_BY_ALL: tl.constexpr,
-):
-    """One turn of an online softmax: the state of ``q``'s rows with the BLOCK_N keys from ``at`` on.
-
-    Returns ``largest`` (of the scores times LOG2E, ``[BLOCK_M]``), ``total`` of the weights ``[BLOCK_M]`` and
-    ``sum_of_values`` ``[BLOCK_M, BLOCK_D]``; with PAIRS, that of the even columns and ``sum_of_odds``, of half as many
-    columns each. ``scale`` is positive, ``slope`` is of ALiBi, times LOG2E. ``table`` is the sequence's row of the
-    block table; what lies outside the cache reads as zeros. Without SEEN_BY_ALL a row sees keys ``first_seen`` to
-    ``last_seen``, and none before ``low`` or from ``end`` on is read.
-    """
-    key_position = at + tl.arange(0, BLOCK_N)
-    column = tl.arange(0, BLOCK_D)
-    in_head = column < HEAD_DIM
-    if BLOCK_N % BLOCK_SIZE == 0:  # a turn begins with a block, and where its keys are in theirs is always the same
-        key = tl.arange(0, BLOCK_N)
-        entry = table + at // BLOCK_SIZE + key // BLOCK_SIZE
-        in_block = key % BLOCK_SIZE
-    else:
-        entry = table + key_position // BLOCK_SIZE
-        in_block = key_position % BLOCK_SIZE
-    if SEEN_BY_ALL:
-        block = tl.load(entry)
-    else:
-        wanted = (key_position >= low) & (key_position < end)
-        block = tl.load(entry, mask=wanted, other=-1)
-    present = block.to(tl.uint32, bitcast=True) < num_blocks
-    block = block.to(tl.int64)
-    in_block += kv_head * BLOCK_SIZE
-    slot = block * (HEADS * BLOCK_SIZE) + in_block
-    place = block * (HEADS * BLOCK_SIZE * HEAD_DIM) + in_block * HEAD_DIM  # of its first entry
-    keys = tl.load(key_cache + place[None, :] + column[:, None], mask=present[None, :] & in_head[:, None], other=0.0)
-    score = tl.dot(q, from_entry(keys, q.dtype), input_precision="ieee")
-    if key_scale is not None:
-        score = score * tl.load(key_scale + slot, mask=present, other=0.0)[None, :]
-    # Scores are times LOG2E, for exp2: by one multiplication with what else they are times, and that after the largest.
-    factor = scale * LOG2E
-    if CAPPED:
-        score = score * (scale * 2.0 / soft_cap)
-        score = (soft_cap * LOG2E) * (2.0 * tl.sigmoid(score) - 1.0)  # soft_cap * tanh(score / soft_cap)
-        factor = 1.0
-    if slope is not None:
-        score = score * factor + slope[:, None] * (key_position[None, :] - position[:, None]).to(tl.float32)
-        factor = 1.0
-    if not SEEN_BY_ALL:
-        seen = (key_position[None, :] >= first_seen[:, None]) & (key_position[None, :] <= last_seen[:, None])
-        score = tl.where(seen, score, float("-inf"))
-    new_largest = tl.maximum(largest, tl.max(score, axis=1) * factor)
-    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-    weight = tl.exp2(score * factor - base[:, None])
-    kept = tl.exp2(largest - base)
-    total = total * kept + tl.sum(weight, axis=1)
-    if value_scale is not None:
-        weight = weight * tl.load(value_scale + slot, mask=present, other=0.0)[None, :]
-    # Weights are at most 1, and fp16 holds entries of fp8 as exactly as bf16, which takes more instructions to make.
-    IN_HALF: tl.constexpr = q.dtype == tl.bfloat16 and value_scale is None and value_cache.dtype.element_ty.is_fp8()
-    KIND: tl.constexpr = tl.float16 if IN_HALF else q.dtype
-    weight = weight.to(KIND)
-    sum_of_values = sum_of_values * kept[:, None]
-    if PAIRS:
-        pair = tl.arange(0, BLOCK_D // 2)
-        place_of_pairs = block * (HEADS * BLOCK_SIZE * HEAD_DIM // 2) + in_block * (HEAD_DIM // 2)
-        pairs = tl.load(
-            value_cache.to(tl.pointer_type(tl.uint16)) + place_of_pairs[:, None] + pair[None, :],
-            mask=present[:, None] & (pair < HEAD_DIM // 2)[None, :],
-            other=0,
-        )
-        evens = (pairs & 0xFF).to(tl.uint8).to(value_cache.dtype.element_ty, bitcast=True)
-        odds = (pairs >> 8).to(tl.uint8).to(value_cache.dtype.element_ty, bitcast=True)
-        sum_of_values = tl.dot(weight, from_entry(evens, KIND), sum_of_values, input_precision="ieee")
-        sum_of_odds = sum_of_odds * kept[:, None]
-        sum_of_odds = tl.dot(weight, from_entry(odds, KIND), sum_of_odds, input_precision="ieee")
-    else:
-        values = tl.load(
-            value_cache + place[:, None] + column[None, :],
-            mask=present[:, None] & in_head[None, :],
-            other=0.0,
-        )
-        sum_of_values = tl.dot(weight, from_entry(values, KIND), sum_of_values, input_precision="ieee")
-    return new_largest, total, sum_of_values, sum_of_odds
 
 
 @triton.jit(
@@ -259,70 +148,43 @@ def attention_kernel(
     whole = tl.minimum(tl.cdiv(tl.maximum(seen_by_all, begin), BLOCK_N), tl.cdiv(end, BLOCK_N)) * BLOCK_N
     after = tl.maximum(tl.minimum(context + first + 1, end) // BLOCK_N * BLOCK_N, whole)
     table = block_table + seq * table_stride
-    for at in range(whole, after, BLOCK_N):
-        largest, total, sum_of_values, sum_of_odds = attend_to_keys(
-            largest,
-            total,
-            sum_of_values,
-            sum_of_odds,
-            q,
-            at,
-            table,
-            num_blocks,
-            kv_head,
-            key_cache,
-            value_cache,
-            key_scale,
-            value_scale,
-            slope,
-            position,
-            first_seen,
-            last_seen,
-            low,
-            end,
-            scale,
-            soft_cap,
-            HEADS,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            BLOCK_N,
-            BLOCK_D,
-            CAPPED,
-            PAIRS,
-            True,
-        )
-    for at in range(begin, end - (after - whole), BLOCK_N):
-        largest, total, sum_of_values, sum_of_odds = attend_to_keys(
-            largest,
-            total,
-            sum_of_values,
-            sum_of_odds,
-            q,
-            tl.where(at < whole, at, at + (after - whole)),
-            table,
-            num_blocks,
-            kv_head,
-            key_cache,
-            value_cache,
-            key_scale,
-            value_scale,
-            slope,
-            position,
-            first_seen,
-            last_seen,
-            low,
-            end,
-            scale,
-            soft_cap,
-            HEADS,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            BLOCK_N,
-            BLOCK_D,
-            CAPPED,
-            PAIRS,
-            False,
-        )
+    skipped = after - whole
+    for later in tl.static_range(2):
+        for turn in range(begin if later else whole, end - skipped if later else after, BLOCK_N):
+            at = turn
+            if later:
+                at = tl.where(turn < whole, turn, turn + skipped)
+            largest, total, sum_of_values, sum_of_odds = attend_to_keys(
+                largest,
+                total,
+                sum_of_values,
+                sum_of_odds,
+                q,
+                at,
+                table,
+                num_blocks,
+                kv_head,
+                key_cache,
+                value_cache,
+                key_scale,
+                value_scale,
+                slope,
+                position,
+                first_seen,
+                last_seen,
+                low,
+                end,
+                scale,
+                soft_cap,
+                HEADS,
+                HEAD_DIM,
+                BLOCK_SIZE,
+                BLOCK_N,
+                BLOCK_D,
+                CAPPED,
+                PAIRS,
+                later == 0,
+            )
 
     if PAIRS:
         sum_of_values = tl.reshape(tl.join(sum_of_values, sum_of_odds), [BLOCK_M, BLOCK_D])
@@ -351,58 +213,6 @@ def attention_kernel(
             sum_of_values,
             mask=valid[:, None] & in_head[None, :],
         )
-
-
-@triton.jit(do_not_specialize=["part_tokens", "num_parts"])
-def merge_kernel(
-    part_out,
-    part_max,
-    part_sum,
-    part_starts,
-    query_start_loc,
-    tile_seq,
-    tile_first,
-    sinks,
-    out,
-    part_tokens,
-    num_parts,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TOKENS: tl.constexpr,
-    SPLITS: tl.constexpr,
-):
-    """Merge the parts (at most SPLITS) of one token and head: each was weighted relative to the largest score that it
-    saw itself."""
-    tile = tl.program_id(0)
-    local = tl.load(tile_first + tile) + tl.program_id(1) % TOKENS
-    head = tl.program_id(1) // TOKENS
-    seq = tl.load(tile_seq + tile)
-    start = tl.load(query_start_loc + seq)
-    valid = local < tl.load(query_start_loc + seq + 1) - start
-    token = (start + local).to(tl.int64)
-    split = tl.arange(0, SPLITS)
-    column = tl.arange(0, BLOCK_D)
-    in_head = column < tl.where(valid, HEAD_DIM, 0)
-    present = split < tl.where(valid, num_parts, 0)
-    part_token = tl.load(part_starts + seq).to(tl.int64) + local
-    state = (split.to(tl.int64) * part_tokens + part_token) * NUM_HEADS + head
-    largest_of_part = tl.load(part_max + state, mask=present, other=float("-inf"))
-    total_of_part = tl.load(part_sum + state, mask=present, other=0.0)
-    largest = tl.max(largest_of_part, axis=0)
-    if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
-        largest = tl.maximum(largest, sink)
-    base = tl.where(largest == float("-inf"), 0.0, largest)
-    factor = tl.exp2(largest_of_part - base)
-    total = tl.sum(total_of_part * factor, axis=0)
-    if sinks is not None:
-        total += tl.exp2(sink - base)
-    parts = tl.load(
-        part_out + state[:, None] * HEAD_DIM + column[None, :], mask=present[:, None] & in_head[None, :], other=0.0
-    )
-    result = tl.sum(parts * factor[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + (token * NUM_HEADS + head) * HEAD_DIM + column, result.to(out.dtype.element_ty), mask=in_head)
 
 
 def paged_attention(
@@ -658,30 +468,4 @@ def _attention_configuration(
     return Configuration(types, constants, num_warps, num_stages)
 
 
-def _merge_configurations(family: str) -> list[Configuration]:
-    found = []
-    splits = [2**power for power in range(1, MOST_SPLITS.bit_length())]
-    for dtype in (torch.bfloat16, torch.float16):
-        # The last two are latents (mla.py), which have no sinks.
-        for heads, head_dim in (*((32, dim) for dim in (64, 80, 96, 128, 192, 256)), (16, 512), (128, 512)):
-            # Few rows of four tokens; and prompts of 32, whose parts are always merged as if they were the most.
-            merged = [(4, count) for count in splits] + ([(32, MOST_PROMPT_SPLITS)] if head_dim <= 256 else [])
-            for tokens, count in merged:
-                for sinks in (False, True) if head_dim <= 256 else (False,):
-                    kind = pointer(dtype)
-                    types: dict[str, str | None] = dict.fromkeys(("part_out", "part_max", "part_sum"), "*fp32")
-                    types |= dict.fromkeys(("part_starts", "query_start_loc", "tile_seq", "tile_first"), "*i32")
-                    types |= {"sinks": kind if sinks else None, "out": kind, "part_tokens": "i32", "num_parts": "i32"}
-                    constants = {
-                        "NUM_HEADS": heads,
-                        "HEAD_DIM": head_dim,
-                        "BLOCK_D": power_of_two(head_dim, 16),
-                        "TOKENS": tokens,
-                        "SPLITS": count,
-                    }
-                    found.append(Configuration(types, constants))
-    return found
-
-
 attend = Kernel(attention_kernel, _attention_configurations)
-merge = Kernel(merge_kernel, _merge_configurations)

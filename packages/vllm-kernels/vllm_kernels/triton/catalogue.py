@@ -3,6 +3,7 @@
 from vllm_kernels.triton import (
     activation,
     attention,
+    attention_merge,
     cache,
     embedding,
     fp8,
@@ -41,7 +42,7 @@ KERNELS: tuple[Kernel, ...] = (
     cache.gather,
     rotary.rope,
     attention.attend,
-    attention.merge,
+    attention_merge.merge,
     mla.attend_latent,
     mla.write,
     quantized_rounding.rounding,

@@ -19,8 +19,10 @@ from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.ops.cache import STORAGE
 from vllm_kernels.ops.mla import LatentCache
 from vllm_kernels.transfers import upload_arrays
-from vllm_kernels.triton.attention import LEAST_SCALE, LOG2E, merge
+from vllm_kernels.triton.attention import LEAST_SCALE
+from vllm_kernels.triton.attention_merge import merge
 from vllm_kernels.triton.attention_plan import longest_first, parts_of, splits_of, tables_of
+from vllm_kernels.triton.attention_turn import LOG2E, entries_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, from_entry, to_entry
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
@@ -64,13 +66,7 @@ def attend_to_latents(
     key_position = at + tl.arange(0, BLOCK_N)
     latent_column = tl.arange(0, BLOCK_C)
     rope_column = tl.arange(0, BLOCK_R)
-    if BLOCK_N % BLOCK_SIZE == 0:  # a turn begins with a block, and where its keys are in theirs is always the same
-        key = tl.arange(0, BLOCK_N)
-        entry = table + at // BLOCK_SIZE + key // BLOCK_SIZE
-        in_block = key % BLOCK_SIZE
-    else:
-        entry = table + key_position // BLOCK_SIZE
-        in_block = key_position % BLOCK_SIZE
+    entry, in_block = entries_of(table, at, BLOCK_N, BLOCK_SIZE)
     block = tl.load(entry) if SEEN_BY_ALL else tl.load(entry, mask=key_position < end, other=-1)
     present = block.to(tl.uint32, bitcast=True) < num_blocks
     place = block.to(tl.int64) * (BLOCK_SIZE * (RANK + ROPE)) + in_block * (RANK + ROPE)
@@ -183,50 +179,29 @@ def latent_attention_kernel(
     # Turns whose latents all rows see come first, and compare nothing.
     after = tl.maximum(tl.minimum(context + first // NUM_HEADS + 1, end) // BLOCK_N * BLOCK_N, begin)
     table = block_table + seq * table_stride
-    for at in range(begin, after, BLOCK_N):
-        largest, total, sum_of_latents = attend_to_latents(
-            largest,
-            total,
-            sum_of_latents,
-            q_latent,
-            q_rope,
-            at,
-            table,
-            num_blocks,
-            entries,
-            position,
-            end,
-            scale,
-            RANK,
-            ROPE,
-            BLOCK_SIZE,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_R,
-            True,
-        )
-    for at in range(after, end, BLOCK_N):
-        largest, total, sum_of_latents = attend_to_latents(
-            largest,
-            total,
-            sum_of_latents,
-            q_latent,
-            q_rope,
-            at,
-            table,
-            num_blocks,
-            entries,
-            position,
-            end,
-            scale,
-            RANK,
-            ROPE,
-            BLOCK_SIZE,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_R,
-            False,
-        )
+    for later in tl.static_range(2):
+        for at in range(after if later else begin, end if later else after, BLOCK_N):
+            largest, total, sum_of_latents = attend_to_latents(
+                largest,
+                total,
+                sum_of_latents,
+                q_latent,
+                q_rope,
+                at,
+                table,
+                num_blocks,
+                entries,
+                position,
+                end,
+                scale,
+                RANK,
+                ROPE,
+                BLOCK_SIZE,
+                BLOCK_N,
+                BLOCK_C,
+                BLOCK_R,
+                later == 0,
+            )
 
     present = valid[:, None] & in_latent[None, :]
     if part_out is None:
