@@ -62,6 +62,8 @@ GOALS = {
     "decode of fp8": ("attention_kernel", ["query=*bf16 key_cache=*fp8e4nv", "part_out=*fp32", "GROUP=4 HEAD_DIM=128"]),
     "4-bit, few rows": ("product_kernel", ["*bf16", "OUT=6144 IN=4096 GROUP=128", "BITS=4 BLOCK_M=16"]),
     "MXFP4, few rows": ("mxfp4_product_kernel", ["*bf16", "OUT=4096 IN=4096", "BLOCK_M=16"]),
+    "one row": ("few_rows_kernel", ["norm=*bf16", "OUT=6144 IN=4096", "BLOCK_M=1 "]),
+    "few rows": ("few_rows_kernel", ["norm=*bf16", "OUT=14336 IN=4096", "BLOCK_M=16"]),
     "fp8": ("fp8_product_kernel", ["*bf16", "OUT=6144 IN=4096 GROUP=0 BLOCK_M=128"]),
     "experts, many rows": ("expert_product_kernel", ["*bf16 *i32 OUT", "BITS=0", "BLOCK_M=128"]),
     "experts, few rows": ("expert_product_kernel", ["*bf16 *i32 OUT", "BITS=0", "BLOCK_M=16"]),
@@ -113,6 +115,9 @@ def turns():
         # 8 KB, 567 clocks of memory; of MXFP4 4 KB, 283.
         ("4-bit, few rows", 520, "HMMA"),
         ("MXFP4, few rows", 370, "HMMA"),
+        # 8 KB and 32 KB, 567 and 2,260 clocks of memory.
+        ("one row", 150, "HMMA"),
+        ("few rows", 420, "HMMA"),
         # 128 by 128 by 128: 512 clocks of tensor cores; of bf16, and by 64, as many.
         ("fp8", 400, "QGMMA"),
         ("experts, many rows", 300, "HGMMA"),
@@ -130,7 +135,8 @@ def test_a_turn_starts_in_fewer_clocks_than_its_bound_and_uses_tensor_cores(turn
 def test_what_is_large_is_loaded_by_16_bytes(turns, name):
     """Tables, scales and zeros are smaller: one or a few loads of a thread for many of the others."""
     _, counts, _, loads = turns[name]
-    assert loads.get("128", 0) >= 1 and loads.get("64", 0) == 0
+    # A turn's part of a single row has less than that for each thread.
+    assert loads.get("128", 0) >= 1 and (loads.get("64", 0) == 0 or name == "one row")
     if name in ("norm", "gate", "rounding of blocks"):
         assert set(loads) == {"128"}
     # Entries of 8 bits come from shared memory by more than one, and no type is converted by the slow unit.

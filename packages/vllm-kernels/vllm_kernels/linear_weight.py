@@ -1,14 +1,27 @@
 """What every face's weight of a projection offers."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from vllm_kernels.ops.norm import rms_norm
 from vllm_kernels.weight import Weight
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "swigluoai"]
 """Of a gated projection; ``gelu`` is the exact one, ``swigluoai`` that of gpt-oss. See ``ops.activation``."""
+
+
+class RowNorm(NamedTuple):
+    """The RMS norm that rows go through before a projection: arguments of ``ops.norm.rms_norm``."""
+
+    weight: torch.Tensor
+    eps: float
+    unit_offset: bool = False
+
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm of rows ``[n, in_features]``, rounded."""
+        return rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
 
 
 def outside(num_rows: int) -> IndexError:
@@ -54,3 +67,20 @@ class LinearWeight(Weight, ABC):
     @abstractmethod
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         """``x`` ``[n, in_features]`` -> ``[n, out_features / 2]``; see ``ops.linear.gated_linear``."""
+
+    def multiply_normed(
+        self,
+        x: torch.Tensor,
+        norm: RowNorm,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        out_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """``multiply`` of normalised rows. Faces that do both at once have their own."""
+        return self.multiply(norm.of(x), bias, residual, out_dtype)
+
+    def multiply_gated_normed(
+        self, x: torch.Tensor, norm: RowNorm, bias: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
+        """``multiply_gated`` of normalised rows."""
+        return self.multiply_gated(norm.of(x), bias, activation)

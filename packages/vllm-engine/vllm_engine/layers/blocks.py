@@ -21,8 +21,8 @@ class PreNormBlock(TensorModule):
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, rows: Tensor | None = None) -> Tensor:
         """The residual stream ``[T, H]`` before and after the block: after it ``rows``, int64 ``[R]``, or all."""
-        x = self.self_attn(self.input_layernorm(x), positions, ctx, residual=x, rows=rows)
-        return self.mlp(self.post_attention_layernorm(x), residual=x)
+        x = self.self_attn(x, positions, ctx, residual=x, rows=rows, norm=self.input_layernorm)
+        return self.mlp(x, residual=x, norm=self.post_attention_layernorm)
 
 
 class SandwichNormBlock(TensorModule):
@@ -39,7 +39,7 @@ class SandwichNormBlock(TensorModule):
 
     def forward(self, x: Tensor, positions: Tensor, ctx: AttentionContext, rows: Tensor | None = None) -> Tensor:
         """As of ``PreNormBlock``. What a layer brings is normalised before it is added."""
-        brought = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), positions, ctx, rows=rows))
+        brought = self.self_attn(x, positions, ctx, rows=rows, norm=self.input_layernorm)
         x = x if rows is None else x[rows]
-        normed, x = self.pre_feedforward_layernorm(brought, x)
+        normed, x = self.pre_feedforward_layernorm(self.post_attention_layernorm(brought), x)
         return add(x, self.post_feedforward_layernorm(self.mlp(normed)))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vllm_engine.layers.norm import RMSNorm
 from vllm_engine.layers.weights import RowsSlot, Slot, TensorSlot, WeightedModule, WeightFormat
 from vllm_kernels.linear_weight import Activation, LinearWeight
 from vllm_kernels.ops.linear import gated_linear, linear
@@ -57,9 +58,13 @@ class Projection(WeightedModule):
 class Linear(Projection):
     """``y = x W^T + b``."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``[..., in_features]`` -> ``[..., out_features]``; ``residual``, of that shape, is added."""
-        return linear(x, self.weight, self.bias, residual=residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``; ``residual``, of that shape, is added.
+
+        With ``norm``, of ``norm(x)``.
+        """
+        before = None if norm is None else norm.before_projection()
+        return linear(x, self.weight, self.bias, residual=residual, norm=before)
 
 
 class QKVLinear(Linear):
@@ -107,6 +112,7 @@ class GatedLinear(Projection):
         super().__init__(in_features, 2 * out_features, bias, parts=parts)
         self.activation: Activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` -> ``[..., out_features]``."""
-        return gated_linear(x, self.weight, self.activation, self.bias)
+    def forward(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``; with ``norm``, of ``norm(x)``."""
+        before = None if norm is None else norm.before_projection()
+        return gated_linear(x, self.weight, self.activation, self.bias, norm=before)

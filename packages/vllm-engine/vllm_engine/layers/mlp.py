@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vllm_engine.layers.linear import GatedLinear, Linear
 from vllm_engine.layers.module import TensorModule
+from vllm_engine.layers.norm import RMSNorm
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.ops import activation as ops
 
@@ -38,9 +39,12 @@ class GatedMLP(TensorModule):
         )
         self.down_proj = Linear(intermediate_size, hidden_size, bias)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``[T, hidden_size]`` -> ``[T, hidden_size]``; ``residual``, of that shape, is added."""
-        return self.down_proj(self.gate_up_proj(x), residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, norm: RMSNorm | None = None) -> Tensor:
+        """``[T, hidden_size]`` -> ``[T, hidden_size]``; ``residual``, of that shape, is added.
+
+        With ``norm``, of ``norm(x)``.
+        """
+        return self.down_proj(self.gate_up_proj(x, norm), residual)
 
 
 def plain_activation(name: str) -> Callable[[Tensor], Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm_engine.layers.module import TensorModule
+from vllm_kernels.linear_weight import RowNorm
 from vllm_kernels.ops.norm import fused_add_rms_norm, layer_norm, rms_norm
 
 
@@ -27,6 +28,10 @@ class RMSNorm(nn.Module):
         if residual is None:
             return rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
         return fused_add_rms_norm(x, residual, self.weight, self.eps, unit_offset=self.unit_offset)
+
+    def before_projection(self) -> RowNorm:
+        """As an argument of the projection that comes next, which may normalise on the way."""
+        return RowNorm(self.weight, self.eps, self.unit_offset)
 
     def fill_identity(self) -> None:
         """Weights that scale by one (for dummy models)."""

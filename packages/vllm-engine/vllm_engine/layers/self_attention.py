@@ -49,12 +49,13 @@ class SelfAttention(TensorModule):
         ctx: AttentionContext,
         residual: Tensor | None = None,
         rows: Tensor | None = None,
+        norm: RMSNorm | None = None,
     ) -> Tensor:
-        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added.
+        """``[T, H]`` -> ``[T, H]``; ``residual``, of that shape, is added. With ``norm``, of ``norm(x)``.
 
         With ``rows``, int64 ``[R]``, only these come out: ``[R, H]``. The keys and values of all are kept.
         """
-        output = self.attention(self.qkv_proj(x), ctx, positions, self.rotary, self.q_norm, self.k_norm)
+        output = self.attention(self.qkv_proj(x, norm=norm), ctx, positions, self.rotary, self.q_norm, self.k_norm)
         if rows is not None:
             output = output[rows]
             residual = None if residual is None else residual[rows]

@@ -18,13 +18,24 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vllm_kernels.backend import use_face
-from vllm_kernels.benchmarks import adapters, attention, caches, drawing, experts, latents, products, rows, states
+from vllm_kernels.benchmarks import (
+    adapters,
+    attention,
+    caches,
+    drawing,
+    experts,
+    latents,
+    products,
+    projections,
+    rows,
+    states,
+)
 from vllm_kernels.benchmarks.case import Case, Sizes, relative_error
 from vllm_kernels.benchmarks.ceilings import Ceilings, measure
 from vllm_kernels.benchmarks.timing import device_name, median_seconds
 from vllm_kernels.triton.device import why_not
 
-_GROUPS = (rows, caches, attention, latents, products, experts, adapters, states, drawing)
+_GROUPS = (rows, caches, attention, latents, projections, products, experts, adapters, states, drawing)
 
 
 @dataclass(frozen=True)

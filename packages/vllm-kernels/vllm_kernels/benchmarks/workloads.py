@@ -10,6 +10,7 @@ from vllm_kernels.benchmarks.case import Case, Sizes
 from vllm_kernels.benchmarks.experts import experts
 from vllm_kernels.benchmarks.latents import latents
 from vllm_kernels.benchmarks.products import fp8_product, product
+from vllm_kernels.benchmarks.projections import added, gated
 from vllm_kernels.benchmarks.rows import gate, norm
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.triton.tuning import ShapeClass
@@ -83,6 +84,12 @@ def _experts(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: An
     )
 
 
+def _few_rows(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
+    made = gated if shape["gated"] else added
+    wide = torch.float32 if shape["x_bits"] == 32 else dtype
+    return made(shape["rows"], sizes(shape["out"], 80), sizes(4096, 200), device, wide)
+
+
 def _norm(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
     wide = torch.float32 if shape["x_bits"] == 32 else dtype
     return norm(device, wide, sizes(16384, 3), sizes(shape["columns"], 64))
@@ -97,6 +104,7 @@ _MADE: dict[str, Callable[..., Case]] = {
     "gated_kernel": _gate,
     "attention_kernel": _attention,
     "latent_attention_kernel": _latents,
+    "few_rows_kernel": _few_rows,
     "product_kernel": _product(None),
     "rounded_product_kernel": _product(8),
     "fp8_product_kernel": _fp8,

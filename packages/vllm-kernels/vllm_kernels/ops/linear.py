@@ -6,7 +6,7 @@ import torch
 
 from vllm_kernels.backend import face_of
 from vllm_kernels.checks import check_dtype, check_floating, check_shape, where
-from vllm_kernels.linear_weight import Activation, LinearWeight, outside
+from vllm_kernels.linear_weight import Activation, LinearWeight, RowNorm, outside
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
@@ -89,6 +89,7 @@ def linear(
     *,
     residual: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    norm: RowNorm | None = None,
 ) -> torch.Tensor:
     """``x @ weight.T + bias + residual``, summed in fp32 (fp64 for fp64) and rounded once.
 
@@ -101,6 +102,7 @@ def linear(
         bias: ``[out_features]``, dtype of ``x``, or None.
         residual: ``[..., out_features]``, dtype of ``x``, or None.
         out_dtype: of the result: that of ``x``, or ``torch.float32``.
+        norm: an RMS norm that the rows go through first; what comes of it is rounded once to the type of ``x``.
 
     Returns:
         ``[..., out_features]``.
@@ -108,7 +110,7 @@ def linear(
     Raises:
         ValueError: sizes or dtypes do not fit.
     """
-    rows = _check(x, weight, bias)
+    rows = _check(x, weight, bias, norm)
     if weight.gated:
         raise ValueError("weight is gated: gated_linear multiplies it")
     out_dtype = out_dtype or x.dtype
@@ -119,11 +121,18 @@ def linear(
         check_shape("residual", residual, shape)
         check_dtype("residual", residual, x.dtype)
         residual = residual.reshape(-1, weight.out_features)
-    return weight.multiply(rows, bias, residual, out_dtype).view(shape)
+    if norm is None:
+        return weight.multiply(rows, bias, residual, out_dtype).view(shape)
+    return weight.multiply_normed(rows, norm, bias, residual, out_dtype).view(shape)
 
 
 def gated_linear(
-    x: torch.Tensor, weight: LinearWeight, activation: Activation, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: LinearWeight,
+    activation: Activation,
+    bias: torch.Tensor | None = None,
+    *,
+    norm: RowNorm | None = None,
 ) -> torch.Tensor:
     """``activation(x @ gate.T + gate bias) * (x @ value.T + value bias)`` (arXiv:2002.05202), rounded once.
 
@@ -132,6 +141,7 @@ def gated_linear(
         weight: gated: gate above value.
         activation: ``silu``, ``gelu`` (exact), ``gelu_tanh`` or ``swigluoai``; see ``ops.activation``.
         bias: ``[out_features]``, dtype of ``x``, or None.
+        norm: as in ``linear``.
 
     Returns:
         ``[..., out_features / 2]``, dtype of ``x``.
@@ -139,12 +149,15 @@ def gated_linear(
     Raises:
         ValueError: sizes, dtypes or the name of the activation do not fit.
     """
-    rows = _check(x, weight, bias)
+    rows = _check(x, weight, bias, norm)
     if not weight.gated:
         raise ValueError("weight is not gated: linear multiplies it")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    return weight.multiply_gated(rows, bias, activation).view(*x.shape[:-1], weight.out_features // 2)
+    shape = (*x.shape[:-1], weight.out_features // 2)
+    if norm is None:
+        return weight.multiply_gated(rows, bias, activation).view(shape)
+    return weight.multiply_gated_normed(rows, norm, bias, activation).view(shape)
 
 
 def check_sizes(out_features: int, in_features: int, gated: bool) -> None:
@@ -156,7 +169,7 @@ def check_sizes(out_features: int, in_features: int, gated: bool) -> None:
         raise ValueError(f"out_features of a gated weight must be even, got {out_features}")
 
 
-def _check(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def _check(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None, norm: RowNorm | None) -> torch.Tensor:
     """``x`` as ``[n, in_features]``."""
     if x.ndim == 0 or x.shape[-1] != weight.in_features:
         raise ValueError(f"x must be [..., {weight.in_features}], got {list(x.shape)}")
@@ -164,4 +177,6 @@ def _check(x: torch.Tensor, weight: LinearWeight, bias: torch.Tensor | None) -> 
     if bias is not None:
         check_shape("bias", bias, (weight.out_features,))
         check_dtype("bias", bias, x.dtype)
+    if norm is not None:
+        check_shape("norm.weight", norm.weight, (weight.in_features,))
     return x if x.ndim == 2 else x.reshape(-1, weight.in_features)
