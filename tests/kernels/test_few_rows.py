@@ -13,11 +13,11 @@ from vllm_kernels.linear_weight import Activation, LinearWeight, RowNorm
 from vllm_kernels.ops.linear import fill, gated_linear, linear, new_weight
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.triton
 
-from vllm_kernels.triton import few_rows
+from vllm_kernels.triton import few_rows, one_row
 from vllm_kernels.triton.kernel import recorded
 
+pytestmark = pytest.mark.triton
 EPS = 1e-5
 ROUNDING = {torch.float32: 1e-5, torch.float16: 3e-3}
 GATES: dict[Activation, Any] = {
@@ -70,6 +70,7 @@ def close(result: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> bool
     activation=st.none() | st.sampled_from(list(GATES)),
     seed=st.integers(0, 2**16),
 )
+@example(1, 70, 600, torch.float16, False, {"bias"}, "silu", 0)
 @example(1, 70, 600, torch.float32, True, {"bias", "residual"}, None, 0)
 @example(16, 33, 513, torch.float32, False, {"bias"}, "silu", 0)
 @example(16, 64, 256, torch.float16, True, set(), "gelu", 0)
@@ -92,9 +93,12 @@ def test_any_shape_equals_float64(num_rows, out_features, in_features, dtype, no
             exact = GATES[activation](exact[:, :out_features]) * exact[:, out_features:]
     assert close(result, exact, dtype)
     names = [kernel.name for kernel, _ in launches]
-    assert ("few_rows_kernel" in names) == (num_rows <= few_rows.MOST_ROWS)
-    if num_rows <= few_rows.MOST_ROWS:  # and nothing else, but the norm where its product could overflow
+    if num_rows == 1:
+        assert names == ["one_row_kernel"]
+    elif num_rows <= few_rows.MOST_ROWS:  # and nothing else, but the norm where its product could overflow
         assert names == ["norm_kernel"] * (before is not None and dtype == torch.float16) + ["few_rows_kernel"]
+    else:
+        assert not {"one_row_kernel", "few_rows_kernel"} & set(names)
 
 
 def test_a_result_of_32_bits_is_not_rounded_to_16_on_the_way():
@@ -105,9 +109,10 @@ def test_a_result_of_32_bits_is_not_rounded_to_16_on_the_way():
 
 
 def test_a_norm_of_large_numbers_in_16_bits_does_not_overflow():
-    x, factors = torch.full((2, 64), 6e4, dtype=torch.float16), torch.full((64,), 50.0, dtype=torch.float16)
-    rows = torch.eye(64, dtype=torch.float16)
-    assert linear(x, filled(rows), norm=RowNorm(factors, EPS)).tolist() == [[50.0] * 64] * 2
+    factors, rows = torch.full((64,), 50.0, dtype=torch.float16), torch.eye(64, dtype=torch.float16)
+    for num_rows in (1, 2):
+        x = torch.full((num_rows, 64), 6e4, dtype=torch.float16)
+        assert linear(x, filled(rows), norm=RowNorm(factors, EPS)).tolist() == [[50.0] * 64] * num_rows
 
 
 def test_a_row_that_is_not_finite_leaves_the_others_alone():
@@ -134,8 +139,9 @@ def test_no_rows_give_no_rows():
 def test_what_is_launched_is_what_is_compiled_ahead():
     with recorded() as launches:
         for dtype in (torch.float16, torch.float32):
-            norm = None if dtype == torch.float16 else RowNorm(torch.ones(1024, dtype=dtype), EPS)
             for num_rows in (1, 3):
+                apart = num_rows > 1 and dtype == torch.float16
+                norm = None if apart else RowNorm(torch.ones(1024, dtype=dtype), EPS)
                 x = torch.ones(num_rows, 1024, dtype=dtype)
                 gated_linear(x, filled(torch.ones(6144, 1024, dtype=dtype), gated=True), "silu", norm=norm)
                 wide, residual = torch.ones(num_rows, 3072, dtype=dtype), torch.ones(num_rows, 1024, dtype=dtype)
@@ -146,11 +152,10 @@ def test_what_is_launched_is_what_is_compiled_ahead():
 
 
 @pytest.mark.parametrize("gated", [0, 1])
-@pytest.mark.parametrize("rows", [1, 16])
-def test_small_weights_are_read_by_many_programs_and_enough_is_under_way(rows, gated):
+@pytest.mark.parametrize("kernel", [one_row, few_rows])
+def test_small_weights_are_read_by_many_programs_and_enough_is_under_way(kernel, gated):
     for power in range(10, 17):
-        shape = {"rows": rows, "out": 2**power, "x_bits": 16, "gated": gated}
-        choice = few_rows.TILES.rule(**shape)
+        choice = kernel.TILES.rule(out=2**power, x_bits=16, gated=gated)
         programs = 2**power // choice["BLOCK_N"]
         assert programs >= (64 if power == 10 else 128)
         of_turn = choice["BLOCK_N"] * (1 + gated) * choice["BLOCK_K"] * 2

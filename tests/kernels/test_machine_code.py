@@ -62,8 +62,8 @@ GOALS = {
     "decode of fp8": ("attention_kernel", ["query=*bf16 key_cache=*fp8e4nv", "part_out=*fp32", "GROUP=4 HEAD_DIM=128"]),
     "4-bit, few rows": ("product_kernel", ["*bf16", "OUT=6144 IN=4096 GROUP=128", "BITS=4 BLOCK_M=16"]),
     "MXFP4, few rows": ("mxfp4_product_kernel", ["*bf16", "OUT=4096 IN=4096", "BLOCK_M=16"]),
-    "one row": ("few_rows_kernel", ["norm=*bf16", "OUT=6144 IN=4096", "BLOCK_M=1 "]),
-    "few rows": ("few_rows_kernel", ["norm=*bf16", "OUT=14336 IN=4096", "BLOCK_M=16"]),
+    "one row": ("one_row_kernel", ["norm=*bf16", "OUT=6144 IN=4096"]),
+    "few rows": ("few_rows_kernel", ["norm=*bf16", "OUT=14336 IN=4096"]),
     "fp8": ("fp8_product_kernel", ["*bf16", "OUT=6144 IN=4096 GROUP=0 BLOCK_M=128"]),
     "experts, many rows": ("expert_product_kernel", ["*bf16 *i32 OUT", "BITS=0", "BLOCK_M=128"]),
     "experts, few rows": ("expert_product_kernel", ["*bf16 *i32 OUT", "BITS=0", "BLOCK_M=16"]),
@@ -115,8 +115,7 @@ def turns():
         # 8 KB, 567 clocks of memory; of MXFP4 4 KB, 283.
         ("4-bit, few rows", 520, "HMMA"),
         ("MXFP4, few rows", 370, "HMMA"),
-        # 8 KB and 32 KB, 567 and 2,260 clocks of memory.
-        ("one row", 150, "HMMA"),
+        # 32 KB, 2,260 clocks of memory.
         ("few rows", 420, "HMMA"),
         # 128 by 128 by 128: 512 clocks of tensor cores; of bf16, and by 64, as many.
         ("fp8", 400, "QGMMA"),

@@ -84,10 +84,13 @@ def _experts(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: An
     )
 
 
-def _few_rows(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
-    made = gated if shape["gated"] else added
-    wide = torch.float32 if shape["x_bits"] == 32 else dtype
-    return made(shape["rows"], sizes(shape["out"], 80), sizes(4096, 200), device, wide)
+def _projection(rows: int) -> Callable[..., Case]:
+    def make(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
+        made = gated if shape["gated"] else added
+        wide = torch.float32 if shape["x_bits"] == 32 else dtype
+        return made(rows, sizes(shape["out"], 80), sizes(4096, 200), device, wide)
+
+    return make
 
 
 def _norm(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
@@ -104,7 +107,8 @@ _MADE: dict[str, Callable[..., Case]] = {
     "gated_kernel": _gate,
     "attention_kernel": _attention,
     "latent_attention_kernel": _latents,
-    "few_rows_kernel": _few_rows,
+    "one_row_kernel": _projection(1),
+    "few_rows_kernel": _projection(16),
     "product_kernel": _product(None),
     "rounded_product_kernel": _product(8),
     "fp8_product_kernel": _fp8,
