@@ -59,12 +59,18 @@ def upload_arrays(arrays: Sequence[NDArray[np.generic]], device: torch.device) -
     return unpack(packed.to(device, non_blocking=True), starts, arrays)
 
 
-def pack(arrays: Sequence[NDArray[np.generic]], *, pinned: bool) -> tuple[torch.Tensor, list[int]]:
-    """Arrays one after the other in new memory, uint8, and where each begins: at a multiple of ``ALIGNMENT``."""
+def layout(arrays: Sequence[NDArray[np.generic]]) -> tuple[list[int], int]:
+    """Where each of some arrays begins when they are packed, at a multiple of ``ALIGNMENT``; and bytes of all."""
     starts, size = [], 0
     for array in arrays:
         starts.append(size)
         size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    return starts, size
+
+
+def pack(arrays: Sequence[NDArray[np.generic]], *, pinned: bool) -> tuple[torch.Tensor, list[int]]:
+    """Arrays one after the other in new memory, uint8, and where each begins, by ``layout``."""
+    starts, size = layout(arrays)
     packed = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     data = packed.numpy()
     for start, array in zip(starts, arrays, strict=True):

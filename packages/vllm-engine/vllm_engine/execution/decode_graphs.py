@@ -65,7 +65,7 @@ class DecodeGraphs:
         self._possible = self._pool.available
 
     def home(self, num_seqs: int) -> DecodeInputs | None:
-        """Where a step of one token each may be written straight away; ``forward`` must be given just that then."""
+        """As of ``ForwardGraphs``."""
         captured = self._captured.get((num_seqs, circumstances())) if self._possible else None
         return None if captured is None else captured.inputs
 

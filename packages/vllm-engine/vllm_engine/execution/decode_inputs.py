@@ -1,8 +1,10 @@
 """The memory that captured decode steps read, and how a step is written straight into it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,19 +45,9 @@ class DecodeInputs:
         tables: list[NDArray[np.int32]],
         rows: NDArray[np.int64],
         block_size: int,
-    ) -> None:
-        """Write a step down: that of the tokens at ``positions`` of some rows of a batch.
-
-        Args:
-            token_ids: int64 [S], the tokens.
-            positions: int64 [S], their places in their sequences, which are so long with them and no longer.
-            tables: of each KV cache group, int32 [max_num_seqs, max_blocks].
-            rows: int64 [S], the rows of the tables.
-            block_size: tokens of a block.
-
-        Raises:
-            IndexError: a table names a block that is not there.
-        """
+        others: Sequence[NDArray[np.int64]],
+    ) -> list[Tensor]:
+        """As of ``StepHome``. Raises ``IndexError`` where a table names a block that is not there."""
         self.ids_there[:] = token_ids
         self.positions_there[:] = positions
         seq_lens = positions + 1
@@ -71,3 +63,4 @@ class DecodeInputs:
             np.multiply(blocks[np.arange(len(rows)), block_index], block_size, out=slots, casting="safe")
             slots += offset
             metadata.refilled(seq_lens_host)
+        return [torch.from_numpy(array) for array in others]

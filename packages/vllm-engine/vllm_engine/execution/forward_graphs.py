@@ -12,9 +12,9 @@ from vllm_engine.config import EngineConfig
 from vllm_engine.config.compiler import compiler_backend
 from vllm_engine.config.graph_plan import plan_graphs
 from vllm_engine.execution.decode_graphs import DecodeGraphs
-from vllm_engine.execution.decode_inputs import DecodeInputs
 from vllm_engine.execution.graph_use import GraphUse
 from vllm_engine.execution.step_graphs import StepGraphs
+from vllm_engine.execution.step_home import StepHome
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import GivenEmbeds
 from vllm_engine.logging import get_logger
@@ -27,8 +27,9 @@ logger = get_logger(__name__)
 class ForwardGraphs(Protocol):
     """What the runner, and who captures at start, need of graphs."""
 
-    def home(self, num_seqs: int) -> DecodeInputs | None:
-        """Where a step of one token of each sequence may be written straight away, to be given to ``forward`` next."""
+    def home(self, num_seqs: int) -> StepHome | None:
+        """Where a step of one token of each sequence may be written straight away; ``forward`` must be given just that
+        next, and nothing in the place of an embedding."""
         ...
 
     def forward(

@@ -26,6 +26,8 @@ class InputBatch:
         self.num_computed_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.last_is_unknown = np.zeros(max_num_seqs, dtype=np.bool_)
         """Rows whose last token is sampled, and still on its way from the device."""
+        self.chosen_place = np.zeros(max_num_seqs, dtype=np.int64)
+        """Where such a token is among those of its step, as the device has them."""
         self.block_tables = [np.zeros((max_num_seqs, max_blocks), dtype=np.int32) for _ in layout.groups]
         self.num_blocks = np.zeros((max_num_seqs, len(layout.groups)), dtype=np.int64)
         self.states: list[SamplingState | None] = [None] * max_num_seqs
@@ -70,10 +72,11 @@ class InputBatch:
                 self.num_blocks[row, group] = start + len(blocks)
 
     def append_unknown(self, rows: np.ndarray) -> None:
-        """Count one more token in each of some rows, which ``tell`` tells."""
+        """Count one more token in each of some rows, in the order in which they are drawn; ``tell`` tells them."""
         self.token_ids[rows, self.num_tokens[rows]] = 0
         self.num_tokens[rows] += 1
         self.last_is_unknown[rows] = True
+        self.chosen_place[rows] = np.arange(len(rows))
 
     def tell(self, rows: np.ndarray, states: list[SamplingState], token_ids: list[int]) -> None:
         """The tokens of ``append_unknown``, for rows that still belong to the request of that time."""

@@ -27,7 +27,6 @@ from vllm_engine.sampling.sampler import (
 )
 from vllm_kernels.cache_format import CacheFormat
 from vllm_kernels.ops.cache import KVCache, allocate_kv_cache
-from vllm_kernels.transfers import upload_arrays
 
 GraphsFor = Callable[..., ForwardGraphs | None]
 """``graphs_for`` of some settings."""
@@ -113,8 +112,6 @@ class ModelRunner:
         self._max_model_len = max_model_len
         self.batch = InputBatch(layout, max_num_seqs=max_num_seqs, max_model_len=max_model_len)
         self._under_way: Launched | None = None
-        self._place_of_row = np.zeros(max_num_seqs, dtype=np.int64)
-        """Where in ``_chosen``, the tokens of the step before as the device has them, a batch row's is."""
         self.drop_graphs()
         self.make_graphs()
 
@@ -162,9 +159,10 @@ class ModelRunner:
         rows = self.batch.rows_of(ids)
         counts = np.fromiter(scheduled.num_scheduled_tokens.values(), np.int64, len(ids))
         one_token_each = scheduled.total_num_tokens == len(ids)
-        home = self.graphs.home(len(ids)) if one_token_each and self.graphs is not None else None
+        has_home = one_token_each and self.graphs is not None and not self.batch.prompt_embeds
+        home = self.graphs.home(len(ids)) if has_home and self.graphs is not None else None
         inputs = build_step_inputs(self.batch, rows, counts, self.device, home)
-        if len(inputs.late_rows):
+        if len(inputs.late_places):
             self._put_late_tokens(inputs)
         given = given_embeds(self.batch, rows, inputs, self._dtype, self.device) if self.batch.prompt_embeds else None
         hidden = self._forward(inputs, given)
@@ -183,9 +181,8 @@ class ModelRunner:
 
     def _put_late_tokens(self, inputs: StepInputs) -> None:
         """Put the tokens that the device alone knows, those of the step before, at their places."""
-        (sources,) = upload_arrays([self._place_of_row[inputs.late_rows]], self.device)
         # A row without a possible token has -1: its request ends, and what comes out here is thrown away.
-        tokens = self._chosen.index_select(0, sources).clamp_(min=0)
+        tokens = self._chosen.index_select(0, inputs.late_sources).clamp_(min=0)
         inputs.input_ids.index_copy_(0, inputs.late_places, tokens)
 
     @torch.inference_mode()
@@ -250,8 +247,7 @@ class ModelRunner:
         states = [state for row in sampled_rows.tolist() if (state := self.batch.states[row]) is not None]
         sampling = self._sampler.begin(logits, states)
         self.batch.append_unknown(sampled_rows)
-        self._chosen = sampling.chosen
-        self._place_of_row[sampled_rows] = np.arange(len(sampled_rows))
+        self._chosen = sampling.chosen  # in the order of the rows
         if len(sampled_rows) < len(ids):
             ids = [ids[place] for place in inputs.sampled.tolist()]
         step.tokens = _Tokens(sampling, ids, sampled_rows, states)

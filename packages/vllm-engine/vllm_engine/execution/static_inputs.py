@@ -1,8 +1,7 @@
-"""The memory that captured steps read, at addresses that stay the same."""
+"""The memory that steps captured in pieces read, at addresses that stay the same."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,18 +16,17 @@ class StaticInputs:
 
     Args:
         x: ``[max_tokens, H]``, where the outputs of the embedding go; what is in it is of no matter.
-        block_tables: ``[max_num_seqs, max_blocks]`` of each KV cache group: their shapes are what counts.
+        num_groups: of the KV cache.
     """
 
-    def __init__(self, x: Tensor, block_tables: Sequence[np.ndarray]) -> None:
-        device, max_tokens, max_num_seqs = x.device, len(x), len(block_tables[0])
+    def __init__(self, x: Tensor, num_groups: int) -> None:
+        device, max_tokens = x.device, len(x)
         self.x = x
         self.positions = torch.zeros(max_tokens, dtype=torch.int64, device=device)
-        self._slots = torch.full((len(block_tables), max_tokens), NOWHERE, dtype=torch.int64, device=device)
+        self._slots = torch.full((num_groups, max_tokens), NOWHERE, dtype=torch.int64, device=device)
         self._filled = 0
-        self._query_starts = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._seq_lens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self._tables = [torch.zeros(table.shape, dtype=torch.int32, device=device) for table in block_tables]
+        self._no_lengths = torch.zeros(0, dtype=torch.int32, device=device)
+        self._one_start = torch.zeros(1, dtype=torch.int32, device=device)
 
     def fill(self, x: Tensor, positions: Tensor, slot_mappings: Sequence[Tensor]) -> None:
         """Take over the tokens of a step; what the step before had beyond them becomes padding."""
@@ -50,22 +48,7 @@ class StaticInputs:
         """Those of the first tokens, for each group."""
         return [slots[:size] for slots in self._slots]
 
-    def one_token_each(self, size: int, longest: int) -> list[AttentionMetadata]:
-        """For each group, a step of ``size`` sequences of length 0 that may get as long as ``longest``.
-
-        What is worked out for it, such as the parts into which keys are cut, is for the longest sequences.
-        """
-        return [self._metadata(table, size, longest) for table in self._tables]
-
     def no_sequences(self) -> list[AttentionMetadata]:
         """For each group, a step in which attention has nothing to do."""
-        return [self._metadata(table, 0, 0) for table in self._tables]
-
-    def _metadata(self, table: Tensor, count: int, longest: int) -> AttentionMetadata:
-        return AttentionMetadata(
-            query_start_loc=self._query_starts[: count + 1],
-            seq_lens=self._seq_lens[:count],
-            block_table=table[:count],
-            query_lens_host=[1] * count,
-            seq_lens_host=[longest] * count,
-        )
+        table = self._no_lengths.view(0, 1)
+        return [AttentionMetadata(self._one_start, self._no_lengths, table, [], []) for _ in self._slots]

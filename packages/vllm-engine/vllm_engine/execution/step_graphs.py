@@ -1,6 +1,6 @@
 """``StepGraphs``: steps on a GPU without Python between their kernels."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vllm_engine.config.graph_plan import GraphPlan, size_for
 from vllm_engine.execution.graph_use import GraphUse
+from vllm_engine.execution.staged_inputs import StagedHome, StagedInputs, StagedMemory
 from vllm_engine.execution.static_inputs import StaticInputs
 from vllm_engine.layers.attention import AttentionContext
 from vllm_engine.layers.embedding import GivenEmbeds
@@ -25,23 +26,18 @@ FULL, PIECEWISE = "FULL", "PIECEWISE"
 
 @dataclass(slots=True)
 class _Captured:
-    """A captured step. ``whole`` says that attention is in it, too, and reads the metadata of ``context``."""
+    """A captured step: a whole one, which reads ``inputs``, or one in pieces, whose attention reads ``context``."""
 
     context: AttentionContext
     graph: Graph
     hidden: Tensor
-    whole: bool
+    inputs: StagedInputs | None = None
 
-    def replay(self, num_tokens: int, step: AttentionContext) -> Tensor:
-        """The hidden states of a step whose tokens are in the static inputs already."""
-        if self.whole:
-            for metadata, new in zip(self.context.metadata, step.metadata, strict=True):
-                metadata.refill(new)
-        else:
-            self.context.metadata, self.context.num_tokens = step.metadata, num_tokens
+    def replay(self, num_tokens: int, wanted: Tensor | None) -> Tensor:
+        """The hidden states of a step that is where the graph reads it; of the ``wanted`` tokens, or all."""
         self.graph.replay()
         hidden = self.hidden[:num_tokens]
-        return hidden if step.wanted is None else hidden.index_select(0, step.wanted)
+        return hidden if wanted is None else hidden.index_select(0, wanted)
 
 
 class StepGraphs:
@@ -79,9 +75,10 @@ class StepGraphs:
         self._longest = longest
         self._use = use
         self._pool = GraphPool(device)
-        max_tokens = max(*plan.full, *plan.pieces, len(block_tables[0]))
-        x = torch.zeros(max_tokens, model.embedding.size, dtype=model.dtype, device=device)
-        self._inputs = StaticInputs(x, _tables_for(block_tables, max(plan.full, default=0)))
+        x = torch.zeros(max(plan.pieces, default=0), model.embedding.size, dtype=model.dtype, device=device)
+        self._of_pieces = StaticInputs(x, len(block_tables))
+        most = max(plan.full, default=0)
+        self._of_whole = StagedMemory(block_tables, most, kv_caches, group_of_layer, longest, device)
         self._captured: dict[Hashable, _Captured] = {}
         # The largest first: smaller ones fit into their memory.
         wanted = [(kind, size) for kind, sizes in self._sizes.items() for size in sizes]
@@ -94,24 +91,31 @@ class StepGraphs:
         """Whether there is something to be captured before the engine is ready."""
         return bool(self._left) and not self._plan.after_ready
 
-    def home(self, num_seqs: int) -> None:
-        """Steps come from main memory, and are copied."""
+    def home(self, num_seqs: int) -> StagedHome | None:
+        """As of ``ForwardGraphs``: of a step that is captured whole."""
+        size = size_for(self._sizes[FULL], num_seqs)
+        captured = None if size is None else self._captured.get(self._key(FULL, size))
+        return None if captured is None or captured.inputs is None else captured.inputs.home(num_seqs)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, ctx: AttentionContext, given: GivenEmbeds | None = None
     ) -> Tensor:
         """As ``CausalLM.forward``. The result holds until the next call."""
-        x = self._model.embed(input_ids, given)
-        kind, size = self._kind_and_size(len(x), len(ctx.metadata[0].seq_lens_host))
+        count = len(input_ids)
+        kind, size = self._kind_and_size(count, ctx, given)
         captured = None if size is None else self._captured.get(self._key(kind, size))
         if captured is None and size is not None and self.when_needed:
             captured = self._get(kind, size)
         if captured is None:
-            self._use.count("NONE", len(x), len(x))
-            return self._model.decode(x, positions, ctx)
-        self._use.count(kind, len(x), len(captured.hidden))
-        self._inputs.fill(x, positions, ctx.slot_mappings)
-        return captured.replay(len(x), ctx)
+            self._use.count("NONE", count, count)
+            return self._model.forward(input_ids, positions, ctx, given)
+        self._use.count(kind, count, len(captured.hidden))
+        if captured.inputs is None:
+            self._of_pieces.fill(self._model.embed(input_ids, given), positions, ctx.slot_mappings)
+            captured.context.metadata, captured.context.num_tokens = ctx.metadata, count
+        elif ctx.metadata is not captured.context.metadata:
+            captured.inputs.fill(input_ids, positions, ctx)
+        return captured.replay(count, ctx.wanted)
 
     @property
     def pending(self) -> bool:
@@ -127,14 +131,18 @@ class StepGraphs:
 
     def count(self) -> dict[str, int]:
         """How many steps are captured, whole and in pieces."""
-        return {name: sum(one.whole == (name == FULL) for one in self._captured.values()) for name in self._sizes}
+        whole = sum(one.inputs is not None for one in self._captured.values())
+        return {FULL: whole, PIECEWISE: len(self._captured) - whole}
 
     def memory_in_use(self) -> int:
         """Bytes of the device that are taken, by whomever."""
         return self._pool.memory_in_use()
 
-    def _kind_and_size(self, num_tokens: int, num_seqs: int) -> tuple[str, int | None]:
-        if num_tokens == num_seqs:
+    def _kind_and_size(
+        self, num_tokens: int, ctx: AttentionContext, given: GivenEmbeds | None
+    ) -> tuple[str, int | None]:
+        # A whole step begins with its embedding. One that is at home has as many sequences as its graph, with padding.
+        if given is None and num_tokens <= len(ctx.metadata[0].seq_lens_host):
             size = size_for(self._sizes[FULL], num_tokens)
             if size is not None:
                 return FULL, size
@@ -148,7 +156,6 @@ class StepGraphs:
         key = self._key(kind, size)
         if key in self._captured:
             return self._captured[key]
-        self._inputs.clear()  # the step before may still be in them, and its tokens' places in the cache
         try:
             captured = self._capture_whole(size) if kind == FULL else self._capture_pieces(size)
         except (NotCapturable, torch.OutOfMemoryError) as reason:
@@ -166,37 +173,28 @@ class StepGraphs:
         return captured
 
     def _capture_whole(self, size: int) -> _Captured:
-        context = self._context(size)
-        context.metadata = self._inputs.one_token_each(size, self._longest)
-        graph, hidden = self._pool.capture(self._layers(size, context), num_warmups=1 + self._plan.num_warmups)
-        return _Captured(context, graph, hidden, whole=True)
+        inputs = self._of_whole.inputs(size)
+        graph, hidden = self._pool.capture(
+            lambda: self._model.forward(inputs.ids, inputs.positions, inputs.context),
+            num_warmups=1 + self._plan.num_warmups,
+        )
+        return _Captured(inputs.context, graph, hidden, inputs)
 
     def _capture_pieces(self, size: int) -> _Captured:
-        context = self._context(size)
-        layers = self._layers(size, context)
-
-        def in_pieces(pieces: Pieces) -> Tensor:
-            context.pieces = pieces
-            return layers()
-
-        graph, hidden = self._pool.capture_pieces(in_pieces, num_warmups=1 + self._plan.num_warmups)
-        context.pieces = Pieces()  # what was recorded is in the graph
-        return _Captured(context, graph, hidden, whole=False)
-
-    def _context(self, size: int) -> AttentionContext:
-        return AttentionContext(
-            metadata=self._inputs.no_sequences(),
-            slot_mappings=self._inputs.slot_mappings(size),
+        # The step before may still be there, and its tokens' places in the cache.
+        self._of_pieces.clear()
+        context = AttentionContext(
+            metadata=self._of_pieces.no_sequences(),
+            slot_mappings=self._of_pieces.slot_mappings(size),
             group_of_layer=self._group_of_layer,
             kv_caches=self._kv_caches,
         )
+        x, positions = self._of_pieces.x[:size], self._of_pieces.positions[:size]
 
-    def _layers(self, size: int, context: AttentionContext) -> Callable[[], Tensor]:
-        x, positions = self._inputs.x[:size], self._inputs.positions[:size]
-        return lambda: self._model.decode(x, positions, context)
+        def in_pieces(pieces: Pieces) -> Tensor:
+            context.pieces = pieces
+            return self._model.decode(x, positions, context)
 
-
-def _tables_for(block_tables: Sequence[np.ndarray], num_seqs: int) -> list[np.ndarray]:
-    """Shapes of block tables with room for ``num_seqs``: padding may be more than there are places."""
-    rows = max(num_seqs, len(block_tables[0]))
-    return [np.broadcast_to(table[:1], (rows, table.shape[1])) for table in block_tables]
+        graph, hidden = self._pool.capture_pieces(in_pieces, num_warmups=1 + self._plan.num_warmups)
+        context.pieces = Pieces()  # what was recorded is in the graph
+        return _Captured(context, graph, hidden)

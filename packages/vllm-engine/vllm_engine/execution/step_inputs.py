@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm_engine.execution.decode_inputs import DecodeInputs
 from vllm_engine.execution.input_batch import InputBatch
+from vllm_engine.execution.step_home import StepHome
 from vllm_kernels.ops.attention import AttentionMetadata
 from vllm_kernels.transfers import upload_arrays
 
@@ -23,8 +23,8 @@ class StepInputs:
     ``sampled`` are the sequences (places in [S]) that reach their last known token, ``sample_indices`` int64, on the
     device, where in [T] it stands.
     ``starts`` [S] is the first position of each sequence in this step, ``offsets`` [S + 1] its place in [T].
-    ``late_rows`` [L] are batch rows whose last token, at ``late_places`` int64 [L] in [T], on the device, is only known
-    to the device: ``input_ids`` has 0 there.
+    Some last tokens, at ``late_places`` in [T], are only known to the device, which has them at ``late_sources`` among
+    those chosen in the step before (int64 [L], on the device, both): ``input_ids`` has 0 there.
     """
 
     input_ids: torch.Tensor
@@ -35,12 +35,12 @@ class StepInputs:
     sample_indices: torch.Tensor
     starts: NDArray[np.int64]
     offsets: NDArray[np.int64]
-    late_rows: NDArray[np.int64]
+    late_sources: torch.Tensor
     late_places: torch.Tensor
 
 
 def build_step_inputs(
-    batch: InputBatch, rows: np.ndarray, counts: np.ndarray, device: torch.device, home: DecodeInputs | None = None
+    batch: InputBatch, rows: np.ndarray, counts: np.ndarray, device: torch.device, home: StepHome | None = None
 ) -> StepInputs:
     """Gather the next ``counts[i]`` tokens of row ``rows[i]`` for every sequence of the step.
 
@@ -80,15 +80,15 @@ def build_step_inputs(
         seq_lens.astype(np.int32),
         sample_indices,
         late_places,
+        batch.chosen_place[rows[late]],
         *tables,
         *(
             table[token_rows, block_index].astype(np.int64) * batch.block_size + block_offset
             for table in batch.block_tables
         ),
     ]
-    input_ids_there, positions_there, query_start_loc, seq_lens_there, samples_there, late_there, *rest = upload_arrays(
-        arrays, device
-    )
+    there = upload_arrays(arrays, device)
+    input_ids_there, positions_there, query_start_loc, seq_lens_there, samples_there, places, sources, *rest = there
     tables_there, slot_mappings = rest[: len(tables)], rest[len(tables) :]
     query_lens_host, seq_lens_host = counts.tolist(), seq_lens.tolist()
     metadata = [
@@ -112,29 +112,36 @@ def build_step_inputs(
         sample_indices=samples_there,
         starts=starts,
         offsets=offsets,
-        late_rows=rows[late],
-        late_places=late_there,
+        late_sources=sources,
+        late_places=places,
     )
 
 
-def _write_into(home: DecodeInputs, batch: InputBatch, rows: NDArray[np.int64]) -> StepInputs:
+def _write_into(home: StepHome, batch: InputBatch, rows: NDArray[np.int64]) -> StepInputs:
     """As ``build_step_inputs``, of one token each, in the memory that a captured step reads."""
     positions = batch.num_computed_tokens[rows]
     reaches_last = positions + 1 == batch.num_tokens[rows]
     sampled = np.flatnonzero(reaches_last)
     late = np.flatnonzero(reaches_last & batch.last_is_unknown[rows])
-    home.write(batch.token_ids[rows, positions], positions, batch.block_tables, rows, batch.block_size)
+    samples, places, sources = home.write(
+        batch.token_ids[rows, positions],
+        positions,
+        batch.block_tables,
+        rows,
+        batch.block_size,
+        [sampled, late, batch.chosen_place[rows[late]]],
+    )
     return StepInputs(
         input_ids=home.ids,
         positions=home.positions,
         metadata=home.context.metadata,
         slot_mappings=home.context.slot_mappings,
         sampled=sampled,
-        sample_indices=torch.from_numpy(sampled),
+        sample_indices=samples,
         starts=positions,
         offsets=np.arange(len(rows) + 1),
-        late_rows=rows[late],
-        late_places=torch.from_numpy(late),
+        late_sources=sources,
+        late_places=places,
     )
 
 
