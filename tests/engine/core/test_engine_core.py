@@ -62,7 +62,7 @@ def test_a_step_that_raises_ends_its_requests_and_the_waiting_ones_get_their_sol
     core.add([request("a", [1, 2, 3]), request("b", [4, 5, 6]), request("waiting", [7, 8, 9])])
     core.step()
     runner = core.executor.worker.runner
-    original, calls = runner.model.embed, 0
+    original, calls = runner._forward, 0
 
     def failing(*args: Any) -> Any:
         nonlocal calls
@@ -71,7 +71,7 @@ def test_a_step_that_raises_ends_its_requests_and_the_waiting_ones_get_their_sol
             raise RuntimeError("injected")
         return original(*args)
 
-    monkeypatch.setattr(runner.model, "embed", failing)
+    monkeypatch.setattr(runner, "_forward", failing)
     updates = run(core)
     assert updates["a"][-1].finish_reason == updates["b"][-1].finish_reason == "error"
     assert tokens(updates["waiting"]) == expected
