@@ -158,7 +158,8 @@ def test_small_weights_are_read_by_many_programs_and_enough_is_under_way(kernel,
         choice = kernel.TILES.rule(out=2**power, x_bits=16, gated=gated)
         programs = 2**power // choice["BLOCK_N"]
         assert programs >= (64 if power == 10 else 128)
-        of_turn = choice["BLOCK_N"] * (1 + gated) * choice["BLOCK_K"] * 2
+        columns = choice["BLOCK_K"] * (choice["num_warps"] if kernel is few_rows else 1)
+        of_turn = choice["BLOCK_N"] * (1 + gated) * columns * 2
         assert (choice["num_stages"] - 1) * of_turn >= 32 * 1024
 
 

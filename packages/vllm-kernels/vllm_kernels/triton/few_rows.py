@@ -20,10 +20,10 @@ MOST_ROWS = 16
 
 @triton.jit
 def add_turn(total, values, weight, column, present, inner, IN: tl.constexpr):
-    """``total`` and one turn's ``values [BLOCK_M, BLOCK_K]`` by columns ``inner`` of rows ``column`` of the weight."""
+    """``total`` and one turn's ``values [SLICES, BLOCK_M, BLOCK_K]`` by columns ``inner`` of rows of the weight."""
     entries = tl.load(
-        weight + column[None, :].to(tl.int64) * IN + inner[:, None],
-        mask=present[None, :] & (inner < IN)[:, None],
+        weight + column[None, None, :].to(tl.int64) * IN + inner[:, :, None],
+        mask=present[None, None, :] & (inner < IN)[:, :, None],
         other=0.0,
     )
     return tl.dot(values, entries, total, input_precision="ieee")
@@ -46,34 +46,42 @@ def few_rows_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
     """BLOCK_N columns of ``out [num_rows, OUT]``, at most BLOCK_M rows: ``x [num_rows, IN]`` by rows of the weight.
 
     With an ACTIVATION the weight has ``2 * OUT`` rows, the gate's above the value's, and ``bias`` as many entries. With
     a ``norm [IN]`` rows of ``x`` are multiplied by it first, and sums divided by the root of their row's mean square.
+
+    A turn goes over SLICES times BLOCK_K columns. Each warp has a slice of them, and sums of its own, which are added
+    at the end: a small tile is a chain of sums that wait for one another, and would keep one warp busy.
     """
     row = tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    of_slice = tl.arange(0, SLICES)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     in_x = row < num_rows
     in_out = column < OUT
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    other = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    for start in range(0, IN, BLOCK_K):
-        inner = start + tl.arange(0, BLOCK_K)
-        values = tl.load(x + row[:, None] * IN + inner[None, :], mask=in_x[:, None] & (inner < IN)[None, :], other=0.0)
+    sums = tl.zeros([SLICES, BLOCK_M, BLOCK_N], tl.float32)
+    other_sums = tl.zeros([SLICES, BLOCK_M, BLOCK_N], tl.float32)
+    squares = tl.zeros([SLICES, BLOCK_M, BLOCK_K], tl.float32)
+    for start in range(0, IN, SLICES * BLOCK_K):
+        inner = start + of_slice
+        place = row[None, :, None] * IN + inner[:, None, :]
+        values = tl.load(x + place, mask=in_x[None, :, None] & (inner < IN)[:, None, :], other=0.0)
         if norm is not None:
             wide = values.to(tl.float32)
             squares += wide * wide
             factor = tl.load(norm + inner, mask=inner < IN, other=0.0).to(tl.float32)
             if UNIT_OFFSET:
                 factor += 1.0
-            values = (wide * factor[None, :]).to(x.dtype.element_ty)
-        total = add_turn(total, values, weight, column, in_out, inner, IN)
+            values = (wide * factor[:, None, :]).to(x.dtype.element_ty)
+        sums = add_turn(sums, values, weight, column, in_out, inner, IN)
         if ACTIVATION is not None:
-            other = add_turn(other, values, weight, OUT + column, in_out, inner, IN)
+            other_sums = add_turn(other_sums, values, weight, OUT + column, in_out, inner, IN)
+    total = tl.sum(sums, axis=0)
+    other = tl.sum(other_sums, axis=0)
     if norm is not None:
-        scale = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / IN + eps)
+        scale = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=2), axis=0) / IN + eps)
         total *= scale[:, None]
         other *= scale[:, None]
     if bias is not None:
@@ -82,11 +90,11 @@ def few_rows_kernel(
             other += tl.load(bias + OUT + column, mask=in_out, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION is not None:
         total = apply_gate(total, other, ACTIVATION)
-    place = row[:, None].to(tl.int64) * OUT + column[None, :]
+    place_out = row[:, None].to(tl.int64) * OUT + column[None, :]
     present = in_x[:, None] & in_out[None, :]
     if residual is not None:
-        total += tl.load(residual + place, mask=present, other=0.0).to(tl.float32)
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=present)
+        total += tl.load(residual + place_out, mask=present, other=0.0).to(tl.float32)
+    tl.store(out + place_out, total.to(out.dtype.element_ty), mask=present)
 
 
 def multiply(
@@ -130,12 +138,13 @@ def multiply(
         UNIT_OFFSET=norm is not None and norm.unit_offset,
         ACTIVATION=activation,
         BLOCK_M=MOST_ROWS,
+        SLICES=choice["num_warps"],
         **choice,
     )
 
 
-TURNS = {16: (256, 5), 32: (256, 4), 64: (256, 3), 128: (128, 3)}
-"""Rows of the weight in a tile -> columns of 16 bits in a turn, and stages: 32 KiB of it and more are under way."""
+TURNS = {16: (64, 5), 32: (64, 4), 64: (64, 3), 128: (32, 3)}
+"""Rows of the weight in a tile -> columns of 16 bits of a warp's turn, and stages: 32 KiB and more are under way."""
 
 
 def _rule(out: int, x_bits: int, gated: int) -> Choice:
@@ -143,23 +152,21 @@ def _rule(out: int, x_bits: int, gated: int) -> Choice:
     # x, too, which is as much as 16 rows of the weight, and should have more than that where there are enough.
     block_n = min(max(out // 256, 16), 64)
     columns, num_stages = TURNS[block_n * (1 + gated)]
-    # A warp multiplies by eight rows of the weight; further ones would do the same again.
-    num_warps = min(block_n // 8, 4)
-    return {"BLOCK_N": block_n, "BLOCK_K": columns * 16 // x_bits, "num_warps": num_warps, "num_stages": num_stages}
+    return {"BLOCK_N": block_n, "BLOCK_K": columns * 16 // x_bits, "num_warps": 4, "num_stages": num_stages}
 
 
 def _candidates(out: int, x_bits: int, gated: int) -> dict[str, tuple[int, ...]]:
     return {
         "BLOCK_N": (16, 32, 64, 128),
-        "BLOCK_K": tuple(bits // x_bits for bits in (1024, 2048, 4096, 8192)),
-        "num_warps": (1, 2, 4, 8),
+        "BLOCK_K": tuple(bits // x_bits for bits in (512, 1024, 2048)),
+        "num_warps": (2, 4, 8),
         "num_stages": (2, 3, 4, 5, 6, 8),
     }
 
 
 def _work(out: int, x_bits: int, gated: int, BLOCK_N: int, BLOCK_K: int, num_warps: int, num_stages: int) -> Work:
     columns = BLOCK_N * (1 + gated)
-    return Work("memory", MOST_ROWS * columns, (MOST_ROWS + columns) * BLOCK_K * x_bits // 8)
+    return Work("memory", MOST_ROWS * columns, (MOST_ROWS + columns) * num_warps * BLOCK_K * x_bits // 8)
 
 
 TILES = Tunable("few_rows_kernel", FIELDS, _rule, _candidates, classes, _work)
@@ -178,6 +185,7 @@ def _configurations(family: str) -> list[Configuration]:
                 "BLOCK_M": MOST_ROWS,
                 "BLOCK_N": choice["BLOCK_N"],
                 "BLOCK_K": choice["BLOCK_K"],
+                "SLICES": choice["num_warps"],
             }
             kinds = {**types, "num_rows": "i32", "eps": "fp32"}
             found.append(Configuration(kinds, constants, choice["num_warps"], choice["num_stages"]))
