@@ -150,7 +150,7 @@ TURNS = {16: (64, 5), 32: (64, 4), 64: (64, 3), 128: (32, 3)}
 def _rule(out: int, x_bits: int, gated: int) -> Choice:
     # A program for each few columns, so that small weights are read by many multiprocessors. Each program reads all of
     # x, too, which is as much as 16 rows of the weight, and should have more than that where there are enough.
-    block_n = min(max(out // 256, 16), 64)
+    block_n = min(max(out // 128, 16), 64)
     columns, num_stages = TURNS[block_n * (1 + gated)]
     return {"BLOCK_N": block_n, "BLOCK_K": columns * 16 // x_bits, "num_warps": 4, "num_stages": num_stages}
 
