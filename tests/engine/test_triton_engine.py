@@ -73,8 +73,11 @@ class Asked(TorchDispatchMode):
 
 
 @pytest.mark.skipif(not interpreted(), reason="counts what the interpreter is asked for")
-@pytest.mark.parametrize("count, product", [(1, "one_row_kernel"), (3, "few_rows_kernel")])
-def test_a_layer_of_few_tokens_is_six_kernels(count, product, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "count, quantization, product",
+    [(1, None, "one_row_kernel"), (3, None, "few_rows_kernel"), (3, "int4", "quantized_few_rows_kernel")],
+)
+def test_a_layer_of_few_tokens_is_six_kernels(count, quantization, product, tmp_path, monkeypatch):
     make_tiny_model("qwen3", tmp_path, num_hidden_layers=2)
     asked, steps, decode = Asked(monkeypatch), [], CausalLM.forward
 
@@ -86,8 +89,10 @@ def test_a_layer_of_few_tokens_is_six_kernels(count, product, tmp_path, monkeypa
         return hidden
 
     monkeypatch.setattr(CausalLM, "forward", forward)
+    monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "0")  # as on a GPU, activations stay as they are
     settings = {"max_model_len": 64, "max_num_seqs": 4, "kv_cache_memory_bytes": 2**20, "enforce_eager": True}
-    with use_face("triton"), LLM(str(tmp_path), dtype="float32", skip_tokenizer_init=True, **settings) as llm:
+    settings |= {"dtype": "float32", "quantization": quantization, "skip_tokenizer_init": True}
+    with use_face("triton"), LLM(str(tmp_path), **settings) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
         llm.generate([{"prompt_token_ids": [5, 9, 17]}] * count, params, use_tqdm=False)
     tokens, names = steps[-1]

@@ -192,11 +192,11 @@ def test_what_is_launched_is_what_is_compiled_ahead():
             k_norm=norm,
             norm_eps=1e-6,
         )
-        for bits, group_size, activation_bits in ((8, None, 8), (4, 128, None)):
+        for rows, bits, group_size, activation_bits in ((3, 8, None, 8), (3, 4, 128, None), (20, 4, 128, None)):
             scheme = {"bits": bits, "group_size": group_size, "activation_bits": activation_bits}
             weight = new_weight(1024, 2048, dtype, **scheme)
             fill(weight, torch.randn(1024, 2048))
-            linear(torch.randn(3, 2048, dtype=dtype), weight, residual=torch.randn(3, 1024, dtype=dtype))
+            linear(torch.randn(rows, 2048, dtype=dtype), weight, residual=torch.randn(rows, 1024, dtype=dtype))
         write_kv(torch.randn(3, 8, 128, dtype=dtype), torch.randn(3, 8, 128, dtype=dtype), step.cache, torch.arange(3))
     seen = set()
     for kernel, configuration in launches:
@@ -277,6 +277,7 @@ SPECIALISED = {
     "mxfp4_product_kernel": [],
     "one_row_kernel": [],
     "few_rows_kernel": [],
+    "quantized_few_rows_kernel": [],
     "add_parts_kernel": ["out_features"],
     "route_kernel": ["stride"],
     "expert_count_kernel": [],

@@ -29,6 +29,53 @@ def add_turn(total, values, weight, column, present, inner, IN: tl.constexpr):
     return tl.dot(values, entries, total, input_precision="ieee")
 
 
+@triton.jit
+def times_norm(values, factor, UNIT_OFFSET: tl.constexpr):
+    """Rows of ``x`` by weights of their norm, rounded."""
+    if UNIT_OFFSET:
+        factor = factor.to(tl.float32) + 1.0
+    return (values * factor).to(values.dtype)
+
+
+@triton.jit
+def store_tile(
+    total,
+    other,
+    squares,
+    norm,
+    bias,
+    residual,
+    out,
+    row,
+    column,
+    num_rows,
+    eps,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """What follows the sums ``total`` (with an ACTIVATION the gate's, and ``other`` the values'), ``[row, column]``.
+
+    ``squares [BLOCK_M]``: sums over whole rows of ``x``, where there is a norm.
+    """
+    in_out = column < OUT
+    if norm is not None:
+        scale = 1.0 / tl.sqrt(squares / IN + eps)
+        total *= scale[:, None]
+        other *= scale[:, None]
+    if bias is not None:
+        total += tl.load(bias + column, mask=in_out, other=0.0).to(tl.float32)[None, :]
+        if ACTIVATION is not None:
+            other += tl.load(bias + OUT + column, mask=in_out, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION is not None:
+        total = apply_gate(total, other, ACTIVATION)
+    place = row[:, None].to(tl.int64) * OUT + column[None, :]
+    present = (row < num_rows)[:, None] & in_out[None, :]
+    if residual is not None:
+        total += tl.load(residual + place, mask=present, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=present)
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def few_rows_kernel(
     x,
@@ -71,30 +118,27 @@ def few_rows_kernel(
         if norm is not None:
             wide = values.to(tl.float32)
             squares += wide * wide
-            factor = tl.load(norm + inner, mask=inner < IN, other=0.0).to(tl.float32)
-            if UNIT_OFFSET:
-                factor += 1.0
-            values = (wide * factor[:, None, :]).to(x.dtype.element_ty)
+            factor = tl.load(norm + inner, mask=inner < IN, other=0.0)
+            values = times_norm(values, factor[:, None, :], UNIT_OFFSET)
         sums = add_turn(sums, values, weight, column, in_out, inner, IN)
         if ACTIVATION is not None:
             other_sums = add_turn(other_sums, values, weight, OUT + column, in_out, inner, IN)
-    total = tl.sum(sums, axis=0)
-    other = tl.sum(other_sums, axis=0)
-    if norm is not None:
-        scale = 1.0 / tl.sqrt(tl.sum(tl.sum(squares, axis=2), axis=0) / IN + eps)
-        total *= scale[:, None]
-        other *= scale[:, None]
-    if bias is not None:
-        total += tl.load(bias + column, mask=in_out, other=0.0).to(tl.float32)[None, :]
-        if ACTIVATION is not None:
-            other += tl.load(bias + OUT + column, mask=in_out, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION is not None:
-        total = apply_gate(total, other, ACTIVATION)
-    place_out = row[:, None].to(tl.int64) * OUT + column[None, :]
-    present = in_x[:, None] & in_out[None, :]
-    if residual is not None:
-        total += tl.load(residual + place_out, mask=present, other=0.0).to(tl.float32)
-    tl.store(out + place_out, total.to(out.dtype.element_ty), mask=present)
+    store_tile(
+        tl.sum(sums, axis=0),
+        tl.sum(other_sums, axis=0),
+        tl.sum(tl.sum(squares, axis=2), axis=0),
+        norm,
+        bias,
+        residual,
+        out,
+        row,
+        column,
+        num_rows,
+        eps,
+        OUT,
+        IN,
+        ACTIVATION,
+    )
 
 
 def multiply(

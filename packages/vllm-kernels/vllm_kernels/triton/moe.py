@@ -3,7 +3,6 @@ import torch
 from vllm_kernels.eager import moe as eager
 from vllm_kernels.expert_weight import ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation
-from vllm_kernels.mxfp4_weight import BLOCK
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.moe import rounded_to_fp8
 from vllm_kernels.reference.mxfp4 import numbers, rounded
@@ -13,17 +12,18 @@ from vllm_kernels.triton.device import has_fp8
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
 from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
-from vllm_kernels.triton.mxfp4 import tops_of
+from vllm_kernels.triton.mxfp4 import scale_words, scales_of, tops_of, words_of_scales
 from vllm_kernels.triton.quantized_rounding import round_activations
 from vllm_kernels.triton.quantized_sums import bytes_of_row
 from vllm_kernels.triton.rounded import round_tokens
+from vllm_kernels.triton.words import apart, are_words, from_words, to_words, with_zeros, words_of_row
 
 
 class TritonExperts(ExpertWeight):
     """All experts in one tensor ``[num_experts, out_features, ..]``.
 
-    Entries are numbers of ``dtype`` or e4m3, bytes, or two of 4 bits a byte, the even column below; rows of small
-    integers of 4 bits are whole words. Of MXFP4, ``tops``
+    Entries are numbers of ``dtype`` or e4m3, bytes, or two of 4 bits a byte, the even column below. Small integers of
+    4 bits that meet activations as they are, are ``words``, and ``scales`` has their zeros, too. Of MXFP4, ``tops``
     has the greatest scale of each row.
     """
 
@@ -31,6 +31,7 @@ class TritonExperts(ExpertWeight):
         self, num_experts: int, out_features: int, in_features: int, dtype: torch.dtype, scheme: Scheme, gated: bool
     ) -> None:
         super().__init__(num_experts, out_features, in_features, dtype, scheme, gated)
+        self.group = scheme.group_size or in_features if isinstance(scheme, Quantization) else in_features
         rows = (num_experts, out_features)
         self.scales: torch.Tensor | None = None
         self.zeros: torch.Tensor | None = None
@@ -42,8 +43,11 @@ class TritonExperts(ExpertWeight):
             self.scales = torch.empty(rows)
         elif scheme == "mxfp4":
             self.entries = torch.empty(*rows, in_features // 2, dtype=torch.uint8)
-            self.scales = torch.empty(*rows, in_features // BLOCK, dtype=torch.uint8)
+            self.scales = torch.empty(*rows, words_of_scales(in_features), dtype=torch.int32)
             self.tops = torch.empty(rows, dtype=torch.uint8)
+        elif are_words(scheme):
+            self.entries = torch.empty(*rows, 4 * words_of_row(in_features), dtype=torch.uint8)
+            self.scales = torch.empty(*rows, self.groups, dtype=torch.int32)
         else:
             self.entries = torch.empty(*rows, bytes_of_row(in_features, scheme.bits), dtype=torch.uint8)
             self.scales = torch.empty(*rows, self.groups)
@@ -62,16 +66,20 @@ class TritonExperts(ExpertWeight):
     def fill_quantized(
         self, expert: int, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, start: int
     ) -> None:
+        scales = kept_scales(scales)
+        if isinstance(self.scheme, Quantization) and are_words(self.scheme):
+            self._store(expert, start, to_words(q), with_zeros(scales, zeros), None)
+            return
         if isinstance(self.scheme, Quantization) and self.scheme.bits == 4:
             q = torch.nn.functional.pad(q, (0, -self.in_features % 8))
             q = q[:, 0::2] | q[:, 1::2] << 4
-        self._store(expert, start, q, kept_scales(scales), zeros)
+        self._store(expert, start, q, scales, zeros)
 
     def fill_fp8(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
         self._store(expert, start, entries, scales, None)
 
     def fill_mxfp4(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
-        self._store(expert, start, entries, scales, None)
+        self._store(expert, start, entries, scale_words(scales), None)
         if self.tops is not None:
             self.tops[expert, start : start + len(entries)] = tops_of(scales)
 
@@ -81,14 +89,17 @@ class TritonExperts(ExpertWeight):
             return entries
         scales = self.scales[expert][ids]
         if self.scheme == "mxfp4":
-            return numbers(entries, scales).to(self.dtype)
-        if self.zeros is None or not isinstance(self.scheme, Quantization):
+            return numbers(entries, scales_of(scales, self.in_features)).to(self.dtype)
+        if not isinstance(self.scheme, Quantization):
             return (entries.float() * scales.unsqueeze(1)).to(self.dtype)
-        if self.scheme.bits == 4:
-            entries = torch.stack((entries & 15, entries >> 4), dim=-1).flatten(1)[:, : self.in_features]
-        size = self.scheme.group_size or self.in_features
+        if self.zeros is None:
+            entries, (scales, zeros) = from_words(entries, self.in_features), apart(scales)
+        else:
+            zeros = self.zeros[expert][ids]
+            if self.scheme.bits == 4:
+                entries = torch.stack((entries & 15, entries >> 4), dim=-1).flatten(1)[:, : self.in_features]
         wide_scales, zeros = (
-            table.repeat_interleave(size, dim=1)[:, : self.in_features] for table in (scales, self.zeros[expert][ids])
+            table.repeat_interleave(self.group, dim=1)[:, : self.in_features] for table in (scales, zeros)
         )
         return ((entries.float() - zeros) * wide_scales).to(self.dtype)
 

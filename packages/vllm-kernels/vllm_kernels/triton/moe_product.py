@@ -14,8 +14,11 @@ from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
-from vllm_kernels.triton.mxfp4 import columns_of_turn, sum_of_mxfp4
+from vllm_kernels.triton.mxfp4 import columns_of_turn
+from vllm_kernels.triton.mxfp4_sums import sum_of_mxfp4
+from vllm_kernels.triton.quantized_product import most_columns
 from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only, takes_in_order
+from vllm_kernels.triton.sliced_sums import MOST_SLICED, sliced_sum_of_weights_only
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCKS_OF_A_GROUP = 16
@@ -47,8 +50,9 @@ class Shape:
         BITS: of an entry that is a small integer, else 0.
         X_GROUP, X_GROUPS: the same of activations that are rounded to int8, else 0.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
-        BLOCK_K: columns of one turn of the loop.
-        IN_ORDER: of entries of 4 bits, see ``quantized_sums.add_product_of_columns``.
+        BLOCK_K: columns of one turn of the loop, or of a slice's.
+        SLICES: of a turn's columns, see ``sliced_sums``; 1 where there are none.
+        IN_ORDER: of entries of 4 bits that are no ``words``, see ``quantized_sums.takes_in_order``.
         num_warps, num_stages: as Triton has them.
     """
 
@@ -62,6 +66,7 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+    SLICES: int
     IN_ORDER: bool
     num_warps: int
     num_stages: int
@@ -93,7 +98,8 @@ class Shape:
             x_group,
             x_groups,
             block_m,
-            IN_ORDER=(bits > 0 or scheme == "mxfp4") and takes_in_order(block_m, where),
+            SLICES=choice["num_warps"] if _sliced(block_m, _name(scheme)) else 1,
+            IN_ORDER=((bits == 4 and x_group > 0) or scheme == "mxfp4") and takes_in_order(block_m, where),
             **choice,
         )
 
@@ -111,15 +117,26 @@ def _name(scheme: Scheme) -> str:
     return scheme or "float"
 
 
+def _sliced(rows: int, weights: str) -> bool:
+    """Whether a tile has ``sliced_sums``."""
+    return rows <= MOST_SLICED and weights == "int4"
+
+
+def _most_columns(weights: str, span: int, most: int = 128) -> int:
+    return most_columns(4 if weights == "int4" else 8, span, most)
+
+
 def _rule(rows: int, weights: str, span: int, x_bits: int) -> Choice:
     most = 64 if x_bits == 32 else 128
     if weights == "float":
         most = 32 if x_bits == 32 else 64 if rows > 32 else 128
     few = rows <= 32
+    if _sliced(rows, weights):
+        return {"BLOCK_N": 32, "BLOCK_K": max(span * 16 // x_bits, 32), "num_warps": 4, "num_stages": 4}
     return {
-        "BLOCK_N": 64 if rows == 16 or (x_bits == 32 and weights == "float") else 128,
+        "BLOCK_N": 64 if rows == 16 or (x_bits == 32 and weights == "float") else _most_columns(weights, span),
         "BLOCK_K": min(span, most),
-        "num_warps": 4 if few else 8,
+        "num_warps": 4 if few or (weights == "int4" and x_bits == 16) else 8,
         "num_stages": 4 if few else 3,
     }
 
@@ -127,7 +144,7 @@ def _rule(rows: int, weights: str, span: int, x_bits: int) -> Choice:
 def _candidates(rows: int, weights: str, span: int, x_bits: int) -> dict[str, tuple[int, ...]]:
     least = min(span, 64) if weights.startswith("int4") else 32
     return {
-        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_N": tuple(size for size in (32, 64, 128, 256) if size <= _most_columns(weights, span, 256)),
         "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4, 5),
@@ -139,7 +156,8 @@ def _work(
 ) -> Work:
     bits = {"float": x_bits, "fp8": 8, "mxfp4": 4}.get(weights, 4 if weights.startswith("int4") else 8)
     loaded_bits = 8 if weights == "fp8" or weights.endswith("by int8") else x_bits
-    loaded = (rows * loaded_bits + BLOCK_N * bits) * BLOCK_K // 8
+    columns = BLOCK_K * (num_warps if _sliced(rows, weights) else 1)
+    loaded = (rows * loaded_bits + BLOCK_N * bits) * columns // 8
     return Work("memory" if rows <= 32 else "matrix", rows * BLOCK_N, loaded)
 
 
@@ -227,6 +245,7 @@ def expert_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
     IN_ORDER: tl.constexpr,
     PAIRS_OF_ROW: tl.constexpr,
     GATE: tl.constexpr,
@@ -236,9 +255,9 @@ def expert_product_kernel(
 
     Row ``pair // PAIRS_OF_ROW`` of ``x`` is multiplied; the result is row ``pair`` of ``out``. With GATE, tiles take
     rows of gate and value by turns, so that each thread has both of a pair, and ``out`` has the gated half.
-    Without ``zeros``, ``x`` and ``weight`` are of one type; those of fp8 have ``x_scales`` ``[rows]`` and ``scales``
-    ``[experts, OUT]``. With ``zeros``, the weight is small integers, and with ``x_sums`` the activations, too; with
-    ``tops``, it is MXFP4. ``bias`` is ``[experts, OUT]``.
+    With BITS the weight is small integers, and with ``x_sums`` the activations, too; with ``tops``, it is MXFP4. Else
+    ``x`` and ``weight`` are of one type; those of fp8 have ``x_scales`` ``[rows]`` and ``scales`` ``[experts, OUT]``.
+    ``bias`` is ``[experts, OUT]``.
     """
     COLUMNS: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     HALF: tl.constexpr = OUT // 2
@@ -258,9 +277,10 @@ def expert_product_kernel(
         if GATE != "none":
             column = column % 2 * HALF + column // 2
         weight_row = expert.to(tl.int64) * OUT + column
+        x_row = x + row.to(tl.int64) * IN
         if tops is not None:
             result = sum_of_mxfp4(
-                x + row.to(tl.int64) * IN,
+                x_row,
                 in_x,
                 weight,
                 scales,
@@ -268,23 +288,37 @@ def expert_product_kernel(
                 weight_row,
                 in_weight,
                 0,
-                IN // BLOCK_K,
+                (IN + BLOCK_K - 1) // BLOCK_K,
                 IN,
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_K,
                 IN_ORDER,
             )
-        elif zeros is None:
-            result = dense_sum(
-                x + row.to(tl.int64) * IN, in_x, weight + weight_row * IN, in_weight, IN, BLOCK_M, BLOCK_N, BLOCK_K
-            )
+        elif BITS == 0:
+            result = dense_sum(x_row, in_x, weight + weight_row * IN, in_weight, IN, BLOCK_M, BLOCK_N, BLOCK_K)
             if scales is not None:
                 result *= tl.load(x_scales + row, mask=in_x, other=0.0)[:, None]
                 result *= tl.load(scales + weight_row, mask=in_weight, other=0.0)[None, :]
+        elif x_sums is None and SLICES > 1:
+            result = sliced_sum_of_weights_only(
+                x_row,
+                in_x,
+                weight,
+                scales,
+                weight_row,
+                in_weight,
+                IN,
+                GROUP,
+                GROUPS,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
+                SLICES,
+            )
         elif x_sums is None:
             result = sum_of_weights_only(
-                x + row.to(tl.int64) * IN,
+                x_row,
                 in_x,
                 weight,
                 scales,
@@ -300,7 +334,6 @@ def expert_product_kernel(
                 BLOCK_M,
                 BLOCK_N,
                 BLOCK_K,
-                IN_ORDER,
             )
         else:
             result = sum_of_bytes(
@@ -465,11 +498,13 @@ def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_ro
     if scheme == "fp8":
         types |= {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv", "scales": "*fp32"}
     elif scheme == "mxfp4":
-        types |= {"weight": "*u8", "scales": "*u8", "tops": "*u8", "bias": kind}
+        types |= {"weight": "*u8", "scales": "*i32", "tops": "*u8", "bias": kind}
     elif scheme is not None:
         types |= {"weight": "*u8", "scales": "*fp32", "zeros": "*u8"}
         if scheme.activation_bits:
             types |= {"x": "*i8", "x_scales": "*fp32", "x_sums": "*i32"}
+        elif scheme.bits == 4:
+            types |= {"scales": "*i32", "zeros": None}
     constants = {**shape.constants, "PAIRS_OF_ROW": pairs_of_row, "GATE": gate, "GROUP_M": BLOCKS_OF_A_GROUP}
     return Configuration(types, constants, shape.num_warps, shape.num_stages)
 

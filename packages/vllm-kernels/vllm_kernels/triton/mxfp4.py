@@ -12,16 +12,15 @@ import triton.language as tl
 from vllm_kernels import batch_invariance
 from vllm_kernels.eager import mxfp4 as eager
 from vllm_kernels.linear_weight import Activation, LinearWeight
-from vllm_kernels.mxfp4_weight import NAN_SCALE, Mxfp4Weight
+from vllm_kernels.mxfp4_weight import BLOCK, NAN_SCALE, Mxfp4Weight
 from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.mxfp4_sums import sum_of_mxfp4
 from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
-from vllm_kernels.triton.quantized_sums import add_product_of_columns, takes_in_order
+from vllm_kernels.triton.quantized_sums import takes_in_order
 from vllm_kernels.triton.tuning import Where
-
-NO_NUMBER = tl.constexpr(NAN_SCALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Shape:
         OUT, IN: rows and columns of the weight.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop.
-        IN_ORDER: see ``quantized_sums.add_product_of_columns``.
+        IN_ORDER: see ``mxfp4_sums.add_product_of_columns``.
         PARTS: of the columns.
     """
 
@@ -73,107 +72,10 @@ class Shape:
 
 
 def columns_of_turn(in_features: int, block_m: int, dtype: torch.dtype) -> int:
-    """32 to 128, so that few are left over at the end."""
-    most = 128 if block_m <= 32 and dtype != torch.float32 else 64
-    return next((size for size in (128, 64, 32) if size <= most and in_features % size == 0), 32)
-
-
-@triton.jit
-def factor_of(scale, top, x):
-    """What ``two_numbers`` multiplies entries of a block by: ``2^(scale - top)`` and what their bits are short of.
-
-    Zero where it is too small to count. ``scale`` and ``top`` are int32; NO_NUMBER gives NaN.
-    """
-    if x.dtype.element_ty == tl.bfloat16:
-        exponent = scale - top + 253  # 2^126 times
-        bits = tl.where(scale == NO_NUMBER, 0x7FC0, tl.where(exponent > 0, exponent, 0) << 7)
-        factor = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    else:
-        exponent = scale - top + 141  # 2^14 times
-        factor = (tl.where(exponent > 0, exponent, 0) << 23).to(tl.float32, bitcast=True)
-        factor = tl.where(scale == NO_NUMBER, float("nan"), factor).to(x.dtype.element_ty)
-    return factor
-
-
-@triton.jit
-def two_numbers(words, factor, x, NUMBER: tl.constexpr):
-    """Columns NUMBER and NUMBER + 4 of the eight entries in each word times ``factor``, in the type ``x`` points to.
-
-    Three bits of an entry are the lowest of the exponent and the highest of the fraction of a number that is 2^14 (half
-    precision) or 2^126 (bfloat16) times smaller, 0.5 and 0 (which are its subnormal numbers) included. Both are made
-    at once in the halves of 32 bits.
-    """
-    two = words >> (4 * NUMBER)
-    if x.dtype.element_ty == tl.bfloat16:
-        bits = ((two & 0x00070007) << 6) | ((two & 0x00080008) << 12)
-        upper = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True) * factor
-        lower = (bits & 0xFFFF).to(tl.uint16).to(tl.bfloat16, bitcast=True) * factor
-    else:
-        bits = ((two & 0x00070007) << 9) | ((two & 0x00080008) << 12)
-        upper = (bits >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(x.dtype.element_ty) * factor
-        lower = (bits & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(x.dtype.element_ty) * factor
-    return lower, upper
-
-
-@triton.jit
-def sum_of_mxfp4(
-    x_row,
-    in_x,
-    weight,
-    scales,
-    tops,
-    column,
-    in_weight,
-    first,
-    last,
-    IN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IN_ORDER: tl.constexpr,
-):
-    """A tile of fp32 sums: rows at ``x_row`` (pointers ``[BLOCK_M]``) by the rows ``column`` of the weight, in turns of
-    BLOCK_K columns, here those from ``first`` to ``last``.
-
-    Entries are relative to the greatest scale of their row (``tops``) until they are summed, so that none is out of
-    the range of half precision. ``IN_ORDER``: see ``quantized_sums.add_product_of_columns``.
-    """
-    GROUPS: tl.constexpr = BLOCK_K // 32
-    WORDS: tl.constexpr = BLOCK_K // 8
-    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    weight_row = weight.to(tl.pointer_type(tl.uint32)) + column[None, :].to(tl.int64) * (IN // 8)
-    scale_row = scales + column[None, :].to(tl.int64) * (IN // 32)
-    top = tl.load(tops + column, mask=in_weight, other=1).to(tl.int32)
-    for turn in range(first, last):
-        k = turn * BLOCK_K + tl.arange(0, BLOCK_K)
-        word = turn * WORDS + tl.arange(0, WORDS)
-        group = turn * GROUPS + tl.arange(0, GROUPS)
-        values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None], other=0.0)
-        words = tl.load(weight_row + word[:, None], mask=in_weight[None, :], other=0)
-        scale = tl.load(scale_row + group[:, None], mask=in_weight[None, :], other=0).to(tl.int32)
-        factor = factor_of(scale, top[None, :], x_row)
-        factor = tl.reshape(tl.broadcast_to(factor[:, None, :], [GROUPS, 4, BLOCK_N]), [WORDS, BLOCK_N])
-        lower_0, upper_0 = two_numbers(words, factor, x_row, 0)
-        lower_1, upper_1 = two_numbers(words, factor, x_row, 1)
-        lower_2, upper_2 = two_numbers(words, factor, x_row, 2)
-        lower_3, upper_3 = two_numbers(words, factor, x_row, 3)
-        result = add_product_of_columns(
-            result,
-            values,
-            lower_0,
-            upper_0,
-            lower_1,
-            upper_1,
-            lower_2,
-            upper_2,
-            lower_3,
-            upper_3,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            IN_ORDER,
-        )
-    return result * (top << 23).to(tl.float32, bitcast=True)[None, :]
+    """128 with few rows, so that a turn has all the scales of a word; else 64 or 32, so that none is left over."""
+    if block_m <= 32 and dtype != torch.float32 and in_features >= 128:
+        return 128
+    return 64 if in_features % 64 == 0 else 32
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -194,13 +96,13 @@ def mxfp4_product_kernel(
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
 ):
-    """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales
-    ``[OUT, IN / 32]``, tops ``[OUT]``), one part of the columns.
+    """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales as
+    ``scale_words`` has them, tops ``[OUT]``), one part of the columns.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
-    TURNS: tl.constexpr = IN // BLOCK_K
+    TURNS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
     turns_of_part = tl.cdiv(TURNS, tl.num_programs(2))
     in_x = row < num_rows
     in_weight = column < OUT
@@ -229,17 +131,18 @@ class TritonMxfp4Weight(Mxfp4Weight):
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, *, gated: bool = False) -> None:
         super().__init__(out_features, in_features, dtype, gated=gated)
+        self.scales = torch.empty(out_features, words_of_scales(in_features), dtype=torch.int32)
         self.tops = torch.empty(out_features, dtype=torch.uint8)
 
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         self.fill_mxfp4(*rounded(rows), start)
 
     def fill_mxfp4(self, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
-        super().fill_mxfp4(entries, scales, start)
+        super().fill_mxfp4(entries, scale_words(scales), start)
         self.tops[start : start + len(entries)] = tops_of(scales)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return numbers(self.entries[ids], self.scales[ids]).to(self.dtype)
+        return numbers(self.entries[ids], scales_of(self.scales[ids], self.in_features)).to(self.dtype)
 
     def multiply(
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
@@ -276,6 +179,21 @@ def new_weight(out_features: int, in_features: int, dtype: torch.dtype, gated: b
     return TritonMxfp4Weight(out_features, in_features, dtype, gated=gated)
 
 
+def words_of_scales(in_features: int) -> int:
+    """Of a row: four scales a word."""
+    return -(-in_features // (4 * BLOCK))
+
+
+def scale_words(scales: torch.Tensor) -> torch.Tensor:
+    """Scales uint8 ``[n, k / 32]`` -> int32 ``[n, words]``: loads of a byte could not be prefetched."""
+    return torch.nn.functional.pad(scales, (0, -scales.shape[1] % 4)).contiguous().view(torch.int32)
+
+
+def scales_of(words: torch.Tensor, in_features: int) -> torch.Tensor:
+    """The scales that ``scale_words`` made words of."""
+    return words.contiguous().view(torch.uint8)[:, : in_features // BLOCK]
+
+
 def tops_of(scales: torch.Tensor) -> torch.Tensor:
     """The greatest scale of each row ``[.., n]``, leaving out NaN, and at least 1, which is a normal number of fp32."""
     return scales.where(scales != NAN_SCALE, 0).amax(dim=-1).clamp(min=1)
@@ -298,7 +216,7 @@ def _shapes(family: str) -> list[tuple[Shape, torch.dtype]]:
 def _product_configurations(family: str) -> list[Configuration]:
     found = []
     for shape, dtype in _shapes(family):
-        types: dict[str, str | None] = {"x": pointer(dtype), "weight": "*u8", "scales": "*u8", "tops": "*u8"}
+        types: dict[str, str | None] = {"x": pointer(dtype), "weight": "*u8", "scales": "*i32", "tops": "*u8"}
         types |= {"bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
         types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
         found.append(Configuration(types, shape.constants, **shape.warps))

@@ -10,10 +10,13 @@ from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.quantized_product import Shape, multiply, multiply_rounded
 from vllm_kernels.triton.quantized_rounding import Rounded, round_activations
 from vllm_kernels.triton.quantized_sums import bytes_of_row
+from vllm_kernels.triton.words import are_words
+from vllm_kernels.triton.words_weight import WordsWeight
 
 
 class TritonWeight(CompactWeight):
-    """Entries as ``CompactWeight`` keeps them, made to numbers in registers, tile by tile.
+    """Entries as ``CompactWeight`` keeps them, made to numbers in registers, tile by tile: of 8 bits, or such of 4 that
+    meet activations of 8.
 
     Byte ``j`` of a row of 4 bits holds column ``2 j`` below and ``2 j + 1`` above; rows are whole words.
     """
@@ -67,4 +70,6 @@ def new_weight(
 ) -> QuantizedWeight:
     if dtype not in FLOATS:
         return CompactWeight(out_features, in_features, dtype, scheme, gated)
+    if are_words(scheme):
+        return WordsWeight(out_features, in_features, dtype, scheme, gated)
     return TritonWeight(out_features, in_features, dtype, scheme, gated)

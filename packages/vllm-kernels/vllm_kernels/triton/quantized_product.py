@@ -15,11 +15,13 @@ import triton.language as tl
 from vllm_kernels import batch_invariance
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.device import multiprocessors
+from vllm_kernels.triton.few_rows import MOST_ROWS
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
 from vllm_kernels.triton.quantized_rounding import Rounded
 from vllm_kernels.triton.quantized_sums import span_of, sum_of_bytes, sum_of_weights_only, takes_in_order
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
+from vllm_kernels.triton.words import are_words
 
 UNDER_WAY = 60 * 1024
 """Bytes of the weight that a multiprocessor's programs should have asked for at a time: see ``candidates``."""
@@ -36,7 +38,6 @@ class Shape:
         BITS: of an entry.
         BLOCK_M, BLOCK_N: rows of ``x`` and of the weight in a tile.
         BLOCK_K: columns of one turn of the loop, at most a group's.
-        IN_ORDER: see ``quantized_sums.add_product_of_columns``.
         PARTS: of the columns.
         num_warps, num_stages: as Triton has them.
     """
@@ -49,7 +50,6 @@ class Shape:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
-    IN_ORDER: bool
     PARTS: int
     num_warps: int
     num_stages: int
@@ -91,7 +91,6 @@ class Shape:
             groups,
             scheme.bits,
             block_m,
-            IN_ORDER=takes_in_order(block_m, where),
             PARTS=parts,
             **choice,
         )
@@ -108,14 +107,19 @@ class Shape:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+def most_columns(bits: int, span: int, most: int = 128) -> int:
+    """Of a tile: 64 by turns of 32 entries of 4 bits, more of which Triton's compiler for ``sm_100`` fails on."""
+    return 64 if bits == 4 and span == 32 else most
+
+
 def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
     # Turns of few columns have little to load, so more of them are under way.
     stages = (8, 6, 3) if span * bits <= 256 else (5, 4, 3)
     return {
-        "BLOCK_N": 128,
+        "BLOCK_N": most_columns(bits, span),
         "BLOCK_K": min(span, 64) if x_bits == 32 else span,
-        # Each warp puts the activations in the order of 4-bit entries for itself: the fewer warps, the less of that.
-        "num_warps": 4 if bits == 4 and x_bits == 16 and rows <= 32 else 8,
+        # Entries of 4 bits take registers and instructions; two programs have each other's products to wait for.
+        "num_warps": 4 if bits == 4 and x_bits == 16 else 8,
         "num_stages": stages[(16, 32, 64).index(rows)],
     }
 
@@ -123,7 +127,7 @@ def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
 def _candidates(rows: int, bits: int, span: int, x_bits: int) -> dict[str, tuple[int, ...]]:
     least = min(span, 64) if bits == 4 else 32
     return {
-        "BLOCK_N": (32, 64, 128, 256),
+        "BLOCK_N": tuple(size for size in (32, 64, 128, 256) if size <= most_columns(bits, span, 256)),
         "BLOCK_K": tuple(size for size in (32, 64, 128) if least <= size <= span),
         "num_warps": (4, 8),
         "num_stages": (2, 3, 4, 5, 6, 8),
@@ -160,6 +164,7 @@ def _classes_of(schemes: Iterable[Quantization]) -> list[ShapeClass]:
         )
         for scheme in schemes
         for rows in (16, 32, 64)
+        if rows > MOST_ROWS or not are_words(scheme)
     }
     return [{"rows": rows, "bits": bits, "span": span, "x_bits": 16} for rows, bits, span in sorted(found)]
 
@@ -202,7 +207,6 @@ def product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    IN_ORDER: tl.constexpr,
 ):
     """Weights only: entries become numbers of the type of ``x``; a part has turns of its own."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -229,7 +233,6 @@ def product_kernel(
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
-        IN_ORDER,
     )
     present = in_x[:, None] & in_weight[None, :]
     finish(result, row, column, present, bias, residual, out, parts, part, num_rows, OUT)
@@ -299,13 +302,16 @@ def multiply(
     x: torch.Tensor,
     weight: torch.Tensor,
     scales: torch.Tensor,
-    zeros: torch.Tensor,
+    zeros: torch.Tensor | None,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     out: torch.Tensor,
     shape: Shape,
 ) -> None:
-    """``out = x @ entries.T + bias + residual`` for contiguous activations ``[n, in_features]`` as they are."""
+    """``out = x @ entries.T + bias + residual`` for contiguous activations ``[n, in_features]`` as they are.
+
+    Of 4 bits, ``weight`` has ``words`` and ``scales`` the zeros, too.
+    """
     parts = parts_of(shape.PARTS, out)
     product.launch(
         _grid(len(x), shape),
@@ -351,6 +357,7 @@ def multiply_rounded(
         len(x.q),
         **shape.constants,
         **shape.warps,
+        IN_ORDER=takes_in_order(shape.BLOCK_M, x.q.device),
         X_GROUP=x.group,
         X_GROUPS=x.scales.shape[1],
     )
@@ -381,7 +388,7 @@ def _shapes(family: str, rounded: bool) -> list[tuple[Shape, Quantization, torch
         if bool(scheme.activation_bits) == rounded:
             for dtype in (torch.bfloat16, torch.float16):
                 for out_features, in_features in _LAYERS:
-                    for num_rows in (1, 32, 64, 1024):
+                    for num_rows in (MOST_ROWS + 1, 64, 1024) if are_words(scheme) else (1, 32, 64, 1024):
                         shape = Shape.choose(num_rows, out_features, in_features, scheme, dtype, family)
                         found.append((shape, scheme, dtype))
     return list(dict.fromkeys(found))
@@ -389,7 +396,7 @@ def _shapes(family: str, rounded: bool) -> list[tuple[Shape, Quantization, torch
 
 def _product_configurations(family: str) -> list[Configuration]:
     found = [
-        Configuration({"x": pointer(dtype), **_common(dtype, shape)}, shape.constants, **shape.warps)
+        Configuration({"x": pointer(dtype), **_common(dtype, shape), **_kept(shape)}, shape.constants, **shape.warps)
         for shape, _, dtype in _shapes(family, rounded=False)
     ]
     return list({configuration.label: configuration for configuration in found}.values())
@@ -400,9 +407,14 @@ def _rounded_configurations(family: str) -> list[Configuration]:
     for shape, scheme, dtype in _shapes(family, rounded=True):
         types = {"q": "*i8", "x_scales": "*fp32", "x_sums": "*i32", **_common(dtype, shape)}
         group = scheme.activation_group
-        constants = {**shape.constants, "X_GROUP": group, "X_GROUPS": -(-shape.IN // group)}
+        constants = {**shape.constants, "IN_ORDER": takes_in_order(shape.BLOCK_M, family)}
+        constants |= {"X_GROUP": group, "X_GROUPS": -(-shape.IN // group)}
         found.append(Configuration(types, constants, **shape.warps))
     return list({configuration.label: configuration for configuration in found}.values())
+
+
+def _kept(shape: Shape) -> dict[str, str | None]:
+    return {"scales": "*i32", "zeros": None} if shape.BITS == 4 else {}
 
 
 def _common(dtype: torch.dtype, shape: Shape) -> dict[str, str | None]:

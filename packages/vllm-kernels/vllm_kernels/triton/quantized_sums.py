@@ -3,10 +3,13 @@
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton import words as order_of_words
 from vllm_kernels.triton.device import family_of
 from vllm_kernels.triton.kernel import power_of_two
 from vllm_kernels.triton.tuning import Where
+from vllm_kernels.triton.words import byte_of_rows, in_order, without_effect
 
+LOWEST = tl.constexpr(order_of_words.LOWEST)
 OF_1024 = tl.constexpr(0x6400)
 """The bits of 1024 in half precision: small integers among the lowest bits are added to it."""
 OF_128 = tl.constexpr(0x4300)
@@ -22,13 +25,13 @@ def span_of(columns: int, bits: int, by_bytes: bool) -> int:
 
 
 def bytes_of_row(columns: int, bits: int) -> int:
-    """Of a row of the weight. Those of 4 bits are whole words: eight columns each, the first in the lowest bits."""
+    """Of a row of the weight that meets bytes. Of 4 bits it is whole words, two columns a byte, the even one below."""
     return -(-columns // 8) * 4 if bits == 4 else columns
 
 
 def takes_in_order(block_m: int, where: Where) -> bool:
-    """Whether ``add_product_of_columns`` should have entries in order: from Hopper on, tiles of 64 rows and more are
-    multiplied by instructions that read them from shared memory.
+    """Whether products should have entries of 4 bits, but ``words``, in order: from Hopper on, tiles of 64 rows
+    and more are multiplied by instructions that read them from shared memory.
     """
     return block_m >= 64 and (where if isinstance(where, str) else family_of(where)) != "sm_80"
 
@@ -40,21 +43,23 @@ def group_value(table, column, group, present, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def zero_number(zeros, column, group, present, GROUPS: tl.constexpr, x):
-    """Of the rows ``column`` of the weight: their zero of one group, as ``two_columns`` subtracts it, ``[BLOCK_N]``."""
-    zero = tl.load(zeros + column.to(tl.int64) * GROUPS + group, mask=present, other=0)
+def zero_and_scale(table, place, present, x):
+    """Entries ``place`` of a table of ``words.with_zeros``: zeros, as ``two_columns`` subtracts them, and scales."""
+    both = tl.load(table + place, mask=present, other=0)
+    scale = (both & ~LOWEST).to(tl.float32, bitcast=True)
+    zero = both & LOWEST
     if x.dtype.element_ty == tl.float32:
-        result = zero.to(tl.float32)
+        number = zero.to(tl.float32)
     elif x.dtype.element_ty == tl.float16:
-        result = (zero.to(tl.uint16) | OF_1024).to(tl.float16, bitcast=True)
+        number = (zero | OF_1024).to(tl.uint16).to(tl.float16, bitcast=True)
     else:
-        result = (zero.to(tl.uint16) | OF_128).to(tl.bfloat16, bitcast=True)
-    return result
+        number = (zero | OF_128).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return number, scale
 
 
 @triton.jit
 def two_columns(words, zero, x, NUMBER: tl.constexpr):
-    """Columns NUMBER and NUMBER + 4 of the eight of 4 bits in each word, less ``zero``, in the type ``x`` points to.
+    """Entries NUMBER of the lower and of the upper half of each word, less ``zero``, in the type ``x`` points to.
 
     Of 16 bits, both are made at once: an integer among the lowest bits of 1024 (or 128) is added to it, and one
     subtraction, which is exact, takes that away again together with the zero. The upper one comes first, as the
@@ -76,75 +81,13 @@ def two_columns(words, zero, x, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def add_product_of_columns(
-    total,
-    values,
-    lower_0,
-    upper_0,
-    lower_1,
-    upper_1,
-    lower_2,
-    upper_2,
-    lower_3,
-    upper_3,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    IN_ORDER: tl.constexpr,
-):
-    """``total`` and ``values`` ``[BLOCK_M, BLOCK_K]`` by columns 0 (``lower_0``) to 7 (``upper_3``) of the eight in
-    each word, ``[BLOCK_K / 8, BLOCK_N]`` each: fp32 sums.
-
-    IN_ORDER: entries are put in the order of columns, for products that take them from shared memory. Otherwise
-    the activations are put in that of the entries, so that these stay in the registers that their word was in.
-    """
-    if IN_ORDER:
-        lower = tl.join(tl.join(lower_0, lower_1), tl.join(lower_2, lower_3))
-        upper = tl.join(tl.join(upper_0, upper_1), tl.join(upper_2, upper_3))
-        # [word, row, bit 0 of the column, bit 1, bit 2]
-        entries = tl.reshape(tl.permute(tl.join(lower, upper), (0, 4, 3, 2, 1)), [BLOCK_K, BLOCK_N])
-        total = tl.dot(values, entries, total, input_precision="ieee")
-    else:
-        by_bits = tl.permute(tl.reshape(values, [BLOCK_M, BLOCK_K // 8, 2, 2, 2]), (0, 1, 2, 4, 3))
-        first, second = tl.split(by_bits)
-        if BLOCK_K == 32:
-            total = add_half(total, first, lower_0, upper_0, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
-            total = add_half(total, second, lower_2, upper_2, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
-        else:
-            x_0, x_1 = tl.split(first)
-            x_2, x_3 = tl.split(second)
-            total = add_quarter(total, x_0, lower_0, upper_0, BLOCK_M, BLOCK_N, BLOCK_K)
-            total = add_quarter(total, x_1, lower_1, upper_1, BLOCK_M, BLOCK_N, BLOCK_K)
-            total = add_quarter(total, x_2, lower_2, upper_2, BLOCK_M, BLOCK_N, BLOCK_K)
-            total = add_quarter(total, x_3, lower_3, upper_3, BLOCK_M, BLOCK_N, BLOCK_K)
-    return total
-
-
-@triton.jit
-def add_quarter(total, values, lower, upper, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """``total`` and the product of ``values`` ``[BLOCK_M, BLOCK_K / 8, 2]`` by the two columns of each word."""
-    entries = tl.reshape(tl.permute(tl.join(lower, upper), (0, 2, 1)), [BLOCK_K // 4, BLOCK_N])
-    return tl.dot(tl.reshape(values, [BLOCK_M, BLOCK_K // 4]), entries, total, input_precision="ieee")
-
-
-@triton.jit
-def add_half(
-    total,
-    values,
-    lower_0,
-    upper_0,
-    lower_1,
-    upper_1,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """``total`` and the product of ``values`` ``[BLOCK_M, BLOCK_K / 8, 2, 2]`` by four columns of each word: where a
-    quarter has less than a product takes.
-    """
-    four = tl.join(tl.join(lower_0, upper_0), tl.join(lower_1, upper_1))  # [word, row, bit 2 of the column, bit 0]
-    entries = tl.reshape(tl.permute(four, (0, 2, 3, 1)), [BLOCK_K // 2, BLOCK_N])
-    return tl.dot(tl.reshape(values, [BLOCK_M, BLOCK_K // 2]), entries, total, input_precision="ieee")
+def entries_of_words(words, zero, x, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``words [BLOCK_N, BLOCK_K / 8]`` -> their columns less ``zero``, ``[BLOCK_N, BLOCK_K]``, in the type of ``x``."""
+    lower_0, upper_0 = two_columns(words, zero, x, 0)
+    lower_1, upper_1 = two_columns(words, zero, x, 1)
+    lower_2, upper_2 = two_columns(words, zero, x, 2)
+    lower_3, upper_3 = two_columns(words, zero, x, 3)
+    return in_order(lower_0, upper_0, lower_1, upper_1, lower_2, upper_2, lower_3, upper_3, BLOCK_N, BLOCK_K)
 
 
 @triton.jit
@@ -165,72 +108,62 @@ def sum_of_weights_only(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    IN_ORDER: tl.constexpr,
 ):
     """A tile of fp32 sums: rows at ``x_row`` (pointers ``[BLOCK_M]``) by the rows ``column`` of the weight.
 
     Entries become numbers of the type of ``x``, and are multiplied as such. The loop goes group by group in turns of
     BLOCK_K columns, here those from ``first`` to ``last``, so that a turn has one scale for each row of the weight,
-    which its sum is multiplied by. Rows of 4 bits are read as words of eight columns. ``IN_ORDER``: see
-    ``add_product_of_columns``.
+    which its sum is multiplied by. Rows of 4 bits are ``words``, and ``scales`` has their zeros, too.
+
+    The weight is the left operand, which tensor cores take from registers, where its entries are made; activations are
+    the right one, which they take as memory has it.
     """
-    ROW: tl.constexpr = (IN + 7) // 8 * 4 if BITS == 4 else IN
+    WORDS: tl.constexpr = (IN + 7) // 8
     TURNS: tl.constexpr = (GROUP + BLOCK_K - 1) // BLOCK_K
     # Only where turns may end early, columns are masked: what is loaded by whole vectors is prefetched.
     WHOLE: tl.constexpr = GROUP % BLOCK_K == 0 and IN % GROUP == 0
-    result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    result = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     place = tl.arange(0, BLOCK_K)
+    byte = byte_of_rows(weight, BLOCK_N)
+    if BITS == 8 and GROUPS == 1:
+        zero_of_row = group_value(zeros, column, 0, in_weight, GROUPS)
+        scale_of_row = group_value(scales, column, 0, in_weight, GROUPS)
     for turn in range(first, last):
         group = turn // TURNS
         start = group * GROUP + (turn % TURNS) * BLOCK_K
         left = GROUP - (turn % TURNS) * BLOCK_K
         if IN % GROUP != 0:
             left = tl.minimum(left, IN - start)
-        x_place = x_row[:, None] + (start + place)[None, :]
+        x_place = x_row[None, :] + (start + place)[:, None]
         if WHOLE:
-            values = tl.load(x_place, mask=in_x[:, None], other=0.0)
+            values = tl.load(x_place, mask=in_x[None, :], other=0.0)
         else:
-            values = tl.load(x_place, mask=in_x[:, None] & (place < left)[None, :], other=0.0)
+            values = tl.load(x_place, mask=in_x[None, :] & (place < left)[:, None], other=0.0)
         if BITS == 8:
-            weight_place = weight + column[None, :].to(tl.int64) * ROW + (start + place)[:, None]
+            weight_place = weight + column[:, None].to(tl.int64) * IN + (start + place)[None, :]
             if WHOLE:
-                entries = tl.load(weight_place, mask=in_weight[None, :], other=0)
+                entries = tl.load(weight_place, mask=in_weight[:, None], other=0)
             else:
-                entries = tl.load(weight_place, mask=(place < left)[:, None] & in_weight[None, :], other=0)
-            zero = group_value(zeros, column, group, in_weight, GROUPS)
-            w = (entries.to(tl.float32) - zero[None, :]).to(x_row.dtype.element_ty)
-            product = tl.dot(values, w, input_precision="ieee")
+                entries = tl.load(weight_place, mask=(place < left)[None, :] & in_weight[:, None], other=0)
+            if GROUPS == 1:
+                zero, scale = zero_of_row, scale_of_row
+            else:
+                zero = group_value(zeros, column, group, in_weight, GROUPS)
+                scale = group_value(scales, column, group, in_weight, GROUPS)
+            w = (entries.to(tl.float32) - zero[:, None]).to(x_row.dtype.element_ty)
         else:
-            word = tl.arange(0, BLOCK_K // 8)
-            row = weight.to(tl.pointer_type(tl.uint32)) + column[None, :].to(tl.int64) * (ROW // 4)
-            word_place = row + (start // 8 + word)[:, None]
+            row = weight.to(tl.pointer_type(tl.uint32)) + column[:, None].to(tl.int64) * WORDS
+            word = start // 8 + tl.arange(0, BLOCK_K // 8)
+            # Words of the next group meet activations that are 0.
             if WHOLE:
-                words = tl.load(word_place, mask=in_weight[None, :], other=0)
+                words = tl.load(row + word[None, :], mask=in_weight[:, None], other=0)
             else:
-                words = tl.load(word_place, mask=(8 * word < left)[:, None] & in_weight[None, :], other=0)
-            zero = zero_number(zeros, column, group, in_weight, GROUPS, x_row)
-            lower_0, upper_0 = two_columns(words, zero[None, :], x_row, 0)
-            lower_1, upper_1 = two_columns(words, zero[None, :], x_row, 1)
-            lower_2, upper_2 = two_columns(words, zero[None, :], x_row, 2)
-            lower_3, upper_3 = two_columns(words, zero[None, :], x_row, 3)
-            product = add_product_of_columns(
-                tl.zeros([BLOCK_M, BLOCK_N], tl.float32),
-                values,
-                lower_0,
-                upper_0,
-                lower_1,
-                upper_1,
-                lower_2,
-                upper_2,
-                lower_3,
-                upper_3,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
-                IN_ORDER,
-            )
-        result += product * group_value(scales, column, group, in_weight, GROUPS)[None, :]
-    return result
+                words = tl.load(row + word[None, :], mask=(word < WORDS)[None, :] & in_weight[:, None], other=0)
+            zero, scale = zero_and_scale(scales, column.to(tl.int64) * GROUPS + group, in_weight, x_row)
+            words = words | without_effect(byte[:, None])
+            w = entries_of_words(words, zero[:, None], x_row, BLOCK_N, BLOCK_K)
+        result += tl.dot(w, values, input_precision="ieee") * scale[:, None]
+    return tl.trans(result)
 
 
 @triton.jit
@@ -319,7 +252,7 @@ def sum_of_bytes(
 
     Sums of a group of activations are exact integers; the groups from ``first_group`` to ``last_group`` are added in
     fp32, in order. ``sum(x_q (q - zero)) = sum(x_q (q - c)) + (c - zero) sum(x_q)``, where ``q - c`` is a signed byte.
-    ``IN_ORDER``: of 4 bits, see ``add_product_of_columns``.
+    ``IN_ORDER``: see ``takes_in_order``.
     """
     ROW: tl.constexpr = (IN + 7) // 8 * 4 if BITS == 4 else IN
     CENTRE: tl.constexpr = 128 if BITS == 8 else 0
@@ -330,12 +263,26 @@ def sum_of_bytes(
     # One loop: a loop in a loop would begin to prefetch anew for each group.
     TURNS: tl.constexpr = (X_GROUP + BLOCK_K - 1) // BLOCK_K
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    if GROUPS == 1:
+        zero_of_row = group_value(zeros, column, 0, in_weight, GROUPS)
+        scale_of_row = group_value(scales, column, 0, in_weight, GROUPS)
     for turn in range(first_group * TURNS, last_group * TURNS):
         x_group = turn // TURNS
         start = x_group * X_GROUP + (turn % TURNS) * BLOCK_K
         left = X_GROUP - (turn % TURNS) * BLOCK_K
         if IN % X_GROUP != 0:
             left = tl.minimum(left, IN - start)
+        # What ends a group is asked for before the product, which hides the time that it takes to come.
+        ends = turn % TURNS == TURNS - 1
+        place = row.to(tl.int64) * X_GROUPS + x_group
+        x_sum = tl.load(x_sums + place, mask=in_x & ends, other=0).to(tl.float32)
+        x_scale = tl.load(x_scales + place, mask=in_x & ends, other=0.0)
+        if GROUPS == 1:
+            zero, scale = zero_of_row, scale_of_row
+        else:
+            group = x_group * X_GROUP // GROUP
+            zero = group_value(zeros, column, group, in_weight & ends, GROUPS)
+            scale = group_value(scales, column, group, in_weight & ends, GROUPS)
         total = add_product_of_bytes(
             total,
             q_place,
@@ -351,14 +298,9 @@ def sum_of_bytes(
             BLOCK_K,
             IN_ORDER,
         )
-        if turn % TURNS == TURNS - 1:
-            group = x_group * X_GROUP // GROUP
-            place = row.to(tl.int64) * X_GROUPS + x_group
-            x_sum = tl.load(x_sums + place, mask=in_x, other=0).to(tl.float32)
-            x_scale = tl.load(x_scales + place, mask=in_x, other=0.0)
-            shift = CENTRE - group_value(zeros, column, group, in_weight, GROUPS)
+        if ends:
             # Both below 2^24, so that the sum is exact in fp32.
-            exact = total.to(tl.float32) + x_sum[:, None] * shift[None, :]
-            result += exact * (x_scale[:, None] * group_value(scales, column, group, in_weight, GROUPS)[None, :])
+            exact = total.to(tl.float32) + x_sum[:, None] * (CENTRE - zero)[None, :]
+            result += exact * (x_scale[:, None] * scale[None, :])
             total = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
     return result
