@@ -1,4 +1,4 @@
-"""Products of few rows in 16 bits, with all that is part of them, beside torch's operations one after the other."""
+"""Products of few rows, with all that is part of them, beside torch's operations in 16 bits one after the other."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional
 
 from vllm_kernels.benchmarks.case import Case, Sizes
-from vllm_kernels.linear_weight import RowNorm
+from vllm_kernels.linear_weight import LinearWeight, RowNorm
 from vllm_kernels.ops.linear import fill, gated_linear, linear, new_weight
+from vllm_kernels.ops.quantization import new_weight as new_quantized_weight
+from vllm_kernels.quantized_weight import QuantizedWeight
 
 EPS = 1e-6
 
@@ -21,35 +23,52 @@ def cases(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> Iterator[Ca
         yield gated(rows, sizes(14336, 56), large, device, dtype)
         yield added(rows, large, sizes(14336, 200), device, dtype)
     yield added(1, sizes(128256, 300), large, device, dtype)
+    for rows in (1, 16):
+        yield gated(rows, sizes(14336, 56), large, device, dtype, group=128)
+        yield added(rows, large, sizes(14336, 200), device, dtype, group=128)
 
 
-def added(rows: int, out_features: int, in_features: int, device: torch.device, dtype: torch.dtype) -> Case:
-    """``x W^T`` and a residual: projections out of attention and feed-forward layers."""
+def added(
+    rows: int,
+    out_features: int,
+    in_features: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    group: int | None = None,
+) -> Case:
+    """``x W^T`` and a residual: projections out of attention and feed-forward layers. ``group``: see ``_weight``."""
     x, dense = _numbers(rows, in_features, device, dtype), _numbers(out_features, in_features, device, dtype)
     residual = _numbers(rows, out_features, device, dtype)
-    weight = new_weight(out_features, in_features, dtype, device)
-    fill(weight, dense)
+    weight = _weight(dense, group, gated=False)
     return Case(
-        "projection and residual",
+        f"projection and residual{_said(group)}",
         f"{rows} x {out_features} x {in_features}",
         lambda: linear(x, weight, residual=residual),
         lambda result: result,
-        lambda: x.double() @ dense.double().T + residual.double(),
+        lambda: x.double() @ _matrix(weight, dense).T + residual.double(),
         5e-3,
-        dense.nbytes + x.nbytes + 2 * residual.nbytes,
+        weight.nbytes + x.nbytes + 2 * residual.nbytes,
         2 * rows * out_features * in_features,
         peer=lambda: functional.linear(x, dense) + residual,
         peer_name="cuBLAS and a sum",
     )
 
 
-def gated(rows: int, out_features: int, in_features: int, device: torch.device, dtype: torch.dtype) -> Case:
-    """``silu(norm(x) G^T) * (norm(x) V^T)``: the first half of a feed-forward layer."""
+def gated(
+    rows: int,
+    out_features: int,
+    in_features: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    group: int | None = None,
+) -> Case:
+    """``silu(norm(x) G^T) * (norm(x) V^T)``: the first half of a feed-forward layer. ``group``: see ``_weight``."""
     x, dense = _numbers(rows, in_features, device, dtype), _numbers(2 * out_features, in_features, device, dtype)
     dense /= in_features**0.5
     norm = RowNorm(_numbers(1, in_features, device, dtype)[0], EPS)
-    weight = new_weight(2 * out_features, in_features, dtype, device, gated=True)
-    fill(weight, dense)
+    weight = _weight(dense, group, gated=True)
 
     def by_torch() -> torch.Tensor:
         gate, value = functional.linear(functional.rms_norm(x, (in_features,), norm.weight, EPS), dense).chunk(2, -1)
@@ -58,21 +77,45 @@ def gated(rows: int, out_features: int, in_features: int, device: torch.device, 
     def exact() -> torch.Tensor:
         wide = x.double()
         normed = wide * (wide.square().mean(1, keepdim=True) + EPS).rsqrt() * norm.weight.double()
-        gate, value = (normed @ dense.double().T).chunk(2, -1)
+        gate, value = (normed @ _matrix(weight, dense).T).chunk(2, -1)
         return functional.silu(gate) * value
 
     return Case(
-        "norm, projection and gate",
+        f"norm, projection and gate{_said(group)}",
         f"{rows} x {out_features} x {in_features}",
         lambda: gated_linear(x, weight, "silu", norm=norm),
         lambda result: result,
         exact,
         1e-2,
-        dense.nbytes + x.nbytes + rows * out_features * x.itemsize,
+        weight.nbytes + x.nbytes + rows * out_features * x.itemsize,
         4 * rows * out_features * in_features,
         peer=by_torch,
         peer_name="torch's four",
     )
+
+
+def _weight(dense: torch.Tensor, group: int | None, *, gated: bool) -> LinearWeight:
+    """In its own type, or in 4 bits with a scale for each ``group`` of columns."""
+    rows, columns = dense.shape
+    if group is None:
+        weight = new_weight(rows, columns, dense.dtype, dense.device, gated=gated)
+    else:
+        weight = new_quantized_weight(
+            rows, columns, dense.dtype, dense.device, bits=4, group_size=group, activation_bits=None, gated=gated
+        )
+    fill(weight, dense)
+    return weight
+
+
+def _matrix(weight: LinearWeight, dense: torch.Tensor) -> torch.Tensor:
+    """What a weight stands for, in float64."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.rows(torch.arange(len(dense), device=dense.device)).double()
+    return dense.double()
+
+
+def _said(group: int | None) -> str:
+    return "" if group is None else ", int4 weights"
 
 
 def _numbers(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

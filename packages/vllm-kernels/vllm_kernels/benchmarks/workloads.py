@@ -88,7 +88,7 @@ def _projection(rows: int) -> Callable[..., Case]:
     def make(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
         made = gated if shape["gated"] else added
         wide = torch.float32 if shape["x_bits"] == 32 else dtype
-        return made(rows, sizes(shape["out"], 80), sizes(4096, 200), device, wide)
+        return made(rows, sizes(shape["out"], 80), sizes(4096, 256), device, wide, group=shape.get("span"))
 
     return make
 
@@ -109,6 +109,7 @@ _MADE: dict[str, Callable[..., Case]] = {
     "latent_attention_kernel": _latents,
     "one_row_kernel": _projection(1),
     "few_rows_kernel": _projection(16),
+    "quantized_few_rows_kernel": _projection(16),
     "product_kernel": _product(None),
     "rounded_product_kernel": _product(8),
     "fp8_product_kernel": _fp8,
