@@ -22,6 +22,7 @@ NOT_SIMULATED = {
 """Words of a test's name, and why it says nothing here."""
 if not INTERPRETS_ALL:
     NOT_SIMULATED["test_a_compiled_model_says_the_same"] = "the compiler looks into what stands in for kernels"
+    NOT_SIMULATED["test_a_layer_of_few_tokens_is_six_kernels"] = "torch's operators stand in for kernels"
 if facts.TOTAL < LARGE:
     NOT_SIMULATED["test_gpu_memory.py::test_a"] = f"SIMULATED_GPU_BYTES is less than {LARGE}"
 
