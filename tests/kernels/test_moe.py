@@ -380,7 +380,7 @@ def test_mxfp4_checkpoints_are_kept_as_they_are(face):
         fill_projection(projection, blocks[start:end], scales[start:end], start)
     ids = torch.tensor([9, 0, 4])
     assert torch.equal(rows(weight, 1, ids), projection.rows(ids))
-    assert 2 * 10 * 96 * 17 // 32 <= weight.nbytes <= 2 * 10 * (96 * 17 // 32 + 4)
+    assert 2 * 10 * 96 * 17 // 32 <= weight.nbytes <= 2 * 10 * (96 * 17 // 32 + 1)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4 weight only"])

@@ -3,6 +3,7 @@ import torch
 from vllm_kernels.eager import moe as eager
 from vllm_kernels.expert_weight import ExpertWeight, Routing, Scheme
 from vllm_kernels.linear_weight import Activation
+from vllm_kernels.mxfp4_weight import BLOCK
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.moe import rounded_to_fp8
 from vllm_kernels.reference.mxfp4 import numbers, rounded
@@ -11,8 +12,9 @@ from vllm_kernels.triton import moe_route
 from vllm_kernels.triton.device import has_fp8
 from vllm_kernels.triton.kernel import FLOATS
 from vllm_kernels.triton.moe_align import Blocks, align
-from vllm_kernels.triton.moe_product import Rows, Shape, combine, multiply, rows_of_block
-from vllm_kernels.triton.mxfp4 import scale_words, scales_of, tops_of, words_of_scales
+from vllm_kernels.triton.moe_combine import combine
+from vllm_kernels.triton.moe_product import Rows, Shape, multiply, rows_of_block
+from vllm_kernels.triton.mxfp4 import tops_of
 from vllm_kernels.triton.quantized_rounding import round_activations
 from vllm_kernels.triton.quantized_sums import bytes_of_row
 from vllm_kernels.triton.rounded import round_tokens
@@ -43,7 +45,7 @@ class TritonExperts(ExpertWeight):
             self.scales = torch.empty(rows)
         elif scheme == "mxfp4":
             self.entries = torch.empty(*rows, in_features // 2, dtype=torch.uint8)
-            self.scales = torch.empty(*rows, words_of_scales(in_features), dtype=torch.int32)
+            self.scales = torch.empty(*rows, in_features // BLOCK, dtype=torch.uint8)
             self.tops = torch.empty(rows, dtype=torch.uint8)
         elif are_words(scheme):
             self.entries = torch.empty(*rows, 4 * words_of_row(in_features), dtype=torch.uint8)
@@ -79,7 +81,7 @@ class TritonExperts(ExpertWeight):
         self._store(expert, start, entries, scales, None)
 
     def fill_mxfp4(self, expert: int, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
-        self._store(expert, start, entries, scale_words(scales), None)
+        self._store(expert, start, entries, scales, None)
         if self.tops is not None:
             self.tops[expert, start : start + len(entries)] = tops_of(scales)
 
@@ -89,7 +91,7 @@ class TritonExperts(ExpertWeight):
             return entries
         scales = self.scales[expert][ids]
         if self.scheme == "mxfp4":
-            return numbers(entries, scales_of(scales, self.in_features)).to(self.dtype)
+            return numbers(entries, scales).to(self.dtype)
         if not isinstance(self.scheme, Quantization):
             return (entries.float() * scales.unsqueeze(1)).to(self.dtype)
         if self.zeros is None:

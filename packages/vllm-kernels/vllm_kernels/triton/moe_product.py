@@ -1,4 +1,4 @@
-"""Products of the experts with their tokens, and the weighted sum behind them."""
+"""Products of the experts with their tokens."""
 
 import itertools
 from dataclasses import asdict, dataclass
@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 
 from vllm_kernels import batch_invariance
-from vllm_kernels.expert_weight import Routing, Scheme
+from vllm_kernels.expert_weight import Scheme
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.activation import apply_gate
-from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
+from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
 from vllm_kernels.triton.mxfp4 import columns_of_turn
 from vllm_kernels.triton.mxfp4_sums import sum_of_mxfp4
@@ -288,7 +288,7 @@ def expert_product_kernel(
                 weight_row,
                 in_weight,
                 0,
-                (IN + BLOCK_K - 1) // BLOCK_K,
+                IN // BLOCK_K,
                 IN,
                 BLOCK_M,
                 BLOCK_N,
@@ -373,24 +373,6 @@ def expert_product_kernel(
             tl.store(out + target, gated.to(out.dtype.element_ty), mask=in_x[:, None] & (half_column < HALF)[None, :])
 
 
-@triton.jit
-def combine_kernel(
-    made, experts, weights, out, HIDDEN: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """BLOCK columns of one token: what its experts made (``[tokens * TOP, HIDDEN]``), times their weights, in order."""
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    result = tl.zeros([BLOCK], tl.float32)
-    for place in tl.static_range(TOP):
-        pair = token * TOP + place
-        expert = tl.load(experts + pair)
-        known = (expert >= 0) & (expert < EXPERTS)
-        weight = tl.where(known, tl.load(weights + pair).to(tl.float32), 0.0)
-        values = tl.load(made + pair * HIDDEN + column, mask=column < tl.where(known, HIDDEN, 0), other=0.0)
-        result += weight * values.to(tl.float32)
-    tl.store(out + token * HIDDEN + column, result.to(out.dtype.element_ty), mask=column < HIDDEN)
-
-
 def multiply(
     x: Rows,
     weight: torch.Tensor,
@@ -425,27 +407,6 @@ def multiply(
         GATE=gate or "none",
         GROUP_M=BLOCKS_OF_A_GROUP,
     )
-
-
-def combine(made: torch.Tensor, routing: Routing, num_experts: int, out: torch.Tensor) -> None:
-    """The weighted sum of what experts made of each token: ``[n * top_k, hidden]`` -> ``out`` ``[n, hidden]``."""
-    count, hidden = out.shape
-    block = _combine_block(hidden)
-    combination.launch(
-        (count, -(-hidden // block)),
-        made,
-        routing.experts.contiguous(),
-        routing.weights.contiguous(),
-        out,
-        HIDDEN=hidden,
-        TOP=routing.experts.shape[1],
-        EXPERTS=num_experts,
-        BLOCK=block,
-    )
-
-
-def _combine_block(hidden: int) -> int:
-    return min(power_of_two(hidden), 1024)
 
 
 MODELS = (
@@ -498,7 +459,7 @@ def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_ro
     if scheme == "fp8":
         types |= {"x": "*fp8e4nv", "x_scales": "*fp32", "weight": "*fp8e4nv", "scales": "*fp32"}
     elif scheme == "mxfp4":
-        types |= {"weight": "*u8", "scales": "*i32", "tops": "*u8", "bias": kind}
+        types |= {"weight": "*u8", "scales": "*u8", "tops": "*u8", "bias": kind}
     elif scheme is not None:
         types |= {"weight": "*u8", "scales": "*fp32", "zeros": "*u8"}
         if scheme.activation_bits:
@@ -509,16 +470,4 @@ def _configuration(shape: Shape, scheme: Scheme, dtype: torch.dtype, pairs_of_ro
     return Configuration(types, constants, shape.num_warps, shape.num_stages)
 
 
-def _combine_configurations(family: str) -> list[Configuration]:
-    return [
-        Configuration(
-            {"made": pointer(dtype), "experts": "*i32", "weights": "*fp32", "out": pointer(dtype)},
-            {"HIDDEN": hidden, "TOP": top_k, "EXPERTS": experts, "BLOCK": _combine_block(hidden)},
-        )
-        for dtype in FLOATS
-        for experts, top_k, hidden, _ in (*MODELS, GPT_OSS)
-    ]
-
-
 expert_product = Kernel(expert_product_kernel, _product_configurations)
-combination = Kernel(combine_kernel, _combine_configurations)

@@ -12,7 +12,7 @@ import triton.language as tl
 from vllm_kernels import batch_invariance
 from vllm_kernels.eager import mxfp4 as eager
 from vllm_kernels.linear_weight import Activation, LinearWeight
-from vllm_kernels.mxfp4_weight import BLOCK, NAN_SCALE, Mxfp4Weight
+from vllm_kernels.mxfp4_weight import NAN_SCALE, Mxfp4Weight
 from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.device import multiprocessors
@@ -72,10 +72,9 @@ class Shape:
 
 
 def columns_of_turn(in_features: int, block_m: int, dtype: torch.dtype) -> int:
-    """128 with few rows, so that a turn has all the scales of a word; else 64 or 32, so that none is left over."""
-    if block_m <= 32 and dtype != torch.float32 and in_features >= 128:
-        return 128
-    return 64 if in_features % 64 == 0 else 32
+    """32 to 128, so that few are left over at the end."""
+    most = 128 if block_m <= 32 and dtype != torch.float32 else 64
+    return next((size for size in (128, 64, 32) if size <= most and in_features % size == 0), 32)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -96,13 +95,13 @@ def mxfp4_product_kernel(
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
 ):
-    """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales as
-    ``scale_words`` has them, tops ``[OUT]``), one part of the columns.
+    """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales
+    ``[OUT, IN / 32]``, tops ``[OUT]``), one part of the columns.
     """
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
-    TURNS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
+    TURNS: tl.constexpr = IN // BLOCK_K
     turns_of_part = tl.cdiv(TURNS, tl.num_programs(2))
     in_x = row < num_rows
     in_weight = column < OUT
@@ -131,18 +130,17 @@ class TritonMxfp4Weight(Mxfp4Weight):
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, *, gated: bool = False) -> None:
         super().__init__(out_features, in_features, dtype, gated=gated)
-        self.scales = torch.empty(out_features, words_of_scales(in_features), dtype=torch.int32)
         self.tops = torch.empty(out_features, dtype=torch.uint8)
 
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         self.fill_mxfp4(*rounded(rows), start)
 
     def fill_mxfp4(self, entries: torch.Tensor, scales: torch.Tensor, start: int) -> None:
-        super().fill_mxfp4(entries, scale_words(scales), start)
+        super().fill_mxfp4(entries, scales, start)
         self.tops[start : start + len(entries)] = tops_of(scales)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return numbers(self.entries[ids], scales_of(self.scales[ids], self.in_features)).to(self.dtype)
+        return numbers(self.entries[ids], self.scales[ids]).to(self.dtype)
 
     def multiply(
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
@@ -179,21 +177,6 @@ def new_weight(out_features: int, in_features: int, dtype: torch.dtype, gated: b
     return TritonMxfp4Weight(out_features, in_features, dtype, gated=gated)
 
 
-def words_of_scales(in_features: int) -> int:
-    """Of a row: four scales a word."""
-    return -(-in_features // (4 * BLOCK))
-
-
-def scale_words(scales: torch.Tensor) -> torch.Tensor:
-    """Scales uint8 ``[n, k / 32]`` -> int32 ``[n, words]``: loads of a byte could not be prefetched."""
-    return torch.nn.functional.pad(scales, (0, -scales.shape[1] % 4)).contiguous().view(torch.int32)
-
-
-def scales_of(words: torch.Tensor, in_features: int) -> torch.Tensor:
-    """The scales that ``scale_words`` made words of."""
-    return words.contiguous().view(torch.uint8)[:, : in_features // BLOCK]
-
-
 def tops_of(scales: torch.Tensor) -> torch.Tensor:
     """The greatest scale of each row ``[.., n]``, leaving out NaN, and at least 1, which is a normal number of fp32."""
     return scales.where(scales != NAN_SCALE, 0).amax(dim=-1).clamp(min=1)
@@ -216,7 +199,7 @@ def _shapes(family: str) -> list[tuple[Shape, torch.dtype]]:
 def _product_configurations(family: str) -> list[Configuration]:
     found = []
     for shape, dtype in _shapes(family):
-        types: dict[str, str | None] = {"x": pointer(dtype), "weight": "*u8", "scales": "*i32", "tops": "*u8"}
+        types: dict[str, str | None] = {"x": pointer(dtype), "weight": "*u8", "scales": "*u8", "tops": "*u8"}
         types |= {"bias": None, "residual": pointer(dtype), "out": pointer(dtype)}
         types |= {"parts": "*fp32" if shape.PARTS > 1 else None, "num_rows": "i32"}
         found.append(Configuration(types, shape.constants, **shape.warps))

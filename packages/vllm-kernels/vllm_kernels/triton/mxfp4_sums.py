@@ -135,28 +135,26 @@ def sum_of_mxfp4(
     IN_ORDER: tl.constexpr,
 ):
     """A tile of fp32 sums: rows at ``x_row`` (pointers ``[BLOCK_M]``) by the rows ``column`` of the weight, in turns of
-    BLOCK_K columns, here those from ``first`` to ``last``. A word of ``scales`` has those of four blocks.
+    BLOCK_K columns, here those from ``first`` to ``last``.
 
     Entries are relative to the greatest scale of their row (``tops``) until they are summed, so that none is out of
     the range of half precision. ``IN_ORDER``: see ``add_product_of_columns``.
     """
+    GROUPS: tl.constexpr = BLOCK_K // 32
     WORDS: tl.constexpr = BLOCK_K // 8
     result = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     weight_row = weight.to(tl.pointer_type(tl.uint32)) + column[None, :].to(tl.int64) * (IN // 8)
-    scale_row = scales + column.to(tl.int64) * ((IN + 127) // 128)
+    scale_row = scales + column[None, :].to(tl.int64) * (IN // 32)
     top = tl.load(tops + column, mask=in_weight, other=1).to(tl.int32)
     for turn in range(first, last):
         k = turn * BLOCK_K + tl.arange(0, BLOCK_K)
         word = turn * WORDS + tl.arange(0, WORDS)
-        if IN % BLOCK_K == 0:
-            values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None], other=0.0)
-            words = tl.load(weight_row + word[:, None], mask=in_weight[None, :], other=0)
-        else:
-            values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None] & (k < IN)[None, :], other=0.0)
-            words = tl.load(weight_row + word[:, None], mask=in_weight[None, :] & (word < IN // 8)[:, None], other=0)
-        # A turn has one, two or all of a word's scales; a block of entries is four words.
-        four = tl.load(scale_row + turn * BLOCK_K // 128, mask=in_weight, other=0)
-        factor = factor_of((four[None, :] >> (word // 4 % 4 * 8)[:, None]) & 0xFF, top[None, :], x_row)
+        group = turn * GROUPS + tl.arange(0, GROUPS)
+        values = tl.load(x_row[:, None] + k[None, :], mask=in_x[:, None], other=0.0)
+        words = tl.load(weight_row + word[:, None], mask=in_weight[None, :], other=0)
+        scale = tl.load(scale_row + group[:, None], mask=in_weight[None, :], other=0).to(tl.int32)
+        factor = factor_of(scale, top[None, :], x_row)
+        factor = tl.reshape(tl.broadcast_to(factor[:, None, :], [GROUPS, 4, BLOCK_N]), [WORDS, BLOCK_N])
         lower_0, upper_0 = two_numbers(words, factor, x_row, 0)
         lower_1, upper_1 = two_numbers(words, factor, x_row, 1)
         lower_2, upper_2 = two_numbers(words, factor, x_row, 2)

@@ -114,7 +114,7 @@ def most_columns(bits: int, span: int, most: int = 128) -> int:
 
 def _rule(rows: int, bits: int, span: int, x_bits: int) -> Choice:
     # Turns of few columns have little to load, so more of them are under way.
-    stages = (8, 6, 3) if span * bits <= 256 else (5, 4, 3)
+    stages = (8, 6, 3) if span * bits <= 256 else (5, 5 if bits == 4 else 4, 3)
     return {
         "BLOCK_N": most_columns(bits, span),
         "BLOCK_K": min(span, 64) if x_bits == 32 else span,

@@ -124,8 +124,9 @@ def sum_of_weights_only(
     WHOLE: tl.constexpr = GROUP % BLOCK_K == 0 and IN % GROUP == 0
     result = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     place = tl.arange(0, BLOCK_K)
-    byte = byte_of_rows(weight, BLOCK_N)
-    if BITS == 8 and GROUPS == 1:
+    if BITS == 4:
+        byte = byte_of_rows(weight, BLOCK_N)
+    elif GROUPS == 1:
         zero_of_row = group_value(zeros, column, 0, in_weight, GROUPS)
         scale_of_row = group_value(scales, column, 0, in_weight, GROUPS)
     for turn in range(first, last):
