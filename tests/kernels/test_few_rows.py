@@ -1,15 +1,13 @@
 """Products of few rows on a GPU: values, what is part of them, and where they end."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
+from tests.kernels.gates import GATES
 from vllm_kernels.backend import use_face
-from vllm_kernels.linear_weight import Activation, LinearWeight, RowNorm
+from vllm_kernels.linear_weight import LinearWeight, RowNorm
 from vllm_kernels.ops.linear import fill, gated_linear, linear, new_weight
 
 pytest.importorskip("triton")
@@ -20,11 +18,6 @@ from vllm_kernels.triton.kernel import recorded
 pytestmark = pytest.mark.triton
 EPS = 1e-5
 ROUNDING = {torch.float32: 1e-5, torch.float16: 3e-3}
-GATES: dict[Activation, Any] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-}
 
 
 @pytest.fixture(autouse=True)

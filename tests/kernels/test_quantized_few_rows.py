@@ -1,16 +1,14 @@
 """Products of few rows by weights of 4 bits on a GPU: values, what is part of them, and where they end."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
+from tests.kernels.gates import GATES
 from vllm_kernels import batch_invariance
 from vllm_kernels.backend import use_face
-from vllm_kernels.linear_weight import Activation, LinearWeight, RowNorm
+from vllm_kernels.linear_weight import LinearWeight, RowNorm
 from vllm_kernels.ops.linear import gated_linear, linear
 from vllm_kernels.ops.quantization import fill_quantized, new_weight
 
@@ -22,11 +20,6 @@ from vllm_kernels.triton.kernel import recorded
 pytestmark = pytest.mark.triton
 EPS = 1e-5
 KERNEL = "quantized_few_rows_kernel"
-GATES: dict[Activation, Any] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-}
 
 
 @pytest.fixture(autouse=True)

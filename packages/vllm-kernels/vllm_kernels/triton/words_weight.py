@@ -7,10 +7,11 @@ from vllm_kernels.quantized_weight import Quantization, QuantizedWeight
 from vllm_kernels.reference.quantization import kept_scales, quantize
 from vllm_kernels.triton import quantized_few_rows, quantized_product
 from vllm_kernels.triton.activation import gated_by
+from vllm_kernels.triton.few_rows_weight import FewRowsWeight
 from vllm_kernels.triton.words import apart, from_words, to_words, with_zeros, words_of_row
 
 
-class WordsWeight(QuantizedWeight):
+class WordsWeight(FewRowsWeight, QuantizedWeight):
     """Entries as ``words``, and their zeros in the scales, made to numbers in registers, tile by tile."""
 
     def __init__(
@@ -41,7 +42,7 @@ class WordsWeight(QuantizedWeight):
     ) -> torch.Tensor:
         x = self.in_order(x)
         if quantized_few_rows.serves(len(x)):
-            return self._multiply_few(x, bias, residual, out_dtype)
+            return self.multiply_few(x, bias, residual, out_dtype)
         out = x.new_empty(len(x), self.out_features, dtype=out_dtype)
         shape = quantized_product.Shape.choose(
             len(x), self.out_features, self.in_features, self.scheme, x.dtype, x.device
@@ -52,52 +53,22 @@ class WordsWeight(QuantizedWeight):
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         if quantized_few_rows.serves(len(x)):
-            return self._multiply_few(self.in_order(x), bias, None, x.dtype, activation)
+            return self.multiply_few(self.in_order(x), bias, None, x.dtype, activation)
         return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
 
-    def multiply_normed(
-        self,
-        x: torch.Tensor,
-        norm: RowNorm,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-        out_dtype: torch.dtype,
-    ) -> torch.Tensor:
-        if self._takes_norm(x):
-            return self._multiply_few(x, bias, residual, out_dtype, norm=norm)
-        return super().multiply_normed(x, norm, bias, residual, out_dtype)
-
-    def multiply_gated_normed(
-        self, x: torch.Tensor, norm: RowNorm, bias: torch.Tensor | None, activation: Activation
-    ) -> torch.Tensor:
-        if self._takes_norm(x):
-            return self._multiply_few(x, bias, None, x.dtype, activation, norm)
-        return super().multiply_gated_normed(x, norm, bias, activation)
-
-    def _takes_norm(self, x: torch.Tensor) -> bool:
-        """Whether the norm of these rows can be part of their product: its columns are in the order of ``x``."""
+    def takes_norm(self, x: torch.Tensor) -> bool:
+        # Its weights would have to be in the order of the columns, too; and in half precision products may overflow.
         return quantized_few_rows.serves(len(x)) and self.order is None and x.dtype != torch.float16
 
-    def _multiply_few(
+    def multiply_few_into(
         self,
+        out: torch.Tensor,
         x: torch.Tensor,
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
-        out_dtype: torch.dtype,
-        activation: Activation | None = None,
-        norm: RowNorm | None = None,
-    ) -> torch.Tensor:
-        out_features = self.out_features // (1 if activation is None else 2)
-        out = x.new_empty(len(x), out_features, dtype=out_dtype)
+        activation: Activation | None,
+        norm: RowNorm | None,
+    ) -> None:
         quantized_few_rows.multiply(
-            x.contiguous(),
-            self.words,
-            self.scales,
-            self.group,
-            None if bias is None else bias.contiguous(),
-            None if residual is None else residual.contiguous(),
-            out,
-            activation=activation,
-            norm=None if norm is None else norm._replace(weight=norm.weight.contiguous()),
+            x, self.words, self.scales, self.group, bias, residual, out, activation=activation, norm=norm
         )
-        return out
