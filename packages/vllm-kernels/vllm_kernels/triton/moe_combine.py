@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.expert_weight import Routing
+from vllm_kernels.triton import moe_product
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
-from vllm_kernels.triton.moe_product import GPT_OSS, MODELS
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _combine_configurations(family: str) -> list[Configuration]:
             {"HIDDEN": hidden, "TOP": top_k, "EXPERTS": experts, "BLOCK": _combine_block(hidden)},
         )
         for dtype in FLOATS
-        for experts, top_k, hidden, _ in (*MODELS, GPT_OSS)
+        for experts, top_k, hidden, _ in (*moe_product.MODELS, moe_product.GPT_OSS)
     ]
 
 
