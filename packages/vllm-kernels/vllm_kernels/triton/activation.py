@@ -3,6 +3,7 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.eager import activation as eager
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer
 from vllm_kernels.triton.tuning import Choice, Tunable, Work
 
@@ -39,8 +40,9 @@ def apply_gate(gate, value, KIND: tl.constexpr):
 
 
 @triton.jit
-def gated_kernel(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
+def gated_kernel(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr):
     """``out[row] = apply_gate(x[row, :WIDTH], x[row, WIDTH:])`` for one row and BLOCK columns."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     present = column < WIDTH
@@ -50,8 +52,9 @@ def gated_kernel(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.cons
 
 
 @triton.jit
-def plain_kernel(x, out, size, BLOCK: tl.constexpr, KIND: tl.constexpr):
+def plain_kernel(x, out, size, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr):
     """``out = activate(x)`` for BLOCK entries."""
+    wait_for_earlier(PDL)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     present = place < size
     values = tl.load(x + place, mask=present, other=0.0).to(tl.float32)

@@ -19,6 +19,7 @@ from vllm_kernels.triton.attention_plan import (
 )
 from vllm_kernels.triton.attention_turn import LOG2E, attend_to_keys
 from vllm_kernels.triton.cache import factor_type, factors_of, formats_of
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
 
@@ -70,6 +71,7 @@ def attention_kernel(
     BLOCK_D: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One tile of query rows, one KV head, one part of the keys, by online softmax (arXiv:2307.08691).
 
@@ -79,6 +81,7 @@ def attention_kernel(
     ``part_starts`` on. Only keys from ``first_key``
     to before ``last_key`` are seen. Sums of values are times ``v_factor`` where it is given.
     """
+    wait_for_earlier(PDL)
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)

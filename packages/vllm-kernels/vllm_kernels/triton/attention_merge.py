@@ -6,6 +6,7 @@ import triton.language as tl
 
 from vllm_kernels.triton.attention_plan import MOST_PROMPT_SPLITS, MOST_SPLITS
 from vllm_kernels.triton.attention_turn import LOG2E
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
 
 
@@ -27,9 +28,11 @@ def merge_kernel(
     BLOCK_D: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Merge the parts (at most SPLITS) of one token and head: each was weighted relative to the largest score that it
     saw itself."""
+    wait_for_earlier(PDL)
     tile = tl.program_id(0)
     local = tl.load(tile_first + tile) + tl.program_id(1) % TOKENS
     head = tl.program_id(1) // TOKENS

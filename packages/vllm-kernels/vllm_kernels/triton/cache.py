@@ -7,6 +7,7 @@ import triton.language as tl
 from vllm_kernels.cache_format import SCALED, CacheFormat
 from vllm_kernels.eager import cache as eager
 from vllm_kernels.ops.cache import STORAGE, KVCache
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 LARGEST: dict[CacheFormat, float] = {"fp8_e4m3": 448.0, "fp8_e5m2": 57344.0}
@@ -94,8 +95,10 @@ def write_kernel(
     BLOCK_D: tl.constexpr,
     FORMAT: tl.constexpr,
     LARGEST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Keys and values of ROWS heads of one token go to the token's slot; over one scale each, where one is given."""
+    wait_for_earlier(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
@@ -133,8 +136,10 @@ def copy_blocks_kernel(
     SIZE: tl.constexpr,
     ROW: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK of the SIZE entries of one block of keys and of values, and the scales of their rows of ROW entries."""
+    wait_for_earlier(PDL)
     pair = tl.program_id(0)
     source = tl.load(sources + pair)
     target = tl.load(targets + pair)
@@ -169,8 +174,10 @@ def gather_kernel(
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Keys and values of ROWS heads of the token in one slot; zeros where there is no such slot."""
+    wait_for_earlier(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)

@@ -11,10 +11,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vllm_kernels.triton import dependent_launch
 from vllm_kernels.triton.device import SHARED_MEMORY
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.machine_code import Loop, loops_of
 
+_WAIT = "griddepcontrol.wait"
+_OPERATION = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -52,7 +55,7 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int, with_
     where = (kernel.name, configuration.label, target)
     try:
         binary = triton.compile(
-            _source(kernel, configuration),
+            _source(kernel, configuration, target),
             target=GPUTarget("cuda", target, 32),
             options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
         )
@@ -63,13 +66,29 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int, with_
     shared = binary.metadata.shared
     room = SHARED_MEMORY[f"sm_{target}"]
     fault = f"takes {shared} bytes of shared memory, more than the {room} of a program" if shared > room else None
+    if dependent_launch.are_compiled(f"sm_{target}"):
+        fault = fault or fault_of_waiting(binary.asm["ptx"])
     return Compiled(*where, registers=registers, spilled=spilled, shared=shared, error=fault, loops=loops)
 
 
-def _source(kernel: Kernel, configuration: Configuration) -> ASTSource:
+def fault_of_waiting(listing: str) -> str | None:
+    """What a kernel in PTX does before it waits for those before it, and must not; None for nothing."""
+    before, found, _ = listing[listing.index(".entry") :].partition(_WAIT)
+    if not found:
+        return "does not wait for the kernels before it"
+    for operation in _OPERATION.findall(before):
+        if operation in ("bra", "ret", "exit"):
+            return f"may end without having waited for the kernels before it: {operation}"
+        if (".global" in operation or operation.startswith("cp.async")) and not operation.startswith("prefetch"):
+            return f"does not wait for the kernels before it to {operation}"
+    return None
+
+
+def _source(kernel: Kernel, configuration: Configuration, target: int) -> ASTSource:
     names = kernel.function.arg_names
     missing = {name: None for name, kind in configuration.types.items() if kind is None}
-    constants = {**configuration.constants, **missing}
+    early = {dependent_launch.PARAMETER: dependent_launch.are_compiled(f"sm_{target}")}
+    constants = {**configuration.constants, **missing, **early}
     signature = {name: "constexpr" if name in constants else configuration.types[name] for name in names}
     # Torch's tensors begin at multiples of 16 bytes, and the launcher tells the compiler so; and so it does of numbers
     # that a kernel is specialised by. Those are strides and widths of models, which are multiples of 16.

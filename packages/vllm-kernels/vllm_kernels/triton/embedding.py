@@ -2,14 +2,18 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer
 
 BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def embedding_kernel(ids, table, out, num_rows, scale, SIZE: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr):
+def embedding_kernel(
+    ids, table, out, num_rows, scale, SIZE: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr
+):
     """One row of the table for one token, BLOCK columns of it; zeros for an id outside of the table."""
+    wait_for_earlier(PDL)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids + token)

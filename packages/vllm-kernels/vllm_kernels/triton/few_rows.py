@@ -10,6 +10,7 @@ import triton.language as tl
 
 from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.triton.activation import apply_gate
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.projection_shapes import FIELDS, class_of, classes, compiled_types
 from vllm_kernels.triton.tuning import Choice, Tunable, Work
@@ -94,6 +95,7 @@ def few_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK_N columns of ``out [num_rows, OUT]``, at most BLOCK_M rows: ``x [num_rows, IN]`` by rows of the weight.
 
@@ -103,6 +105,7 @@ def few_rows_kernel(
     A turn goes over SLICES times BLOCK_K columns. Each warp has a slice of them, and sums of its own, which are added
     at the end: a small tile is a chain of sums that wait for one another, and would keep one warp busy.
     """
+    wait_for_earlier(PDL)
     row = tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     of_slice = tl.arange(0, SLICES)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]

@@ -16,6 +16,7 @@ from vllm_kernels.linear_weight import Activation
 from vllm_kernels.reference.fp8 import fill_rounded, rows_of
 from vllm_kernels.rounded_activations import Rounded
 from vllm_kernels.triton.activation import gated_by
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import has_fp8, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
@@ -112,6 +113,7 @@ def fp8_product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` ``[OUT, IN]``, one part of the
     columns.
@@ -120,6 +122,7 @@ def fp8_product_kernel(
     ``[num_rows, IN / GROUP]`` and ``[OUT / GROUP, IN / GROUP]``. Hopper's tensor cores keep 14 bits of a sum of fp8
     products, so sums move to fp32 registers once a turn.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from vllm_kernels.triton.dependent_launch import PARAMETER, are_used
+
 # Sums and products of a kernel's text become fused multiply-adds: said here, as the default changes between versions.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
@@ -96,11 +98,14 @@ class Kernel:
             for recorder in _recorders:
                 recorder.append((self, configuration))
         device = next(value.device for value in arguments if isinstance(value, torch.Tensor))
+        options = {"num_warps": num_warps, "num_stages": num_stages, PARAMETER: are_used(device)}
+        if options[PARAMETER]:
+            options["launch_pdl"] = True
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):  # Triton would launch on the current one
-                self.function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+                self.function[grid](*arguments, **constants, **options)
         else:
-            self.function[grid](*arguments, **constants, num_warps=num_warps, num_stages=num_stages)
+            self.function[grid](*arguments, **constants, **options)
 
     def _types(self, arguments: tuple[Any, ...]) -> dict[str, str | None]:
         return {name: _type_of(value) for name, value in zip(self.function.arg_names, arguments, strict=False)}

@@ -12,6 +12,7 @@ import triton.language as tl
 from vllm_kernels import batch_invariance
 from vllm_kernels.eager import lora as eager
 from vllm_kernels.ops.lora import LoRAMetadata, LoRAWeights
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.lora_plan import most_tiles, plan_for, rows_of_tile
@@ -41,11 +42,13 @@ def lora_shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """``low[part, slice, token] = a[adapter, slice] @ x[token]`` over one part of the columns.
 
     One tile of tokens of an adapter, BLOCK_R of its ranks. ``low`` is fp32 ``[PARTS, SLICES, num_tokens, MAX_RANK]``.
     """
+    wait_for_earlier(PDL)
     tile = tl.program_id(0)
     number = tl.program_id(1) // PARTS
     part = tl.program_id(1) % PARTS
@@ -103,8 +106,10 @@ def lora_expand_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """``out[token] += scale * b[adapter] @ sum of low[:, slice, token]`` for BLOCK_N columns of one slice."""
+    wait_for_earlier(PDL)
     tile = tl.program_id(0)
     number = tl.program_id(2)
     adapter = tl.load(tile_adapters + tile)

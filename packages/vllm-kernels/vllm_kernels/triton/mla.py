@@ -24,6 +24,7 @@ from vllm_kernels.triton.attention_merge import merge
 from vllm_kernels.triton.attention_plan import longest_first, parts_of, splits_of, tables_of
 from vllm_kernels.triton.attention_turn import LOG2E, entries_of
 from vllm_kernels.triton.cache import LARGEST, formats_of, from_entry, to_entry
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, Tunable, Where, Work
@@ -128,6 +129,7 @@ def latent_attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One tile of query rows, one part of the latents, by online softmax (arXiv:2307.08691).
 
@@ -135,6 +137,7 @@ def latent_attention_kernel(
     ``tile_first``. With one split the result goes to ``out``; with more, its sum and the softmax's state go to
     ``part_*`` (``[splits, part_tokens, NUM_HEADS]``), a sequence's from ``part_starts`` on, for ``merge_kernel``.
     """
+    wait_for_earlier(PDL)
     tile = tl.program_id(0)
     split = tl.program_id(1)
     seq = tl.load(tile_seq + tile).to(tl.int64)
@@ -230,8 +233,10 @@ def write_latent_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     LARGEST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Latent and rotated key part of one token go to the token's slot."""
+    wait_for_earlier(PDL)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     inside = (slot >= 0) & (slot < num_slots)

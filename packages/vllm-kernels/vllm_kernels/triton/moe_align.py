@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.expert_weight import Routing
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel, power_of_two
 
 CHUNK = 256
@@ -90,8 +91,11 @@ def tell_blocks(
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
-def expert_count_kernel(experts, counts, num_pairs, EXPERTS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr):
+def expert_count_kernel(
+    experts, counts, num_pairs, EXPERTS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
+):
     """Pairs of each expert in one chunk: ``counts`` ``[chunks, BINS]``."""
+    wait_for_earlier(PDL)
     chunk = tl.program_id(0)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
     found = tl.histogram(expert_of(experts, pair, num_pairs, EXPERTS), BINS)
@@ -111,8 +115,10 @@ def expert_start_kernel(
     BLOCK_M: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program: the first place of each chunk's pairs of each expert, and the expert and rows of each block."""
+    wait_for_earlier(PDL)
     bin = tl.arange(0, BINS)
     total = tl.zeros([BINS], tl.int32)
     for first in range(0, num_chunks, CHUNKS):
@@ -145,8 +151,10 @@ def expert_place_kernel(
     BINS: tl.constexpr,
     CHUNK: tl.constexpr,
     STEP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The pairs of one chunk go to their places."""
+    wait_for_earlier(PDL)
     chunk = tl.program_id(0)
     pair = chunk * CHUNK + tl.arange(0, CHUNK)
     expert = expert_of(experts, pair, num_pairs, EXPERTS)
@@ -171,8 +179,10 @@ def expert_align_kernel(
     CHUNK: tl.constexpr,
     STEP: tl.constexpr,
     BLOCKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """All of the three in one program, for one chunk."""
+    wait_for_earlier(PDL)
     pair = tl.arange(0, CHUNK)
     expert = expert_of(experts, pair, num_pairs, EXPERTS)
     total = tl.where(tl.arange(0, BINS) < EXPERTS, tl.histogram(expert, BINS), 0)

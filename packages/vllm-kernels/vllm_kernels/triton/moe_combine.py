@@ -6,14 +6,24 @@ import triton.language as tl
 
 from vllm_kernels.expert_weight import Routing
 from vllm_kernels.triton import moe_product
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 
 @triton.jit
 def combine_kernel(
-    made, experts, weights, out, HIDDEN: tl.constexpr, TOP: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr
+    made,
+    experts,
+    weights,
+    out,
+    HIDDEN: tl.constexpr,
+    TOP: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK columns of one token: what its experts made (``[tokens * TOP, HIDDEN]``), times their weights, in order."""
+    wait_for_earlier(PDL)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     result = tl.zeros([BLOCK], tl.float32)

@@ -12,6 +12,7 @@ from vllm_kernels.expert_weight import Scheme
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.triton.activation import apply_gate
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.moe_align import Blocks
 from vllm_kernels.triton.mxfp4 import columns_of_turn
@@ -250,6 +251,7 @@ def expert_product_kernel(
     PAIRS_OF_ROW: tl.constexpr,
     GATE: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One block of pairs by BLOCK_N rows of its expert's weight ``[experts, OUT, IN]``.
 
@@ -259,6 +261,7 @@ def expert_product_kernel(
     ``x`` and ``weight`` are of one type; those of fp8 have ``x_scales`` ``[rows]`` and ``scales`` ``[experts, OUT]``.
     ``bias`` is ``[experts, OUT]``.
     """
+    wait_for_earlier(PDL)
     COLUMNS: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     HALF: tl.constexpr = OUT // 2
     program = tl.program_id(0)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.expert_weight import Routing
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 ENTRIES = 1024
@@ -65,12 +66,14 @@ def route_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """ROWS tokens: logits ``[num_tokens, EXPERTS]`` -> ``experts`` and ``weights`` ``[num_tokens, TOP]``.
 
     Scores stand in BLOCK_G groups of BLOCK_S places, powers of two that hold the groups and the experts of one. The
     next best is found TOP times.
     """
+    wait_for_earlier(PDL)
     NEVER: tl.constexpr = -(2**62)
     PLACES: tl.constexpr = BLOCK_G * BLOCK_S
     SIZE: tl.constexpr = EXPERTS // GROUPS

@@ -15,6 +15,7 @@ from vllm_kernels.linear_weight import Activation, LinearWeight
 from vllm_kernels.mxfp4_weight import NAN_SCALE, Mxfp4Weight
 from vllm_kernels.reference.mxfp4 import numbers, rounded
 from vllm_kernels.triton.activation import gated_by
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.mxfp4_sums import sum_of_mxfp4
@@ -94,10 +95,12 @@ def mxfp4_product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     IN_ORDER: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One tile ``[BLOCK_M, BLOCK_N]`` of ``x`` ``[num_rows, IN]`` times ``weight`` (bytes ``[OUT, IN / 2]``, scales
     ``[OUT, IN / 32]``, tops ``[OUT]``), one part of the columns.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)

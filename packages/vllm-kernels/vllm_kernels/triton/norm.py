@@ -3,6 +3,7 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.eager import norm as eager
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
@@ -55,8 +56,10 @@ def norm_kernel(
     ROWS: tl.constexpr,
     CENTERED: tl.constexpr,
     UNIT_OFFSET: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """RMS norm, or with CENTERED layer norm, of ROWS rows [HIDDEN]; of ``x + residual`` where there is a residual."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     offsets = row[:, None] * HIDDEN + column[None, :]

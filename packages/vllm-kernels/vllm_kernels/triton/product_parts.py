@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer
 
 MOST_PARTS = 8
@@ -33,12 +34,22 @@ def finish(result, row, column, present, bias, residual, out, parts, part, num_r
 
 @triton.jit(do_not_specialize=["num_parts", "num_rows"])
 def add_parts_kernel(
-    parts, bias, residual, out, num_parts, num_rows, out_features, MOST: tl.constexpr, BLOCK: tl.constexpr
+    parts,
+    bias,
+    residual,
+    out,
+    num_parts,
+    num_rows,
+    out_features,
+    MOST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Add the parts, ``[num_parts, num_rows, out_features]``, of BLOCK columns, in order, then bias and residual.
 
     The loop is of the most parts that there may be, and unrolled, so that no load waits for the sum before it.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     present = column < out_features

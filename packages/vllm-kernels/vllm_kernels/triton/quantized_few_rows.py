@@ -13,6 +13,7 @@ import triton.language as tl
 
 from vllm_kernels import batch_invariance
 from vllm_kernels.linear_weight import Activation, RowNorm
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.few_rows import MOST_ROWS, store_tile, times_norm
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.projection_shapes import FIELDS, Projection, class_of, compiled_types
@@ -46,12 +47,14 @@ def quantized_few_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK_N columns of ``out [num_rows, OUT]``, see ``few_rows_kernel``; ``weight`` and ``scales`` as in ``words``.
 
     A turn goes over SLICES pieces of the columns (``sliced_sums``). The weight is the left operand of products, see
     ``sum_of_weights_only``.
     """
+    wait_for_earlier(PDL)
     WORDS: tl.constexpr = (IN + 7) // 8
     PIECES: tl.constexpr = (GROUP + BLOCK_K - 1) // BLOCK_K
     TURNS: tl.constexpr = (GROUPS * PIECES + SLICES - 1) // SLICES

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from vllm_kernels import batch_invariance
 from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import multiprocessors
 from vllm_kernels.triton.few_rows import MOST_ROWS
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer, power_of_two
@@ -207,8 +208,10 @@ def product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Weights only: entries become numbers of the type of ``x``; a part has turns of its own."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)
@@ -262,8 +265,10 @@ def rounded_product_kernel(
     IN_ORDER: tl.constexpr,
     X_GROUP: tl.constexpr,
     X_GROUPS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Bytes by bytes: a part has groups of activations of its own."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(2)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.quantized_weight import Quantization
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.rounded import scale_of, units_of
 
@@ -39,10 +40,12 @@ def round_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     COUNT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """COUNT of the ``num_groups`` groups of all rows, each: ``q = round(x * (127 / max|x|))``, ties to even; zeros and
     a scale of NaN for one with an infinity or NaN.
     """
+    wait_for_earlier(PDL)
     GROUPS: tl.constexpr = (IN + GROUP - 1) // GROUP
     group = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     known = group < num_groups

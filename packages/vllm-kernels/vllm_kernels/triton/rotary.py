@@ -6,6 +6,7 @@ from vllm_kernels.cache_format import SCALED
 from vllm_kernels.eager import rotary as eager
 from vllm_kernels.ops.cache import STORAGE, KVCache
 from vllm_kernels.triton.cache import factor_type, factors_of, formats_of, head_scale, layout, to_entry, unusual
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 
 
@@ -38,11 +39,13 @@ def rope_kernel(
     INTERLEAVED: tl.constexpr,
     FORMAT: tl.constexpr,
     LARGEST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """ROWS heads of one token of ``qkv`` (NUM_HEADS queries, then HEADS keys and HEADS values).
 
     A head is three parts: the first and the second of each pair that is rotated, and the rest.
     """
+    wait_for_earlier(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     is_query = head < NUM_HEADS

@@ -12,6 +12,7 @@ from vllm_kernels.reference.rounded import LARGEST
 from vllm_kernels.rounded_activations import Rounded
 from vllm_kernels.triton.activation import apply_gate, gated_by
 from vllm_kernels.triton.cache import rounded_to_fp8
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import has_fp8
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.norm import WIDEST, normalise, tile
@@ -67,8 +68,10 @@ def norm_round_kernel(
     ROWS: tl.constexpr,
     UNIT_OFFSET: tl.constexpr,
     TOP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """RMS norm of ROWS rows [HIDDEN], as ``norm_kernel``, rounded: TOP is 448 for e4m3 and 127 for int8."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     offsets = row[:, None] * HIDDEN + column[None, :]
@@ -117,11 +120,13 @@ def round_rows_kernel(
     ROWS: tl.constexpr,
     KIND: tl.constexpr,
     TOP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """ROWS rows ``[WIDTH]``, or gates KIND of rows ``[2 * WIDTH]``, rounded: TOP is 448 for e4m3 and 127 for int8.
 
     Without a given scale, a row is gone over twice; the second time it comes from the cache.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     in_x = row < num_rows
     if given_scale is None:

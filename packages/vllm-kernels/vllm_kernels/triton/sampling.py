@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from vllm_kernels.reference import sampling as reference
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.sampling_adjust import apply_bias, apply_penalties, keep_tokens, mask_tokens
 from vllm_kernels.triton.sampling_cut import LARGEST_RANKED, RANKED_WIDTHS, cuts_of
@@ -57,8 +58,9 @@ def kept_weights(logits, row, column, largest, scale, cut, size):
 
 
 @triton.jit
-def weigh_kernel(logits, state, scales, cuts, part_mass, size, num_parts, PART: tl.constexpr):
+def weigh_kernel(logits, state, scales, cuts, part_mass, size, num_parts, PART: tl.constexpr, PDL: tl.constexpr):
     """The weight of what is kept of a part of a row: ``part_mass [num_rows, num_parts]`` int64."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     if tl.load(state + row * FIELDS + MODE) == ANY:
@@ -81,8 +83,10 @@ def pick_kernel(
     num_parts,
     PARTS: tl.constexpr,
     PART: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The token of a row: first in which part the draw ends, then where in it."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     mode = tl.load(state + row * FIELDS + MODE)
     token = tl.where(mode == NOTHING, -1, tl.load(state + row * FIELDS + FIRST))
@@ -105,8 +109,9 @@ def pick_kernel(
 
 
 @triton.jit
-def apply_kernel(logits, state, temperature, cuts, out, size, PART: tl.constexpr):
+def apply_kernel(logits, state, temperature, cuts, out, size, PART: tl.constexpr, PDL: tl.constexpr):
     """A part of a row, divided by its temperature, -inf where the cut drops a token; as it is if nothing is drawn."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * PART + tl.arange(0, PART)
     x = tl.load(logits + row * size + column, mask=column < size, other=float("-inf"))
@@ -118,8 +123,11 @@ def apply_kernel(logits, state, temperature, cuts, out, size, PART: tl.constexpr
 
 
 @triton.jit
-def tally_kernel(logits, state, scales, token_ids, part_mass, part_larger, size, num_parts, PART: tl.constexpr):
+def tally_kernel(
+    logits, state, scales, token_ids, part_mass, part_larger, size, num_parts, PART: tl.constexpr, PDL: tl.constexpr
+):
     """The weight of a part of a row, and how many of its logits are larger than that of the row's given token."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     column = part * PART + tl.arange(0, PART)
@@ -154,12 +162,14 @@ def logprobs_kernel(
     num_parts,
     PARTS: tl.constexpr,
     RANKED_WIDTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The rank of a row's given token, and its log-probability and those of the ranked ones, most likely first.
 
     Rows of ``ids`` and ``logprobs`` have ``width`` columns. ``totals [num_rows, 2]``: the largest logit, and the
     logarithm of the weights' sum.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
     present = part < num_parts

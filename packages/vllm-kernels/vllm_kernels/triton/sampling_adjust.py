@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel
 
 BLOCK = 256
@@ -32,8 +33,10 @@ def penalties_kernel(
     column_stride,
     BLOCK: tl.constexpr,
     SHARES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Every SHARES-th block of the entries ``[offsets[i], offsets[i + 1])`` of ``token_counts [num_entries, 2]``."""
+    wait_for_earlier(PDL)
     i = tl.program_id(0)
     row = tl.load(rows + i)
     begin = tl.maximum(tl.load(offsets + i), 0)
@@ -66,8 +69,10 @@ def entries_kernel(
     column_stride,
     BLOCK: tl.constexpr,
     KIND: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK entries: ``add`` values ``[num_entries]`` to their logits, ``set`` or ``take`` these, or ``mask`` them."""
+    wait_for_earlier(PDL)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     present = i < num_entries
     row = tl.load(rows + i, mask=present, other=-1)
@@ -87,9 +92,19 @@ def entries_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def fill_kernel(
-    logits, rows, token_ids, num_rows, size, row_stride, column_stride, FILLED: tl.constexpr, BLOCK: tl.constexpr
+    logits,
+    rows,
+    token_ids,
+    num_rows,
+    size,
+    row_stride,
+    column_stride,
+    FILLED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """-inf in FILLED columns of an entry's row, unless the entry before, of the same row, has a program for it."""
+    wait_for_earlier(PDL)
     i = tl.program_id(0)
     row = tl.load(rows + i)
     token = tl.load(token_ids + i)

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.sampling_bracket import (
     BRACKET,
@@ -60,6 +61,7 @@ def sections_kernel(
     CHUNK: tl.constexpr,
     WAYS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """How many logits of a part lie above each of WAYS keys, and their weight: ``[num_rows, num_parts, WAYS]``.
 
@@ -67,6 +69,7 @@ def sections_kernel(
     first leaves, which goes to ``bracket [num_rows, BRACKET]``, unless it holds few enough already. Without ``top_k``
     the ``k`` most likely are looked for, and no weights.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     FIRST: tl.constexpr = counts_before is None
@@ -153,11 +156,13 @@ def gather_candidates_kernel(
     PART: tl.constexpr,
     WAYS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The places of a part that lie in the row's last bracket, into ``candidates [num_rows, CANDIDATES]``, if they fit.
 
     ``num_candidates [num_rows]`` counts them; their order is that in which programs come, and does not matter.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     RANKED: tl.constexpr = top_k is None

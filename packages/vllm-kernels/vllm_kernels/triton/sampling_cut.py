@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.sampling_bracket import BRACKET, CANDIDATES, FILTERS, limits_of, load_bracket, weight_for_share
 from vllm_kernels.triton.sampling_candidates import candidates_of
@@ -38,11 +39,13 @@ def cut_kernel(
     STRIDE: tl.constexpr,
     CANDIDATES: tl.constexpr,
     RANKED_WIDTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The cut of a row: ``cuts [num_rows]`` int64. Where there is no bracket, the whole row is looked at.
 
     Without ``top_k``, the places of the ``k`` most likely tokens go to ``ranked [num_rows, RANKED_WIDTH]``, unordered.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     RANKED: tl.constexpr = top_k is None
     own = state + row * FIELDS

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import Configuration, Kernel, power_of_two
 
 PART = 4096
@@ -74,8 +75,9 @@ def weight_of(x, largest, scale):
 
 
 @triton.jit
-def scan_kernel(logits, part_best, part_first, size, num_parts, PART: tl.constexpr):
+def scan_kernel(logits, part_best, part_first, size, num_parts, PART: tl.constexpr, PDL: tl.constexpr):
     """Largest key of a part of a row, and the lowest id that has it: ``[num_rows, num_parts]`` int32 both."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     column = part * PART + tl.arange(0, PART)
@@ -100,8 +102,9 @@ def best_of_row(part_best, part_first, row, num_parts, PARTS: tl.constexpr):
 
 
 @triton.jit
-def greedy_kernel(part_best, part_first, out, num_parts, PARTS: tl.constexpr):
+def greedy_kernel(part_best, part_first, out, num_parts, PARTS: tl.constexpr, PDL: tl.constexpr):
     """The most likely token of a row, -1 where there is none."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     best, first, _ = best_of_row(part_best, part_first, row, num_parts, PARTS)
     usable = (best > IMPOSSIBLE_KEY) & (best < INFINITE_KEY)
@@ -109,13 +112,16 @@ def greedy_kernel(part_best, part_first, out, num_parts, PARTS: tl.constexpr):
 
 
 @triton.jit
-def begin_kernel(part_best, part_first, temperature, min_p, state, scales, num_parts, PARTS: tl.constexpr):
+def begin_kernel(
+    part_best, part_first, temperature, min_p, state, scales, num_parts, PARTS: tl.constexpr, PDL: tl.constexpr
+):
     """Fill a row's ``state [num_rows, FIELDS]`` int64 and ``scales [num_rows, 2]``.
 
     ``state``: largest key, lowest id that has it, least key that min_p leaves, what can be drawn. ``scales``: 1 over
     the temperature, for powers of two, and how far the parts' largest logits lie apart. Without a temperature: for
     log-probabilities, where even impossible tokens count.
     """
+    wait_for_earlier(PDL)
     row = tl.program_id(0).to(tl.int64)
     best, first, lowest = best_of_row(part_best, part_first, row, num_parts, PARTS)
     usable = (best > IMPOSSIBLE_KEY) & (best < INFINITE_KEY)

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from vllm_kernels.eager import ssm as eager
 from vllm_kernels.ops.ssm import SSMMetadata
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.ssm_conv import causal_conv1d, causal_conv1d_update
 from vllm_kernels.triton.ssm_plan import tiles_for
@@ -77,8 +78,10 @@ def state_update_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK_P rows of one head's state of one sequence: read once and written once. EACH heads are of a group."""
+    wait_for_earlier(PDL)
     seq = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     group = head // EACH
@@ -133,12 +136,14 @@ def chunk_state_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """What one chunk alone leaves in one head's state: fp32 ``states[chunk, head]``, ``[HEAD_DIM, SIZE]``.
 
     And fp32 ``steps[chunk, head]`` and ``exponents[chunk, head]``, ``[CHUNK]``: the sizes of the steps, zero for tokens
     that are not there, and the sums of ``step * a`` up to each token. ``exp`` of the last is left of the state before.
     """
+    wait_for_earlier(PDL)
     chunk = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     seq = tl.load(chunk_seq + chunk).to(tl.int64)
@@ -188,8 +193,10 @@ def pass_states_kernel(
     ENTRIES: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK of the ENTRIES of one head's state of a sequence: each chunk's becomes the one that it begins with."""
+    wait_for_earlier(PDL)
     seq = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     entry = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -236,11 +243,13 @@ def chunk_scan_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK_P results of BLOCK_T tokens of a chunk and head: from the state that it begins with, and its tokens.
 
     ``states``, ``steps`` and ``exponents`` are those of ``chunk_state_kernel``, after the states were passed on.
     """
+    wait_for_earlier(PDL)
     chunk = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     group = head // EACH

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from vllm_kernels.eager import ssm as eager
 from vllm_kernels.ops.ssm import ConvActivation, SSMMetadata
+from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.ssm_plan import tiles_for
 
@@ -36,11 +37,13 @@ def conv_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     SILU: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """BLOCK_T tokens of a sequence and BLOCK_C channels.
 
     Only the program of a sequence's first tokens looks at its state, so it is the one that writes it, too.
     """
+    wait_for_earlier(PDL)
     tile = tl.program_id(0)
     seq = tl.load(tile_seq + tile).to(tl.int64)
     first = tl.load(tile_first + tile)
@@ -124,8 +127,10 @@ def conv_update_kernel(
     TAPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     SILU: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One token of a sequence and BLOCK_C channels: the state moves on by one input."""
+    wait_for_earlier(PDL)
     seq = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + seq).to(tl.int64)
     kept = tl.where((slot >= 0) & (slot < num_slots), channels, 0)
