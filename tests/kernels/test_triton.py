@@ -317,12 +317,13 @@ def specialised(kernel):
     numbers = [name for name, kind in configuration.types.items() if kind == "i32"]
     given = {name: MockTensor("fp32") for name in configuration.types} | dict.fromkeys(numbers, 17)
     given |= {name: 0.5 for name, kind in configuration.types.items() if kind == "fp32"}
-    keys = lambda name: [bind(**{**given, name: value}, **configuration.constants)[1] for value in (1, 16, 17)]
+    constants = {**configuration.constants, "PDL": True}
+    keys = lambda name: [bind(**{**given, name: value}, **constants)[1] for value in (1, 16, 17)]
     return [name for name in numbers if any(key != keys(name)[0] for key in keys(name))]
 
 
 e5m2 = next(each for each in attend.configurations("sm_90") if each.types["key_cache"] == "*fp8e5")
-lines = triton.compile(_source(attend, e5m2), target=target).asm["ttgir"].splitlines()
+lines = triton.compile(_source(attend, e5m2, 90), target=target).asm["ttgir"].splitlines()
 conversions = [line.split("->")[1] for line in lines if "fp_to_fp" in line and "f8E5M2" in line]
 print(json.dumps([{kernel.name: specialised(kernel) for kernel in KERNELS}, e5m2.types["query"], conversions]))
 """

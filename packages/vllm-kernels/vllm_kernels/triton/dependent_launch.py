@@ -22,6 +22,11 @@ VARIABLE = "VLLM_KERNELS_PDL"
 """0: every kernel starts when the one before it has ended. To tell what it is good for."""
 PARAMETER = "PDL"
 """Of every kernel: whether it may have been started early."""
+ASKED = tl.constexpr(16384)
+"""Bytes of weights that a program asks for before it waits: some programs on each multiprocessor have then asked for as
+much as an H100's memory delivers in the time until it delivers anything."""
+_SECTOR = tl.constexpr(32)
+"""Bytes that are asked for at a time: the least that the L2 cache fetches."""
 
 
 @triton.jit
@@ -43,6 +48,47 @@ def wait(PDL: tl.constexpr):
     """Until the kernels before have ended, and what they wrote can be read."""
     if PDL:
         gdc_wait()
+
+
+@triton.jit
+def ask_for_rows(table, row, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, BYTES: tl.constexpr, PDL: tl.constexpr):
+    """Have the first BYTES, a power of two, of the rows ``row [n]`` of a weight ``[ROWS, ..]`` brought to the L2 cache.
+
+    Before ``wait``: no kernel writes weights. Rows beyond the last count as the last.
+    """
+    if PDL:
+        place = row[:, None].to(tl.int64) * ROW_BYTES + tl.arange(0, BYTES // _SECTOR)[None, :] * _SECTOR
+        place = tl.minimum(place, max(ROWS * ROW_BYTES - _SECTOR, 0))
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; // $0",
+            "=r,l",
+            [table.to(tl.int64) + place],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def ask_for_weights(
+    weight,
+    norm,
+    column,
+    OUT: tl.constexpr,
+    ROW_BYTES: tl.constexpr,
+    IN: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """ASKED bytes of rows ``column [BLOCK_N]`` of a projection's weight ``[OUT or 2 * OUT, ..]``; some of its norm."""
+    ALL: tl.constexpr = OUT * (2 if GATED else 1)
+    BYTES: tl.constexpr = ASKED // (BLOCK_N * (2 if GATED else 1))
+    ask_for_rows(weight, column, ALL, ROW_BYTES, BYTES, PDL)
+    if GATED:
+        ask_for_rows(weight, OUT + column, ALL, ROW_BYTES, BYTES, PDL)
+    if norm is not None:
+        ask_for_rows(norm, tl.arange(0, 1), 1, IN * norm.dtype.element_ty.primitive_bitwidth // 8, 2048, PDL)
 
 
 def are_compiled(family: str) -> bool:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.triton.activation import apply_gate
-from vllm_kernels.triton.dependent_launch import wait_for_earlier
+from vllm_kernels.triton.dependent_launch import ask_for_weights, let_next_start, wait
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.projection_shapes import FIELDS, class_of, classes, compiled_types
 from vllm_kernels.triton.tuning import Choice, Tunable, Work
@@ -105,9 +105,12 @@ def few_rows_kernel(
     A turn goes over SLICES times BLOCK_K columns. Each warp has a slice of them, and sums of its own, which are added
     at the end: a small tile is a chain of sums that wait for one another, and would keep one warp busy.
     """
-    wait_for_earlier(PDL)
+    let_next_start(PDL)
     row = tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ROW_BYTES: tl.constexpr = IN * weight.dtype.element_ty.primitive_bitwidth // 8
+    ask_for_weights(weight, norm, column, OUT, ROW_BYTES, IN, ACTIVATION is not None, BLOCK_N, PDL)
+    wait(PDL)
     of_slice = tl.arange(0, SLICES)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     in_x = row < num_rows
     in_out = column < OUT

@@ -55,13 +55,23 @@ def loops_of(cubin: bytes) -> list[Loop]:
 
     Raises ``subprocess.CalledProcessError`` for what is no such code.
     """
+    return loops_in(listing_of(cubin))
+
+
+def listing_of(cubin: bytes) -> str:
+    """The disassembler's listing. Raises ``subprocess.CalledProcessError`` for what is no machine code."""
     from triton.knobs import nvidia
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
         command = [nvidia.cuobjdump.path, "-sass", str(file)]
-        return loops_in(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions_in(listing: str) -> list[str]:
+    """Names of all instructions, with their suffixes, in the order in which they stand there."""
+    return [name for _, name, _ in _INSTRUCTION.findall(listing)]
 
 
 def loops_in(listing: str) -> list[Loop]:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.triton.activation import apply_gate
-from vllm_kernels.triton.dependent_launch import wait_for_earlier
+from vllm_kernels.triton.dependent_launch import ask_for_weights, let_next_start, wait
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.projection_shapes import FIELDS, class_of, classes, compiled_types
 from vllm_kernels.triton.tuning import Choice, Tunable, Work
@@ -39,8 +39,11 @@ def one_row_kernel(
     With an ACTIVATION the weight has ``2 * OUT`` rows, the gate's above the value's, and ``bias`` as many entries. With
     a ``norm [IN]`` numbers of ``x`` are multiplied by it first, and sums divided by the root of their mean square.
     """
-    wait_for_earlier(PDL)
+    let_next_start(PDL)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ROW_BYTES: tl.constexpr = IN * weight.dtype.element_ty.primitive_bitwidth // 8
+    ask_for_weights(weight, norm, column, OUT, ROW_BYTES, IN, ACTIVATION is not None, BLOCK_N, PDL)
+    wait(PDL)
     in_out = column < OUT
     sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     other_sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from vllm_kernels import batch_invariance
 from vllm_kernels.linear_weight import Activation, RowNorm
-from vllm_kernels.triton.dependent_launch import wait_for_earlier
+from vllm_kernels.triton.dependent_launch import ask_for_rows, ask_for_weights, let_next_start, wait
 from vllm_kernels.triton.few_rows import MOST_ROWS, store_tile, times_norm
 from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.projection_shapes import FIELDS, Projection, class_of, compiled_types
@@ -54,12 +54,17 @@ def quantized_few_rows_kernel(
     A turn goes over SLICES pieces of the columns (``sliced_sums``). The weight is the left operand of products, see
     ``sum_of_weights_only``.
     """
-    wait_for_earlier(PDL)
+    let_next_start(PDL)
     WORDS: tl.constexpr = (IN + 7) // 8
     PIECES: tl.constexpr = (GROUP + BLOCK_K - 1) // BLOCK_K
     TURNS: tl.constexpr = (GROUPS * PIECES + SLICES - 1) // SLICES
     row = tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ask_for_weights(weight, norm, column, OUT, 4 * WORDS, IN, ACTIVATION is not None, BLOCK_N, PDL)
+    ask_for_rows(scales, column, OUT, 4 * GROUPS, 128, PDL)
+    if ACTIVATION is not None:
+        ask_for_rows(scales, OUT + column, 2 * OUT, 4 * GROUPS, 128, PDL)
+    wait(PDL)
     in_x = row < num_rows
     in_out = column < OUT
     byte = byte_of_rows(weight, BLOCK_N)
