@@ -67,7 +67,7 @@ def asked():
 
 @pytest.mark.parametrize(
     ("capability", "variable", "used"),
-    [((8, 0), None, False), ((8, 9), "1", False), ((9, 0), None, True), ((9, 0), "0", False), ((12, 0), "1", True)],
+    [((8, 0), None, False), ((8, 9), "1", False), ((9, 0), None, True), ((9, 0), "off", False), ((12, 0), "1", True)],
 )
 def test_gpus_since_hopper_start_kernels_early(capability, variable, used, asked, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")

@@ -218,6 +218,11 @@ VARIABLES: dict[str, EnvVar] = {
     "VLLM_KERNELS_TUNING": EnvVar(
         FOLDER, None, "folder of tables that `python -m vllm_kernels.tune` wrote; they win over those of the wheel"
     ),
+    "VLLM_KERNELS_PDL": EnvVar(
+        YES_NO,
+        True,
+        "start a kernel while the one before it still runs (programmatic dependent launches), on GPUs since Hopper",
+    ),
     "VLLM_KERNELS_FACE": EnvVar(FACE, None, "implementation that serves every kernel; unset: the device's own"),
     "VLLM_CPU_OMP_THREADS_BIND": EnvVar(
         CORES,

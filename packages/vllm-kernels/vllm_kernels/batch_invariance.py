@@ -4,13 +4,13 @@ Most operations are so by design. One that is faster with an order of accumulati
 the threads or the chunks asks ``enabled`` first, and hands the answer to C++ as an argument.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from vllm_kernels.variables import yes_or_no
+
 VARIABLE = "VLLM_BATCH_INVARIANT"
-_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 _set: bool | None = None
 
@@ -36,8 +36,4 @@ def use_batch_invariance(on: bool) -> Iterator[None]:
 
 @cache
 def _from_environment() -> bool:
-    text = os.environ.get(VARIABLE, "")
-    word = text.strip().lower()
-    if word not in _YES + _NO:
-        raise ValueError(f"{VARIABLE} must be 0 or 1, got {text!r}")
-    return word in _YES
+    return yes_or_no(VARIABLE, default=False)

@@ -8,7 +8,6 @@ before ``wait``, and nobody ends without it. So a kernel that has ended has wait
 its own, and whoever waits for the last one has waited for all.
 """
 
-import os
 from functools import cache
 
 import torch
@@ -17,9 +16,10 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vllm_kernels.triton.device import family_of, interpreted
+from vllm_kernels.variables import yes_or_no
 
 VARIABLE = "VLLM_KERNELS_PDL"
-"""0: every kernel starts when the one before it has ended. To tell what it is good for."""
+"""0: every kernel starts when the one before it has ended. To measure what that is worth."""
 PARAMETER = "PDL"
 """Of every kernel: whether it may have been started early."""
 ASKED = tl.constexpr(16384)
@@ -98,6 +98,7 @@ def are_compiled(family: str) -> bool:
 
 @cache
 def are_used(device: torch.device) -> bool:
-    """Whether kernels on ``device`` are started early."""
-    wanted = os.environ.get(VARIABLE, "1") != "0"
-    return wanted and device.type == "cuda" and not interpreted() and are_compiled(family_of(device))
+    """Whether kernels on ``device`` are started early; as the environment variable says when it is first asked."""
+    if device.type != "cuda" or interpreted() or not are_compiled(family_of(device)):
+        return False
+    return yes_or_no(VARIABLE, default=True)
