@@ -73,7 +73,7 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int, with_
 
 def fault_of_waiting(listing: str) -> str | None:
     """What a kernel in PTX does before it waits for those before it, and must not; None for nothing."""
-    before, found, _ = listing[listing.index(".entry") :].partition(_WAIT)
+    before, found, _ = listing.partition(".entry")[2].partition(_WAIT)
     if not found:
         return "does not wait for the kernels before it"
     for operation in _OPERATION.findall(before):
