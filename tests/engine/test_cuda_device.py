@@ -309,6 +309,35 @@ def test_what_such_a_gpu_cannot_do_is_refused(
     assert caught.value.field == "dtype"
 
 
+def test_weights_of_fp8_are_refused_where_there_are_no_products_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model("llama", tmp_path)
+
+    def plan(**options: Any) -> None:
+        plan_model(EngineArgs(str(tmp_path), quantization="fp8", **options).create_config(), tmp_path)
+
+    for gpu, options, words in (
+        (
+            Gpu("NVIDIA A100", (8, 0), 80 * GIB),
+            {},
+            r"NVIDIA A100 \(sm_80\) has no instructions for fp8 e4m3; use int8 or",
+        ),
+        (
+            Gpu("NVIDIA H100", (9, 0), 80 * GIB),
+            {"device": "cpu"},
+            "a CPU has no products of fp8 numbers; use int8, which",
+        ),
+    ):
+        pretend_gpu(monkeypatch, gpu)
+        with pytest.raises(ConfigError, match=f"quantization=fp8: {words}") as caught:
+            plan(**options)
+        assert caught.value.field == "quantization"
+    plan()
+    pretend_gpu(monkeypatch, Gpu("NVIDIA L4", (8, 9), 24 * GIB))
+    plan()
+
+
 @pytest.mark.parametrize("asked", ["fp8", "fp8_e4m3", "fp8_per_token_head"])
 def test_a_cache_of_e4m3_is_refused_where_the_gpu_has_no_instructions_for_it(
     asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ from vllm_engine.execution.model_runner import ModelRunner
 
 pytestmark = pytest.mark.gpu
 
+MODES = ("FULL_AND_PIECEWISE", "PIECEWISE", "FULL_DECODE_ONLY")
 PROMPTS: list[Any] = [{"prompt_token_ids": list(range(5, 5 + length))} for length in (1, 3, 40, 17, 9)]
 
 
@@ -39,14 +40,27 @@ def answers(llm: LLM) -> list[tuple[list[int], list[float]]]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["FULL_AND_PIECEWISE", "PIECEWISE", "FULL_DECODE_ONLY"])
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_captured_steps_say_what_the_others_say(tmp_path: Path, family: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "mode", "quantization"),
+    [
+        *((family, mode, None) for family in ("llama", "gemma3") for mode in MODES),
+        ("llama", MODES[0], "fp8"),
+        ("llama", MODES[0], "int4"),
+    ],
+)
+def test_captured_steps_say_what_the_others_say(
+    tmp_path: Path, family: str, mode: str, quantization: str | None
+) -> None:
+    if quantization == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("the GPU has no fp8")
     make_tiny_model(family, tmp_path)
-    with make_llm(tmp_path, enforce_eager=True) as llm:
+    with make_llm(tmp_path, enforce_eager=True, quantization=quantization) as llm:
         truth = answers(llm)
     with make_llm(
-        tmp_path, cudagraph_capture_sizes=[1, 2, 4, 8, 80], compilation_config={"cudagraph_mode": mode}
+        tmp_path,
+        cudagraph_capture_sizes=[1, 2, 4, 8, 80],
+        compilation_config={"cudagraph_mode": mode},
+        quantization=quantization,
     ) as llm:
         for _ in range(2):
             for (tokens, logprobs), (true_tokens, true_logprobs) in zip(answers(llm), truth, strict=True):

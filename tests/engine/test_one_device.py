@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.fake_cuda import pretend_gpu
 from tests.engine.models.tiny import make_tiny_model
 from tests.kernels import fake_graphs
 from tests.kernels.fake_graphs import FakeRecorder
@@ -105,13 +106,19 @@ def batch(runner: ModelRunner, counts: dict[str, int], *, new: bool = False) -> 
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("qwen3", {}), ("gpt2", {}), ("llama", {"quantization": "int4", "kv_cache_dtype": "int8_per_token_head"})],
+    [
+        ("qwen3", {}),
+        ("qwen3", {"quantization": "fp8"}),
+        ("gpt2", {}),
+        ("llama", {"quantization": "int4", "kv_cache_dtype": "int8_per_token_head"}),
+    ],
 )
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.usefixtures("_kernels_look", "_tokens_come_down")
 def test_steps_ahead_are_launched_without_a_tensor_of_main_memory(
-    family: str, options: dict[str, Any], captured: bool, tmp_path: Path
+    family: str, options: dict[str, Any], captured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pretend_gpu(monkeypatch)
     make_tiny_model(family, tmp_path, tie_word_embeddings=False)
     use = KindsOfStep()
     with use_face("triton"), OneDevice():

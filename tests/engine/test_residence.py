@@ -156,7 +156,7 @@ def test_pages_go_back_in_place() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
 def test_every_weight_of_a_model_is_dropped_and_read_again(family: str, quantization: str, tmp_path: Path) -> None:
     make_tiny_model(family, tmp_path)
     settings = ModelConfig(model=str(tmp_path), dtype="bfloat16", max_model_len=128, quantization=quantization)

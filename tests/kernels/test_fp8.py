@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 
 from vllm_kernels.backend import use_face
 from vllm_kernels.batch_invariance import use_batch_invariance
-from vllm_kernels.ops.fp8 import fill_fp8, new_weight
+from vllm_kernels.linear_weight import RowNorm
+from vllm_kernels.ops.fp8 import fill_fp8, new_weight, set_input_scale
 from vllm_kernels.ops.linear import fill, gated_linear, linear
 from vllm_kernels.ops.linear import new_weight as new_plain_weight
+from vllm_kernels.ops.norm import rms_norm
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float64: 1e-6}
 
@@ -86,6 +88,26 @@ def test_columns_in_parts_and_gates_equal_float64(face, block):
     x = torch.randn(5, 2048) / 40
     gate, value = (rounded(x, block) @ matrix.T).chunk(2, dim=1)
     assert error_of(gated_linear(x, weight, activation="silu"), torch.nn.functional.silu(gate) * value) < 1e-5
+
+
+@pytest.mark.parametrize("block", [None, 128])
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_norm_before_the_product_gives_the_same_bits_as_one_apart(face, block, offset, dtype):
+    torch.manual_seed(0)
+    x, residual = torch.randn(6, 256).to(dtype), torch.randn(6, 96).to(dtype)
+    norm = RowNorm((torch.rand(256) + 0.5).to(dtype), 1e-6, unit_offset=offset)
+    apart = rms_norm(x, norm.weight, norm.eps, unit_offset=offset)
+    weight, _ = random_weight(96, 256, dtype, block)
+    assert torch.equal(linear(x, weight, residual=residual, norm=norm), linear(apart, weight, residual=residual))
+    gated, _ = random_weight(192, 256, dtype, block, gated=True)
+    assert torch.equal(
+        gated_linear(x, gated, activation="silu", norm=norm), gated_linear(apart, gated, activation="silu")
+    )
+    if block is None:
+        for each in (weight, gated):
+            set_input_scale(each, torch.tensor([0.01]))
+        assert torch.equal(linear(x, weight, norm=norm), linear(apart, weight))
 
 
 @pytest.mark.parametrize("block", [None, 128])

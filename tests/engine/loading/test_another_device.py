@@ -9,7 +9,7 @@ import torch
 
 from tests.engine.models.tiny import make_tiny_model
 from vllm_engine.config import EngineArgs
-from vllm_engine.config.model_plan import plan_model
+from vllm_engine.config.decoder_file import load_decoder_config
 from vllm_engine.layers.weights import RowsSlot, TensorSlot
 from vllm_engine.loading.loader import load_model
 from vllm_engine.models.causal_lm import CausalLM
@@ -22,7 +22,7 @@ FAMILIES = ["qwen3", "gemma3", "gpt2", "opt"]
 def loaded(family: str, path: Path, device: str, **options: Any) -> CausalLM:
     make_tiny_model(family, path)
     config = EngineArgs(str(path), **options).create_config()
-    return load_model(path, plan_model(config, path).decoder, config.model, config.load, device)
+    return load_model(path, load_decoder_config(path, {}), config.model, config.load, device)
 
 
 def tensors_in(thing: object, seen: set[int], path: str = "model") -> Iterator[tuple[str, torch.Tensor]]:
@@ -43,7 +43,7 @@ def tensors_in(thing: object, seen: set[int], path: str = "model") -> Iterator[t
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_of_a_model_is_elsewhere(
     family: str, quantization: str | None, load_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -66,7 +66,7 @@ def test_nothing_of_a_model_is_elsewhere(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "fp8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gpu_holds_the_same_weights(family: str, quantization: str | None, load_format: str, tmp_path: Path) -> None:
     with use_face("triton" if quantization else "reference"):

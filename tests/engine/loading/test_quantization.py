@@ -4,7 +4,7 @@ How numbers are rounded is tested in ``tests/kernels``; here the reference's rou
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,6 +24,8 @@ from vllm_kernels.quantized_weight import Quantization
 from vllm_kernels.reference.quantization import CanonicalWeight, rounded_activations
 
 INT8 = Quantization(8, None, 8)
+Scheme = Quantization | Literal["fp8"] | None
+"""Of a layer; None: as it is."""
 GREEDY = SamplingParams(temperature=0.0, max_tokens=100)
 TOKENS = list(range(7, VOCAB_SIZE, 11))
 
@@ -40,24 +42,36 @@ def logits(model: CausalLM, tokens: list[int] = TOKENS) -> Tensor:
 class Rounded(nn.Module):
     """A linear layer of transformers with the reference's rounding."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, scheme: Quantization) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, scheme: Scheme) -> None:
         super().__init__()
-        if scheme.group_size is not None and scheme.group_size >= weight.shape[1]:
-            scheme = Quantization(scheme.bits, None, scheme.activation_bits)
-        rounded = CanonicalWeight(*weight.shape, torch.float32, scheme, gated=False)
-        rounded.fill(weight)
-        self.scheme, self.bias = scheme, bias
-        self.weight = rounded.rows(torch.arange(len(weight)))
+        self.scheme, self.bias, self.weight = scheme, bias, weight
+        if isinstance(scheme, Quantization):
+            if scheme.group_size is not None and scheme.group_size >= weight.shape[1]:
+                self.scheme = scheme = Quantization(scheme.bits, None, scheme.activation_bits)
+            rounded = CanonicalWeight(*weight.shape, torch.float32, scheme, gated=False)
+            rounded.fill(weight)
+            self.weight = rounded.rows(torch.arange(len(weight)))
+        elif scheme == "fp8":
+            self.weight = rounded_to_fp8(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scheme.activation_bits:
+        if self.scheme == "fp8":
+            x = rounded_to_fp8(x)
+        elif self.scheme is not None and self.scheme.activation_bits:
             x = rounded_activations(x.flatten(0, -2), self.scheme.activation_group).view_as(x)
         return nn.functional.linear(x, self.weight, self.bias)
 
 
+def rounded_to_fp8(rows: Tensor) -> Tensor:
+    """Rows as numbers of e4m3 with a scale each: the largest is 448."""
+    scale = rows.abs().amax(-1, keepdim=True) / torch.tensor(448.0)
+    return (rows / scale).to(torch.float8_e4m3fn).float() * scale
+
+
 @torch.no_grad()
-def rounded_logits(model: PreTrainedModel, scheme: Quantization) -> Tensor:
-    """What transformers computes when its layers round as ``scheme`` says, the head as int8."""
+def rounded_logits(model: PreTrainedModel, scheme: Scheme) -> Tensor:
+    """What transformers computes when its layers round as ``scheme`` says, the head as int8, or with fp8 not."""
+    of_head = None if scheme == "fp8" else INT8
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear | Conv1D):
@@ -65,7 +79,7 @@ def rounded_logits(model: PreTrainedModel, scheme: Quantization) -> Tensor:
                 weight = weight.t() if isinstance(child, Conv1D) else weight
                 bias = None if child.bias is None else child.bias.detach()
                 is_head = child is model.get_output_embeddings()
-                setattr(module, name, Rounded(weight, bias, INT8 if is_head else scheme))
+                setattr(module, name, Rounded(weight, bias, of_head if is_head else scheme))
     if model.config.get_text_config().tie_word_embeddings:
         model.get_input_embeddings().weight.copy_(model.lm_head.weight)
     result: Tensor = model(torch.tensor([TOKENS])).logits[0]
@@ -83,8 +97,9 @@ def deviation(result: Tensor, expected: Tensor) -> float:
         ("int8", None, INT8),
         ("int4", None, Quantization(4, 128, 8)),
         ("int4", "0", Quantization(4, 128, None)),
+        ("fp8", None, "fp8"),
     ],
-    ids=["int8", "int4", "int4 by 16"],
+    ids=["int8", "int4", "int4 by 16", "fp8"],
 )
 @pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma3", "gpt2", "opt"])
 def test_every_projection_is_rounded_and_nothing_else(
@@ -117,7 +132,8 @@ def texts() -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("quantization", "error", "same", "size"), [("int8", 0.02, 0.97, 0.55), ("int4", 0.1, 0.9, 0.35)]
+    ("quantization", "error", "same", "size"),
+    [("int8", 0.02, 0.97, 0.55), ("int4", 0.1, 0.9, 0.35), ("fp8", 0.05, 0.95, 0.6)],
 )
 def test_a_quantised_model_is_close_to_the_unquantised_one(
     texts: list[list[int]], quantization: str, error: float, same: float, size: float

@@ -50,6 +50,8 @@ def plan_model(config: EngineConfig, model_path: Path) -> ModelPlan:
     decoder = load_decoder_config(config_folder(config, model_path), settings.hf_overrides)
     refuse_quantized_folder(model_path)
     gpu = first_gpu() if config.device.kind == "cuda" else None
+    if settings.quantization == "fp8":
+        _refuse_fp8_weights(gpu)
     dtype = cast(FloatType, resolve_dtype(settings.dtype, decoder, gpu))
     longest = default_max_model_len(decoder)
     if settings.disable_sliding_window and decoder.windows:
@@ -88,6 +90,19 @@ def _cache_formats(settings: CacheConfig, decoder: DecoderConfig, dtype: str) ->
     if SLIDING_LAYERS in skipped:
         numbers.update(index for index in range(decoder.num_layers) if decoder.layer_window(index) is not None)
     return tuple(own if index in numbers else asked for index in range(decoder.num_layers))
+
+
+def _refuse_fp8_weights(gpu: Gpu | None) -> None:
+    """Raise ``ConfigError`` where there are no products of fp8 numbers; a CPU is None."""
+    if gpu is None:
+        raise ConfigError(
+            "quantization=fp8: a CPU has no products of fp8 numbers; use int8, which takes as much memory, or int4",
+            field="quantization",
+        )
+    if not gpu.has_e4m3:
+        raise ConfigError(
+            f"quantization=fp8: {gpu} has no instructions for fp8 e4m3; use int8 or int4", field="quantization"
+        )
 
 
 def _refuse_e4m3(settings: CacheConfig, formats: tuple[CacheFormat, ...], gpu: Gpu) -> None:

@@ -12,7 +12,7 @@ _FILES = {"hf_quant_config.json": "quantization", "quantize_config.json": None, 
 """Files beside ``config.json`` in which older and other tools say so -> the key that holds the facts, if any."""
 _POSSIBLE = (
     "possible: checkpoints in float32, float16 or bfloat16, such as the one that it was made from, as they are or with "
-    "--quantization int8 or int4"
+    "--quantization int8, int4 or fp8"
 )
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from vllm_engine.layers.module import TensorModule
 from vllm_kernels.linear_weight import LinearWeight
-from vllm_kernels.ops import linear, quantization
+from vllm_kernels.ops import fp8, linear, quantization
 
-Quantization = Literal["int8", "int4"]
+Quantization = Literal["int8", "int4", "fp8"]
 
 INT4_GROUP_SIZE = 128
 """Columns of a 4-bit weight that share a scale."""
@@ -30,9 +30,10 @@ class WeightFormat:
         dtype: of parameters and activations.
         device: where they live.
         quantization: what projections are rounded to as they are filled, or None. ``int8`` has a scale for each row;
-            ``int4`` one for each ``INT4_GROUP_SIZE`` columns, but the vocabulary's is int8.
+            ``int4`` one for each ``INT4_GROUP_SIZE`` columns, but the vocabulary's is int8; ``fp8`` (e4m3) one for each
+            row, and the vocabulary's stays as it is.
         int4_activation_bits: 8 where activations are rounded before they meet 4-bit weights, None where they are not.
-            Those that meet 8-bit weights always are.
+            Those that meet weights of 8 bits always are.
     """
 
     dtype: torch.dtype
@@ -47,6 +48,8 @@ class WeightFormat:
             return linear.new_weight(*sizes, gated=gated)
         if self.quantization == "int8":
             return quantization.new_weight(*sizes, bits=8, gated=gated)
+        if self.quantization == "fp8":
+            return fp8.new_weight(*sizes, gated=gated)
         return quantization.new_weight(
             *sizes, bits=4, group_size=INT4_GROUP_SIZE, activation_bits=self.int4_activation_bits, gated=gated
         )
@@ -54,7 +57,7 @@ class WeightFormat:
     def vocabulary(self, num_tokens: int, in_features: int) -> LinearWeight:
         """The weight of the head, or of token embedding and head in one, not filled yet."""
         sizes = (num_tokens, in_features, self.dtype, self.device)
-        if self.quantization is None:
+        if self.quantization in (None, "fp8"):
             return linear.new_weight(*sizes)
         return quantization.new_weight(*sizes, bits=8)
 

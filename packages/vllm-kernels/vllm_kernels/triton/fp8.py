@@ -12,7 +12,7 @@ import triton.language as tl
 from vllm_kernels import batch_invariance
 from vllm_kernels.eager import fp8 as eager
 from vllm_kernels.fp8_weight import Fp8Weight
-from vllm_kernels.linear_weight import Activation
+from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.reference.fp8 import fill_rounded, rows_of
 from vllm_kernels.rounded_activations import Rounded
 from vllm_kernels.triton.activation import gated_by
@@ -20,7 +20,7 @@ from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import has_fp8, multiprocessors
 from vllm_kernels.triton.kernel import FLOATS, Configuration, Kernel, pointer, power_of_two
 from vllm_kernels.triton.product_parts import MOST_PARTS, finish, fold, parts_of
-from vllm_kernels.triton.rounded import round_tokens
+from vllm_kernels.triton.rounded import rms_norm, round_tokens
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Where, Work
 
 BLOCK_K = 128
@@ -203,6 +203,30 @@ class TritonFp8Weight(Fp8Weight):
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
+
+    def multiply_normed(
+        self,
+        x: torch.Tensor,
+        norm: RowNorm,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        out_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        if self.block is not None:
+            return super().multiply_normed(x, norm, bias, residual, out_dtype)
+        return self.multiply_rounded(self._normed(x, norm), bias, residual, out_dtype)
+
+    def multiply_gated_normed(
+        self, x: torch.Tensor, norm: RowNorm, bias: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
+        if self.block is not None:
+            return super().multiply_gated_normed(x, norm, bias, activation)
+        both = self.multiply_rounded(self._normed(x, norm), bias, None, torch.float32)
+        return gated_by(both, activation, x.dtype)
+
+    def _normed(self, x: torch.Tensor, norm: RowNorm) -> Rounded:
+        """Norm and rounding in one pass, which gives the numbers of the two done apart."""
+        return rms_norm(x, norm.weight, norm.eps, torch.float8_e4m3fn, self.input_scale, norm.unit_offset)
 
 
 def new_weight(out_features: int, in_features: int, dtype: torch.dtype, block: int | None, gated: bool) -> Fp8Weight:

@@ -68,10 +68,11 @@ class ModelConfig:
     )
     quantization: str | None = option(
         None,
-        help="what the weights are quantised to while they are loaded: int8 (a scale for each row) or int4 (one for "
-        "each 128 columns of a row; LM head and tied embedding as int8)",
+        help="what the weights are quantised to while they are loaded: int8 (a scale for each row), int4 (one for "
+        "each 128 columns of a row; LM head and tied embedding as int8), or fp8 (e4m3, a scale for each row; LM head "
+        "and tied embedding as they are; on GPUs since Ada)",
         unsupported="this version quantises checkpoints in float32, float16 or bfloat16 itself",
-        possible=("int8", "int4"),
+        possible=("int8", "int4", "fp8"),
         short=("-q",),
         metavar="METHOD",
         common=True,
