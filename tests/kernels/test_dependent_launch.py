@@ -53,6 +53,11 @@ def test_a_kernel_that_does_not_wait_is_told():
     assert fault_of_waiting(KERNEL.replace("griddepcontrol.wait", "griddepcontrol.other")) is not None
 
 
+def test_loads_of_what_was_not_to_change_are_told():
+    """The cache that they go through may hold what stood there when the kernel began."""
+    assert "loads by ld.global.nc" in fault_of_waiting(KERNEL.replace("ld.global.v4", "ld.global.nc.v4"))
+
+
 def test_every_kernel_knows_whether_it_was_started_early():
     assert [kernel.name for kernel in KERNELS if dependent_launch.PARAMETER not in kernel.function.arg_names] == []
 
@@ -144,3 +149,6 @@ def test_the_machine_code_touches_nothing_before_it_waits(listings):
         assert not {"LDG", "LDGSTS", "STG", "ATOMG", "RED", "UBLKCP", "BRA", "EXIT"} & set(before), name
         assert ("CCTL" in before) == ("few_rows" in name or "one_row" in name), name
         assert {"LDG", "LDGSTS"} & set(kinds) and "STG" in kinds, name
+        assert not any(instruction.startswith("LDG") and "CONSTANT" in instruction for instruction in instructions), (
+            name
+        )

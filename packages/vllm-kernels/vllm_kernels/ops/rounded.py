@@ -167,7 +167,7 @@ def gated_linear(
     if not weight.gated:
         raise ValueError("weight is not gated: linear multiplies it")
     _check_activation(activation)
-    both = takes.multiply_rounded(_rows(x), bias, None, torch.float32)
+    both = takes.multiply_rounded(_rows(x), bias, None, weight.dtype if takes.rounds_halves else torch.float32)
     result: torch.Tensor = face_of("rounded", both.device).gate(both, activation, weight.dtype)
     return result.view(*x.values.shape[:-1], weight.out_features // 2)
 

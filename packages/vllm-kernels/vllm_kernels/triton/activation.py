@@ -62,19 +62,19 @@ def plain_kernel(x, out, size, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _gated(x, "silu") if x.dtype in FLOATS else eager.silu_and_mul(x)
+    return gated_by(x, "silu") if x.dtype in FLOATS else eager.silu_and_mul(x)
 
 
 def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _gated(x, "gelu") if x.dtype in FLOATS else eager.gelu_and_mul(x)
+    return gated_by(x, "gelu") if x.dtype in FLOATS else eager.gelu_and_mul(x)
 
 
 def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _gated(x, "gelu_tanh") if x.dtype in FLOATS else eager.gelu_tanh_and_mul(x)
+    return gated_by(x, "gelu_tanh") if x.dtype in FLOATS else eager.gelu_tanh_and_mul(x)
 
 
 def swigluoai_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _gated(x, "swigluoai") if x.dtype in FLOATS else eager.swigluoai_and_mul(x)
+    return gated_by(x, "swigluoai") if x.dtype in FLOATS else eager.swigluoai_and_mul(x)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -89,19 +89,15 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     return _plain(x, "relu") if x.dtype in FLOATS else eager.relu(x)
 
 
-def gated_by(x: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
-    """``activate(x[..., :d]) * x[..., d:]`` in another type than that of ``x``: one of ``FLOATS`` both."""
+def gated_by(x: torch.Tensor, kind: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """``activate(x[..., :d]) * x[..., d:]``, in the type of ``x`` or another: of ``FLOATS`` both."""
     x = x.contiguous()
     width = x.shape[-1] // 2
-    out = x.new_empty(*x.shape[:-1], width, dtype=dtype)
+    out = x.new_empty(*x.shape[:-1], width, dtype=dtype or x.dtype)
     rows = out.numel() // width if width else 0
     choice = TILES.choose(x.device, x_bits=8 * x.itemsize)
     gated.launch((rows, triton.cdiv(width, choice["BLOCK"])), x, out, WIDTH=width, KIND=kind, **choice)
     return out
-
-
-def _gated(x: torch.Tensor, kind: str) -> torch.Tensor:
-    return gated_by(x, kind, x.dtype)
 
 
 def _plain(x: torch.Tensor, kind: str) -> torch.Tensor:

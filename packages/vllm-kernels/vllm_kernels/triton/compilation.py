@@ -17,6 +17,7 @@ from vllm_kernels.triton.kernel import Configuration, Kernel
 from vllm_kernels.triton.machine_code import Loop, loops_of
 
 _WAIT = "griddepcontrol.wait"
+_NOT_COHERENT = "ld.global.nc"
 _OPERATION = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
@@ -73,9 +74,11 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int, with_
 
 def fault_of_waiting(listing: str) -> str | None:
     """What a kernel in PTX does before it waits for those before it, and must not; None for nothing."""
-    before, found, _ = listing.partition(".entry")[2].partition(_WAIT)
+    before, found, after = listing.partition(".entry")[2].partition(_WAIT)
     if not found:
         return "does not wait for the kernels before it"
+    if _NOT_COHERENT in after:
+        return f"loads by {_NOT_COHERENT}, which is for what nobody writes from the kernel's beginning on"
     for operation in _OPERATION.findall(before):
         if operation in ("bra", "ret", "exit"):
             return f"may end without having waited for the kernels before it: {operation}"

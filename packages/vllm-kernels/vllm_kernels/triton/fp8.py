@@ -158,6 +158,8 @@ def fp8_product_kernel(
 class TritonFp8Weight(Fp8Weight):
     """Entries of e4m3, row after row."""
 
+    rounds_halves = True
+
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         fill_rounded(self, rows, start)
 
@@ -202,7 +204,7 @@ class TritonFp8Weight(Fp8Weight):
         return out
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-        return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
+        return gated_by(self.multiply(x, bias, None, x.dtype), activation)
 
     def multiply_normed(
         self,
@@ -221,8 +223,7 @@ class TritonFp8Weight(Fp8Weight):
     ) -> torch.Tensor:
         if self.block is not None:
             return super().multiply_gated_normed(x, norm, bias, activation)
-        both = self.multiply_rounded(self._normed(x, norm), bias, None, torch.float32)
-        return gated_by(both, activation, x.dtype)
+        return gated_by(self.multiply_rounded(self._normed(x, norm), bias, None, x.dtype), activation)
 
     def _normed(self, x: torch.Tensor, norm: RowNorm) -> Rounded:
         """Norm and rounding in one pass, which gives the numbers of the two done apart."""

@@ -171,7 +171,7 @@ class TritonMxfp4Weight(Mxfp4Weight):
         return out
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-        return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
+        return gated_by(self.multiply(x, bias, None, x.dtype), activation)
 
 
 def new_weight(out_features: int, in_features: int, dtype: torch.dtype, gated: bool) -> LinearWeight:

@@ -21,6 +21,8 @@ class TritonWeight(CompactWeight):
     Byte ``j`` of a row of 4 bits holds column ``2 j`` below and ``2 j + 1`` above; rows are whole words.
     """
 
+    rounds_halves = True
+
     def __init__(
         self, out_features: int, in_features: int, dtype: torch.dtype, scheme: Quantization, gated: bool
     ) -> None:
@@ -62,7 +64,7 @@ class TritonWeight(CompactWeight):
         return out
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-        return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
+        return gated_by(self.multiply(x, bias, None, x.dtype), activation)
 
 
 def new_weight(

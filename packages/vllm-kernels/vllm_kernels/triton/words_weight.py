@@ -54,7 +54,7 @@ class WordsWeight(FewRowsWeight, QuantizedWeight):
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         if quantized_few_rows.serves(len(x)):
             return self.multiply_few(self.in_order(x), bias, None, x.dtype, activation)
-        return gated_by(self.multiply(x, bias, None, torch.float32), activation, x.dtype)
+        return gated_by(self.multiply(x, bias, None, x.dtype), activation)
 
     def takes_norm(self, x: torch.Tensor) -> bool:
         # Its weights would have to be in the order of the columns, too; and in half precision products may overflow.
