@@ -75,9 +75,15 @@ class Asked(TorchDispatchMode):
 @pytest.mark.skipif(not interpreted(), reason="counts what the interpreter is asked for")
 @pytest.mark.parametrize(
     "count, quantization, product",
-    [(1, None, "one_row_kernel"), (3, None, "few_rows_kernel"), (3, "int4", "quantized_few_rows_kernel")],
+    [
+        (1, None, "one_row_kernel"),
+        (3, None, "few_rows_kernel"),
+        (3, "int4", "quantized_few_rows_kernel"),
+        (3, "fp8", "few_rows_kernel"),
+    ],
 )
 def test_a_layer_of_few_tokens_is_six_kernels(count, quantization, product, tmp_path, monkeypatch):
+    """And with fp8 four that round activations, two of them norms."""
     make_tiny_model("qwen3", tmp_path, num_hidden_layers=2)
     asked, steps, decode = Asked(monkeypatch), [], CausalLM.forward
 
@@ -90,6 +96,7 @@ def test_a_layer_of_few_tokens_is_six_kernels(count, quantization, product, tmp_
 
     monkeypatch.setattr(CausalLM, "forward", forward)
     monkeypatch.setenv("VLLM_CPU_INT4_W4A8", "0")  # as on a GPU, activations stay as they are
+    monkeypatch.setattr("vllm_engine.config.model_plan._refuse_fp8_weights", lambda gpu: None)
     settings = {"max_model_len": 64, "max_num_seqs": 4, "kv_cache_memory_bytes": 2**20, "enforce_eager": True}
     settings |= {"dtype": "float32", "quantization": quantization, "skip_tokenizer_init": True}
     with use_face("triton"), LLM(str(tmp_path), **settings) as llm:
@@ -98,6 +105,9 @@ def test_a_layer_of_few_tokens_is_six_kernels(count, quantization, product, tmp_
     tokens, names = steps[-1]
     assert tokens == count
     layer = [product, "rope_kernel", "attention_kernel", product, product, product]
+    if quantization == "fp8":
+        normed, plain = ["norm_round_kernel", product], ["round_rows_kernel", product]
+        layer = [*normed, "rope_kernel", "attention_kernel", *plain, *normed, *plain]
     embedding, rest = names[: -2 * len(layer) - 1], names[-2 * len(layer) - 1 :]
     assert rest == [*layer, *layer, "norm_kernel"]
     assert len(embedding) <= 2

@@ -79,6 +79,11 @@ def test_any_shape_equals_float64(served, count, out_features, in_features, seed
         weight, matrix = random_weight(out_features, in_features, torch.float32, None)
         x = torch.randn(count, in_features)
         assert error_of(linear(x, weight), rounded(x, None) @ matrix.T) < 1e-5
+        gated, matrix = random_weight(2 * out_features, in_features, torch.float32, None, gated=True)
+        bias = torch.randn(2 * out_features)
+        gate, value = (rounded(x, None) @ matrix.T + bias.double()).chunk(2, dim=1)
+        expected = torch.nn.functional.silu(gate) * value
+        assert error_of(gated_linear(x, gated, "silu", bias), expected) < 1e-5
 
 
 @pytest.mark.parametrize("block", [None, 128])
@@ -170,14 +175,11 @@ def test_launches_are_compiled_ahead():
 
     torch.manual_seed(0)
     with use_face("triton"), recorded() as launches:
-        for block in (None, 128):
+        for rows, block in ((3, None), (32, None), (3, 128)):
             weight, _ = random_weight(1024, 2048, torch.float16, block)
-            linear(torch.randn(3, 2048).half(), weight, residual=torch.randn(3, 1024).half())
-    assert [kernel.name for kernel, _ in launches] == [
-        "round_rows_kernel",
-        "fp8_product_kernel",
-        "add_parts_kernel",
-    ] * 2
+            linear(torch.randn(rows, 2048).half(), weight, residual=torch.randn(rows, 1024).half())
+    in_parts = ["round_rows_kernel", "fp8_product_kernel", "add_parts_kernel"]
+    assert [kernel.name for kernel, _ in launches] == ["round_rows_kernel", "few_rows_kernel", *in_parts * 2]
     for kernel, configuration in launches:
         assert configuration in list(kernel.configurations("sm_90")), (kernel.name, configuration.label)
 

@@ -68,6 +68,7 @@ GOALS = {
     "MXFP4, few rows": ("mxfp4_product_kernel", ["*bf16", "OUT=4096 IN=4096", "BLOCK_M=16"]),
     "one row": ("one_row_kernel", ["norm=*bf16", "OUT=6144 IN=4096"]),
     "few rows": ("few_rows_kernel", ["norm=*bf16", "OUT=14336 IN=4096"]),
+    "fp8, few rows": ("few_rows_kernel", ["x=*fp8e4nv", "OUT=6144 IN=4096"]),
     "fp8": ("fp8_product_kernel", ["*bf16", "OUT=6144 IN=4096 GROUP=0 BLOCK_M=128"]),
     "experts, many rows": ("expert_product_kernel", ["*bf16 *i32 OUT", "BITS=0", "BLOCK_M=128"]),
     "experts, few rows": ("expert_product_kernel", ["*bf16 *i32 OUT", "BITS=0", "BLOCK_M=16"]),
@@ -126,6 +127,7 @@ def turns():
         ("4-bit, 64 rows", 560, "HGMMA"),
         # 32 KB, 2,260 clocks of memory.
         ("few rows", 420, "HMMA"),
+        ("fp8, few rows", 420, "HMMA"),
         # 128 by 128 by 128: 512 clocks of tensor cores; of bf16, and by 64, as many.
         ("fp8", 400, "QGMMA"),
         ("experts, many rows", 300, "HGMMA"),

@@ -1,14 +1,11 @@
 """What every face's weight of fp8 numbers offers beside ``LinearWeight``."""
 
-from abc import abstractmethod
-
 import torch
 
-from vllm_kernels.linear_weight import LinearWeight
-from vllm_kernels.rounded_activations import Rounded
+from vllm_kernels.rounded_input_weight import RoundedInputWeight
 
 
-class Fp8Weight(LinearWeight):
+class Fp8Weight(RoundedInputWeight):
     """A weight of e4m3 numbers (arXiv:2209.05433), each standing for itself times a scale.
 
     Args:
@@ -37,12 +34,3 @@ class Fp8Weight(LinearWeight):
         """Store rows of e4m3; see ``ops.fp8.fill_fp8``. Arguments are checked."""
         self.entries[start : start + len(entries)] = entries
         self.scales_of(start, len(entries)).copy_(scales)
-
-    @abstractmethod
-    def multiply_rounded(
-        self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Activations of e4m3 ``[n, in_features]`` -> ``[n, out_features]``; see ``ops.rounded.linear``.
-
-        Gated weights give both halves. Arguments are checked.
-        """

@@ -43,8 +43,6 @@ class LinearWeight(Weight, ABC):
 
     checks_ids = False
     """Whether ``rows`` itself raises ``IndexError`` for an id that is outside."""
-    rounds_halves = False
-    """Whether gate and value of rounded activations are rounded to ``dtype`` before they meet."""
 
     def __init__(self, out_features: int, in_features: int, dtype: torch.dtype, *, gated: bool = False) -> None:
         self.out_features = out_features

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_kernels.linear_weight import LinearWeight
 from vllm_kernels.rounded_activations import Rounded
+from vllm_kernels.rounded_input_weight import RoundedInputWeight
 
 ACTIVATION_GROUP = 512
 """Columns of ``x`` that share a scale, at most: up to here a dot product of bytes has 24 bits, which floats hold."""
@@ -32,7 +32,7 @@ class Quantization:
         return min(self.group_size or ACTIVATION_GROUP, ACTIVATION_GROUP)
 
 
-class QuantizedWeight(LinearWeight):
+class QuantizedWeight(RoundedInputWeight):
     """A weight of small integers: entry = (q - zero) * scale, with scale and zero for each row and group of columns.
 
     Args:
@@ -56,10 +56,7 @@ class QuantizedWeight(LinearWeight):
     def multiply_rounded(
         self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
-        """Activations of int8 ``[n, in_features]`` -> ``[n, out_features]``; see ``ops.rounded.linear``.
-
-        Gated weights give both halves. Here in fp32, by the rows of the weight in ``dtype``. Arguments are checked.
-        """
+        """In fp32, by the rows of the weight in ``dtype``."""
         entries = self.rows(torch.arange(self.out_features, device=x.values.device)).float()
         result = x.values.float() @ entries.T * x.scales.unsqueeze(1)
         for extra in (bias, residual):

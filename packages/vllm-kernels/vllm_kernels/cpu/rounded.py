@@ -1,9 +1,9 @@
 """No native kernel: the native norms and gates, rounded by torch."""
 
 from vllm_kernels.cpu import activation, norm
-from vllm_kernels.reference.rounded import RoundedAfter, gate, round_tokens
+from vllm_kernels.reference.rounded import RoundedAfter, round_tokens
 
-__all__ = ["activation_and_mul", "fused_add_rms_norm", "gate", "rms_norm", "round_tokens"]
+__all__ = ["activation_and_mul", "fused_add_rms_norm", "rms_norm", "round_tokens"]
 
 _face = RoundedAfter(
     norm,

@@ -1,7 +1,7 @@
 from vllm_kernels.eager import activation, norm
-from vllm_kernels.reference.rounded import RoundedAfter, gate, round_tokens
+from vllm_kernels.reference.rounded import RoundedAfter, round_tokens
 
-__all__ = ["activation_and_mul", "fused_add_rms_norm", "gate", "rms_norm", "round_tokens"]
+__all__ = ["activation_and_mul", "fused_add_rms_norm", "rms_norm", "round_tokens"]
 
 _face = RoundedAfter(
     norm,

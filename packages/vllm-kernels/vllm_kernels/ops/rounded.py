@@ -18,6 +18,7 @@ from vllm_kernels.linear_weight import Activation, LinearWeight
 from vllm_kernels.ops.linear import ACTIVATIONS
 from vllm_kernels.quantized_weight import QuantizedWeight
 from vllm_kernels.rounded_activations import Rounded
+from vllm_kernels.rounded_input_weight import RoundedInputWeight
 
 DTYPES = (torch.float8_e4m3fn, torch.int8)
 
@@ -167,8 +168,7 @@ def gated_linear(
     if not weight.gated:
         raise ValueError("weight is not gated: linear multiplies it")
     _check_activation(activation)
-    both = takes.multiply_rounded(_rows(x), bias, None, weight.dtype if takes.rounds_halves else torch.float32)
-    result: torch.Tensor = face_of("rounded", both.device).gate(both, activation, weight.dtype)
+    result = takes.multiply_gated_rounded(_rows(x), bias, activation)
     return result.view(*x.values.shape[:-1], weight.out_features // 2)
 
 
@@ -192,10 +192,10 @@ def _check_activation(activation: str) -> None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-def _check_product(x: Rounded, weight: LinearWeight, bias: torch.Tensor | None) -> Fp8Weight | QuantizedWeight:
+def _check_product(x: Rounded, weight: LinearWeight, bias: torch.Tensor | None) -> RoundedInputWeight:
     if isinstance(weight, Fp8Weight) and weight.block is None:
         check_dtype("values", x.values, torch.float8_e4m3fn)
-        found: Fp8Weight | QuantizedWeight = weight
+        found: RoundedInputWeight = weight
     elif isinstance(weight, QuantizedWeight) and weight.scheme.activation_bits:
         check_dtype("values", x.values, torch.int8)
         found = weight

@@ -78,11 +78,6 @@ _face = RoundedAfter(norm, GATES)
 rms_norm, fused_add_rms_norm, activation_and_mul = _face.rms_norm, _face.fused_add_rms_norm, _face.activation_and_mul
 
 
-def gate(x: torch.Tensor, activation: Activation, dtype: torch.dtype) -> torch.Tensor:
-    """Of fp32 ``[n, 2 * d]``, to another type."""
-    return GATES[activation](x).to(dtype)
-
-
 def _entries(units: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.int8:
         return units.nan_to_num(0.0, torch.inf, -torch.inf).round().clamp(-128, 127).to(dtype)

@@ -4,6 +4,8 @@ Whoever computes them, they take as long as reading the weight does. What can be
 of which takes a microsecond or two: norm, bias, residual and gate are part of the product here. See also ``one_row``.
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -11,9 +13,9 @@ import triton.language as tl
 from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.dependent_launch import ask_for_weights, let_next_start, wait
-from vllm_kernels.triton.kernel import Configuration, Kernel
-from vllm_kernels.triton.projection_shapes import FIELDS, class_of, classes, compiled_types
-from vllm_kernels.triton.tuning import Choice, Tunable, Work
+from vllm_kernels.triton.kernel import Configuration, Kernel, pointer
+from vllm_kernels.triton.projection_shapes import FIELDS, Projection, class_of, compiled_types
+from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Work
 
 MOST_ROWS = 16
 """As many as a product of Ampere's and Hopper's tensor cores has in any case. More are left to cuBLAS."""
@@ -80,8 +82,10 @@ def store_tile(
 @triton.jit(do_not_specialize=["num_rows"])
 def few_rows_kernel(
     x,
+    x_scales,
     norm,
     weight,
+    scales,
     bias,
     residual,
     out,
@@ -98,6 +102,8 @@ def few_rows_kernel(
     PDL: tl.constexpr,
 ):
     """BLOCK_N columns of ``out [num_rows, OUT]``, at most BLOCK_M rows: ``x [num_rows, IN]`` by rows of the weight.
+
+    Entries of both may have ``x_scales [num_rows]`` and ``scales``, one for each row of the weight.
 
     With an ACTIVATION the weight has ``2 * OUT`` rows, the gate's above the value's, and ``bias`` as many entries. With
     a ``norm [IN]`` rows of ``x`` are multiplied by it first, and sums divided by the root of their row's mean square.
@@ -129,9 +135,16 @@ def few_rows_kernel(
         sums = add_turn(sums, values, weight, column, in_out, inner, IN)
         if ACTIVATION is not None:
             other_sums = add_turn(other_sums, values, weight, OUT + column, in_out, inner, IN)
+    total = tl.sum(sums, axis=0)
+    other = tl.sum(other_sums, axis=0)
+    if scales is not None:
+        x_scale = tl.load(x_scales + row, mask=in_x, other=0.0)[:, None]
+        total *= x_scale * tl.load(scales + column, mask=in_out, other=0.0)[None, :]
+        if ACTIVATION is not None:
+            other *= x_scale * tl.load(scales + OUT + column, mask=in_out, other=0.0)[None, :]
     store_tile(
-        tl.sum(sums, axis=0),
-        tl.sum(other_sums, axis=0),
+        total,
+        other,
         tl.sum(tl.sum(squares, axis=2), axis=0),
         norm,
         bias,
@@ -156,6 +169,7 @@ def multiply(
     *,
     activation: Activation | None,
     norm: RowNorm | None,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """``out = norm(x) @ weight.T + bias + residual``, or ``activation(gate) * value``, summed in fp32.
 
@@ -163,21 +177,26 @@ def multiply(
     square, which is done to the sums. In fp16 the product may overflow, so there is no norm then.
 
     Args:
-        x: ``[n, in_features]``, at most ``MOST_ROWS`` rows, one of ``FLOATS``.
+        x: ``[n, in_features]``, at most ``MOST_ROWS`` rows, one of ``FLOATS``; or e4m3, as the weight then.
         weight: ``[out_features, in_features]``, with an ``activation`` gate above value.
         bias: ``[out_features]`` or None.
         residual: of the shape of ``out``, or None; not with an ``activation``.
         out: ``[n, out_features]``, with an ``activation`` ``[n, out_features / 2]``. All are contiguous.
         activation: of the gate, or None.
         norm: what rows go through first, or None.
+        scales: of e4m3, what an entry of each row of ``x`` and of the weight is times: fp32 ``[n]`` and
+            ``[out_features, 1]``. There is no norm then.
     """
+    x_scales, weight_scales = scales or (None, None)
     num_rows, out_features = out.shape
     choice = TILES.choose(x.device, **class_of(out_features, x.dtype, activation))
     few_rows.launch(
         (triton.cdiv(out_features, choice["BLOCK_N"]),),
         x,
+        x_scales,
         None if norm is None else norm.weight,
         weight,
+        weight_scales,
         bias,
         residual,
         out,
@@ -219,26 +238,40 @@ def _work(out: int, x_bits: int, gated: int, BLOCK_N: int, BLOCK_K: int, num_war
     return Work("memory", MOST_ROWS * columns, (MOST_ROWS + columns) * num_warps * BLOCK_K * x_bits // 8)
 
 
-TILES = Tunable("few_rows_kernel", FIELDS, _rule, _candidates, classes, _work)
+def _compiled(family: str) -> Iterator[tuple[Projection, torch.dtype, dict[str, str | None]]]:
+    """Projections, types of activations, and those of tensor arguments."""
+    for each, dtype, types in compiled_types():
+        if types["norm"] is None or dtype != torch.float16:
+            yield each, dtype, {**types, "x_scales": None, "scales": None}
+            if family != "sm_80" and types["norm"] is None and dtype != torch.float32 and not each.head:
+                entries = dict.fromkeys(("x", "weight"), pointer(torch.float8_e4m3fn))
+                yield each, torch.float8_e4m3fn, {**types, **entries, "x_scales": "*fp32", "scales": "*fp32"}
+
+
+def _classes(family: str) -> list[ShapeClass]:
+    found = [class_of(each.out_features, dtype, each.activation) for each, dtype, _ in _compiled(family)]
+    return [dict(values) for values in sorted({tuple(each.items()) for each in found})]
+
+
+TILES = Tunable("few_rows_kernel", FIELDS, _rule, _candidates, _classes, _work)
 
 
 def _configurations(family: str) -> list[Configuration]:
     found = []
-    for each, dtype, types in compiled_types():
-        if types["norm"] is None or dtype != torch.float16:
-            choice = TILES.choose(family, **class_of(each.out_features, dtype, each.activation))
-            constants = {
-                "OUT": each.out_features,
-                "IN": each.in_features,
-                "UNIT_OFFSET": types["norm"] is not None and each.plus_one,
-                "ACTIVATION": each.activation,
-                "BLOCK_M": MOST_ROWS,
-                "BLOCK_N": choice["BLOCK_N"],
-                "BLOCK_K": choice["BLOCK_K"],
-                "SLICES": choice["num_warps"],
-            }
-            kinds = {**types, "num_rows": "i32", "eps": "fp32"}
-            found.append(Configuration(kinds, constants, choice["num_warps"], choice["num_stages"]))
+    for each, dtype, types in _compiled(family):
+        choice = TILES.choose(family, **class_of(each.out_features, dtype, each.activation))
+        constants = {
+            "OUT": each.out_features,
+            "IN": each.in_features,
+            "UNIT_OFFSET": types["norm"] is not None and each.plus_one,
+            "ACTIVATION": each.activation,
+            "BLOCK_M": MOST_ROWS,
+            "BLOCK_N": choice["BLOCK_N"],
+            "BLOCK_K": choice["BLOCK_K"],
+            "SLICES": choice["num_warps"],
+        }
+        kinds = {**types, "num_rows": "i32", "eps": "fp32"}
+        found.append(Configuration(kinds, constants, choice["num_warps"], choice["num_stages"]))
     return found
 
 

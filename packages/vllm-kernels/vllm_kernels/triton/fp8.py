@@ -15,6 +15,7 @@ from vllm_kernels.fp8_weight import Fp8Weight
 from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.reference.fp8 import fill_rounded, rows_of
 from vllm_kernels.rounded_activations import Rounded
+from vllm_kernels.triton import few_rows
 from vllm_kernels.triton.activation import gated_by
 from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import has_fp8, multiprocessors
@@ -158,8 +159,6 @@ def fp8_product_kernel(
 class TritonFp8Weight(Fp8Weight):
     """Entries of e4m3, row after row."""
 
-    rounds_halves = True
-
     def fill(self, rows: torch.Tensor, start: int = 0) -> None:
         fill_rounded(self, rows, start)
 
@@ -169,11 +168,25 @@ class TritonFp8Weight(Fp8Weight):
     def multiply(
         self, x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
-        if self.input_scale is None:
-            rounded = round_activations(x, self.block)
-        else:
-            rounded = round_tokens(x, torch.float8_e4m3fn, self.input_scale)
-        return self.multiply_rounded(rounded, bias, residual, out_dtype)
+        return self.multiply_rounded(self._rounded(x), bias, residual, out_dtype)
+
+    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        return self.multiply_gated_rounded(self._rounded(x), bias, activation)
+
+    def multiply_normed(
+        self,
+        x: torch.Tensor,
+        norm: RowNorm,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        out_dtype: torch.dtype,
+    ) -> torch.Tensor:
+        return self.multiply_rounded(self._normed(x, norm), bias, residual, out_dtype)
+
+    def multiply_gated_normed(
+        self, x: torch.Tensor, norm: RowNorm, bias: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
+        return self.multiply_gated_rounded(self._normed(x, norm), bias, activation)
 
     def multiply_rounded(
         self, x: Rounded, bias: torch.Tensor | None, residual: torch.Tensor | None, out_dtype: torch.dtype
@@ -181,10 +194,13 @@ class TritonFp8Weight(Fp8Weight):
         entries, scales = x.values.contiguous(), x.scales.contiguous()
         count = len(entries)
         out = entries.new_empty(count, self.out_features, dtype=out_dtype)
+        bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
+        if self._are_few(count):
+            self._multiply_few(out, entries, scales, bias, residual, None)
+            return out
         if not count:
             return out
         shape = Shape.choose(count, self.out_features, self.in_features, self.block, entries.device)
-        bias, residual = (None if tensor is None else tensor.contiguous() for tensor in (bias, residual))
         parts = parts_of(shape.PARTS, out)
         product.launch(
             (-(-count // shape.BLOCK_M), -(-shape.OUT // shape.BLOCK_N), shape.PARTS),
@@ -203,31 +219,48 @@ class TritonFp8Weight(Fp8Weight):
         fold(parts, bias, residual, out)
         return out
 
-    def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
-        return gated_by(self.multiply(x, bias, None, x.dtype), activation)
+    def multiply_gated_rounded(self, x: Rounded, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
+        if not self._are_few(len(x.values)):
+            return gated_by(self.multiply_rounded(x, bias, None, self.dtype), activation)
+        out = x.values.new_empty(len(x.values), self.out_features // 2, dtype=self.dtype)
+        bias = None if bias is None else bias.contiguous()
+        self._multiply_few(out, x.values.contiguous(), x.scales.contiguous(), bias, None, activation)
+        return out
 
-    def multiply_normed(
-        self,
-        x: torch.Tensor,
-        norm: RowNorm,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-        out_dtype: torch.dtype,
-    ) -> torch.Tensor:
-        if self.block is not None:
-            return super().multiply_normed(x, norm, bias, residual, out_dtype)
-        return self.multiply_rounded(self._normed(x, norm), bias, residual, out_dtype)
-
-    def multiply_gated_normed(
-        self, x: torch.Tensor, norm: RowNorm, bias: torch.Tensor | None, activation: Activation
-    ) -> torch.Tensor:
-        if self.block is not None:
-            return super().multiply_gated_normed(x, norm, bias, activation)
-        return gated_by(self.multiply_rounded(self._normed(x, norm), bias, None, x.dtype), activation)
+    def _rounded(self, x: torch.Tensor) -> Rounded:
+        if self.input_scale is None:
+            return round_activations(x, self.block)
+        return round_tokens(x, torch.float8_e4m3fn, self.input_scale)
 
     def _normed(self, x: torch.Tensor, norm: RowNorm) -> Rounded:
-        """Norm and rounding in one pass, which gives the numbers of the two done apart."""
+        """Norm and rounding, in one pass where rows have a scale, which gives the numbers of the two done apart."""
+        if self.block is not None:
+            return self._rounded(norm.of(x))
         return rms_norm(x, norm.weight, norm.eps, torch.float8_e4m3fn, self.input_scale, norm.unit_offset)
+
+    def _are_few(self, count: int) -> bool:
+        """Whether the kernel for few rows serves them: not where a result must be the same in any batch."""
+        return self.block is None and count <= few_rows.MOST_ROWS and not batch_invariance.enabled()
+
+    def _multiply_few(
+        self,
+        out: torch.Tensor,
+        entries: torch.Tensor,
+        x_scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        activation: Activation | None,
+    ) -> None:
+        few_rows.multiply(
+            entries,
+            self.entries,
+            bias,
+            residual,
+            out,
+            activation=activation,
+            norm=None,
+            scales=(x_scales, self.scales),
+        )
 
 
 def new_weight(out_features: int, in_features: int, dtype: torch.dtype, block: int | None, gated: bool) -> Fp8Weight:

@@ -21,8 +21,6 @@ class TritonWeight(CompactWeight):
     Byte ``j`` of a row of 4 bits holds column ``2 j`` below and ``2 j + 1`` above; rows are whole words.
     """
 
-    rounds_halves = True
-
     def __init__(
         self, out_features: int, in_features: int, dtype: torch.dtype, scheme: Quantization, gated: bool
     ) -> None:
@@ -62,6 +60,11 @@ class TritonWeight(CompactWeight):
         rounded = Rounded(q, scales, whole.sum(dim=2, dtype=torch.int32), group)
         multiply_rounded(rounded, self.packed, self.scales, self.zeros, bias, residual, out, shape)
         return out
+
+    def multiply_gated_rounded(
+        self, x: RoundedActivations, bias: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
+        return gated_by(self.multiply_rounded(x, bias, None, self.dtype), activation)
 
     def multiply_gated(self, x: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         return gated_by(self.multiply(x, bias, None, x.dtype), activation)

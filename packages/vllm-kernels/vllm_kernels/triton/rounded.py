@@ -10,7 +10,7 @@ from vllm_kernels.eager import rounded as eager
 from vllm_kernels.linear_weight import Activation
 from vllm_kernels.reference.rounded import LARGEST
 from vllm_kernels.rounded_activations import Rounded
-from vllm_kernels.triton.activation import apply_gate, gated_by
+from vllm_kernels.triton.activation import apply_gate
 from vllm_kernels.triton.cache import rounded_to_fp8
 from vllm_kernels.triton.dependent_launch import wait_for_earlier
 from vllm_kernels.triton.device import has_fp8
@@ -192,10 +192,6 @@ def activation_and_mul(
     if not _taken(x, dtype):
         return eager.activation_and_mul(x, activation, dtype, scale)
     return _round_rows(x, activation, dtype, scale)
-
-
-def gate(x: torch.Tensor, activation: Activation, dtype: torch.dtype) -> torch.Tensor:
-    return gated_by(x, activation, dtype) if dtype in FLOATS else eager.gate(x, activation, dtype)
 
 
 def _taken(x: torch.Tensor, dtype: torch.dtype) -> bool:
