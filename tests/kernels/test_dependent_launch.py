@@ -113,7 +113,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from vllm_kernels.triton import few_rows, norm, one_row, quantized_few_rows, rotary
 from vllm_kernels.triton.attention import attend
-from vllm_kernels.triton.compilation import _source
+from vllm_kernels.triton.compilation import source_for
 from vllm_kernels.triton.machine_code import listing_of
 
 kernels = [norm.norm, rotary.rope, attend, one_row.one_row, few_rows.few_rows, quantized_few_rows.quantized_few_rows]
@@ -122,7 +122,8 @@ for kernel in kernels:
     for target in (80, 90):
         first = next(iter(kernel.configurations(f"sm_{target}")))
         options = {"num_warps": first.num_warps, "num_stages": first.num_stages}
-        binary = triton.compile(_source(kernel, first, target), target=GPUTarget("cuda", target, 32), options=options)
+        source, gpu = source_for(kernel, first, target), GPUTarget("cuda", target, 32)
+        binary = triton.compile(source, target=gpu, options=options)
         found[f"{kernel.name} {target}"] = listing_of(binary.asm["cubin"])
 print(json.dumps(found))
 """

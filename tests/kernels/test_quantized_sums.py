@@ -161,7 +161,7 @@ import json, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from vllm_kernels.quantized_weight import Quantization
-from vllm_kernels.triton.compilation import _source
+from vllm_kernels.triton.compilation import source_for
 from vllm_kernels.triton.quantized_few_rows import quantized_few_rows
 from vllm_kernels.triton.quantized_product import product, rounded_product
 
@@ -175,7 +175,7 @@ for kernel, group, rows in (
         if (each.constants.get("BITS", 4), each.constants["BLOCK_M"], each.constants["GROUP"]) == (4, rows, group)
     )
     options = {"num_warps": configuration.num_warps, "num_stages": configuration.num_stages}
-    compiled = triton.compile(_source(kernel, configuration), target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source_for(kernel, configuration, 90), target=GPUTarget("cuda", 90, 32), options=options)
     turn = compiled.asm["ttgir"].split("scf.for")[1]
     found.append([turn.count("async_copy_global_to_local"), turn.count("local_alloc")])
 print(json.dumps(found))

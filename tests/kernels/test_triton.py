@@ -305,7 +305,7 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import MockTensor, create_function_from_signature
 from vllm_kernels.triton.attention import attend
 from vllm_kernels.triton.catalogue import KERNELS
-from vllm_kernels.triton.compilation import _source
+from vllm_kernels.triton.compilation import source_for
 
 target = GPUTarget("cuda", 90, 32)
 backend = make_backend(target)
@@ -323,7 +323,7 @@ def specialised(kernel):
 
 
 e5m2 = next(each for each in attend.configurations("sm_90") if each.types["key_cache"] == "*fp8e5")
-lines = triton.compile(_source(attend, e5m2, 90), target=target).asm["ttgir"].splitlines()
+lines = triton.compile(source_for(attend, e5m2, 90), target=target).asm["ttgir"].splitlines()
 conversions = [line.split("->")[1] for line in lines if "fp_to_fp" in line and "f8E5M2" in line]
 print(json.dumps([{kernel.name: specialised(kernel) for kernel in KERNELS}, e5m2.types["query"], conversions]))
 """

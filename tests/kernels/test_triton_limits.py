@@ -17,14 +17,14 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from vllm_kernels.triton.catalogue import KERNELS
-from vllm_kernels.triton.compilation import _source
+from vllm_kernels.triton.compilation import source_for
 
 for name, wanted in json.loads(sys.argv[1]):
     kernel = next(kernel for kernel in KERNELS if kernel.name == name)
     fitting = (each for each in kernel.configurations("sm_80") if wanted.items() <= each.constants.items())
     each = next(fitting)
     options = {"num_warps": each.num_warps, "num_stages": each.num_stages}
-    binary = triton.compile(_source(kernel, each), target=GPUTarget("cuda", 80, 32), options=options)
+    binary = triton.compile(source_for(kernel, each, 80), target=GPUTarget("cuda", 80, 32), options=options)
     print(json.dumps({"shared": binary.metadata.shared, "text": binary.asm["ptx"]}))
 """
 

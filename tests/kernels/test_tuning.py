@@ -116,7 +116,7 @@ def test_what_does_not_fit_shared_memory_does_not_compile_ahead(monkeypatch):
 
     asm = {"cubin": b"", "ptx": ".entry plain_kernel griddepcontrol.wait;"}
     binary = SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=SHARED_MEMORY["sm_80"] + 1))
-    monkeypatch.setattr(compilation, "_source", lambda *_: None)
+    monkeypatch.setattr(compilation, "source_for", lambda *_: None)
     monkeypatch.setattr(compilation.triton, "compile", lambda *_, **__: binary)
     monkeypatch.setattr(compilation, "_usage", lambda _: (32, 0))
     configuration = plain.configurations("sm_80")[0]

@@ -245,9 +245,9 @@ def test_a_file_of_a_quantiser_that_says_nothing_is_no_fault(folder: Path, name:
     resolve(folder)
 
 
-@pytest.mark.parametrize("method", ["fp8", "awq", "bitsandbytes", "never-heard-of"])
+@pytest.mark.parametrize("method", ["fp8_e5m2", "awq", "bitsandbytes", "never-heard-of"])
 def test_a_quantisation_method_is_refused(method: str) -> None:
-    message = rf"^quantization={method} cannot be honoured: .*; possible: unset, int8, int4$"
+    message = rf"^quantization={method} cannot be honoured: .*; possible: unset, int8, int4, fp8$"
     with pytest.raises(ConfigError, match=message) as caught:
         EngineArgs("demo", quantization=method).create_config()
     assert caught.value.field == "quantization"
@@ -255,7 +255,7 @@ def test_a_quantisation_method_is_refused(method: str) -> None:
 
 def test_what_is_quantised_already_is_not_quantised_again(folder: Path) -> None:
     change(folder, quantization_config={"quant_method": "awq"})
-    with pytest.raises(ConfigError, match=r"quantised with awq.*possible: .*--quantization int8 or int4"):
+    with pytest.raises(ConfigError, match=r"quantised with awq.*possible: .*--quantization int8, int4 or fp8"):
         resolve(folder, quantization="int8")
 
 

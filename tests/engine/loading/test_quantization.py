@@ -133,7 +133,7 @@ def texts() -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("quantization", "error", "same", "size"),
-    [("int8", 0.02, 0.97, 0.55), ("int4", 0.1, 0.9, 0.35), ("fp8", 0.03, 0.97, 0.6)],
+    [("int8", 0.02, 0.97, 0.55), ("int4", 0.1, 0.9, 0.35), ("fp8", 0.04, 0.93, 0.6)],
 )
 def test_a_quantised_model_is_close_to_the_unquantised_one(
     texts: list[list[int]], quantization: str, error: float, same: float, size: float

@@ -405,7 +405,7 @@ def test_the_file_is_blamed_for_its_own_values_beside_an_override(read: Any) -> 
 def test_a_quantised_checkpoint_is_refused_with_its_method_and_what_is_possible(
     read: Any, data: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{named}.*possible: checkpoints in float32.*int8 or int4") as caught:
+    with pytest.raises(ConfigError, match=f"{named}.*possible: checkpoints in float32.*int8, int4 or fp8") as caught:
         read(LLAMA | data)
     assert caught.value.field == "quantization"
 

@@ -56,7 +56,7 @@ def compile_for(kernel: Kernel, configuration: Configuration, target: int, with_
     where = (kernel.name, configuration.label, target)
     try:
         binary = triton.compile(
-            _source(kernel, configuration, target),
+            source_for(kernel, configuration, target),
             target=GPUTarget("cuda", target, 32),
             options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
         )
@@ -87,7 +87,8 @@ def fault_of_waiting(listing: str) -> str | None:
     return None
 
 
-def _source(kernel: Kernel, configuration: Configuration, target: int) -> ASTSource:
+def source_for(kernel: Kernel, configuration: Configuration, target: int) -> ASTSource:
+    """What ``triton.compile`` takes for compute capability ``target``."""
     names = kernel.function.arg_names
     missing = {name: None for name, kind in configuration.types.items() if kind is None}
     early = {dependent_launch.PARAMETER: dependent_launch.are_compiled(f"sm_{target}")}
