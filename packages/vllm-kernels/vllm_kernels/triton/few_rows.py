@@ -12,7 +12,7 @@ import triton.language as tl
 
 from vllm_kernels.linear_weight import Activation, RowNorm
 from vllm_kernels.triton.activation import apply_gate
-from vllm_kernels.triton.dependent_launch import ask_for_weights, let_next_start, wait
+from vllm_kernels.triton.dependent_launch import ask_for_rows, ask_for_weights, let_next_start, wait
 from vllm_kernels.triton.kernel import Configuration, Kernel, pointer
 from vllm_kernels.triton.projection_shapes import FIELDS, Projection, class_of, compiled_types
 from vllm_kernels.triton.tuning import Choice, ShapeClass, Tunable, Work
@@ -116,6 +116,10 @@ def few_rows_kernel(
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     ROW_BYTES: tl.constexpr = IN * weight.dtype.element_ty.primitive_bitwidth // 8
     ask_for_weights(weight, norm, column, OUT, ROW_BYTES, IN, ACTIVATION is not None, BLOCK_N, PDL)
+    if scales is not None:
+        ask_for_rows(scales, column, OUT, 4, 32, PDL)
+        if ACTIVATION is not None:
+            ask_for_rows(scales, OUT + column, 2 * OUT, 4, 32, PDL)
     wait(PDL)
     of_slice = tl.arange(0, SLICES)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     in_x = row < num_rows
