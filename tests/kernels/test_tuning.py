@@ -175,9 +175,9 @@ def test_the_rule_is_the_first_candidate_and_none_is_too_large():
 
 def test_the_configurations_of_a_class_are_those_that_its_choice_changes():
     kernel = next(kernel for kernel in KERNELS if kernel.name == "fp8_product_kernel")
-    shape, choice = {"rows": 16, "block": 0}, {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    shape, choice = {"rows": 32, "block": 0}, {"BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     found = candidates.configurations_of(kernel, fp8.TILES, shape, choice, "sm_90")
-    assert found and all(each.constants["BLOCK_M"] == 16 and each.constants["GROUP"] == 0 for each in found)
+    assert found and all(each.constants["BLOCK_M"] == 32 and each.constants["GROUP"] == 0 for each in found)
     assert {(each.constants["BLOCK_N"], each.num_warps, each.num_stages) for each in found} == {(32, 4, 2)}
     assert fp8.TILES.choose("sm_90", **shape) != choice
 
@@ -232,7 +232,7 @@ def test_a_dry_run_compiles_lists_and_writes(folder, monkeypatch, capsys):
 
 def test_the_fastest_candidate_with_right_values_wins(folder, monkeypatch, capsys):
     """With a clock that is made up: the way from the device's name to the table."""
-    shape = {"rows": 16, "block": 0}
+    shape = {"rows": 32, "block": 0}
     wrong = fp8.TILES.rule(**shape)
 
     class Fake:

@@ -32,7 +32,7 @@ def new_weight(
     Args:
         out_features, in_features: its rows and columns.
         dtype: of the activations that it meets, and of the results.
-        device: where it lives; None for the one that torch takes by default. A GPU older than Hopper multiplies floats
+        device: where it lives; None for the one that torch takes by default. A GPU older than Ada multiplies floats
             instead.
         block: 128: so many rows and columns share a scale. ``in_features`` are whole blocks then; the last rows may be
             fewer, and ``fill`` begins at whole blocks. None: each row has a scale; one for the whole tensor is the

@@ -89,11 +89,11 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     return _plain(x, "relu") if x.dtype in FLOATS else eager.relu(x)
 
 
-def gated_by(x: torch.Tensor, kind: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """``activate(x[..., :d]) * x[..., d:]``, in the type of ``x`` or another: of ``FLOATS`` both."""
+def gated_by(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """``activate(x[..., :d]) * x[..., d:]``, of one of ``FLOATS``."""
     x = x.contiguous()
     width = x.shape[-1] // 2
-    out = x.new_empty(*x.shape[:-1], width, dtype=dtype or x.dtype)
+    out = x.new_empty(*x.shape[:-1], width)
     rows = out.numel() // width if width else 0
     choice = TILES.choose(x.device, x_bits=8 * x.itemsize)
     gated.launch((rows, triton.cdiv(width, choice["BLOCK"])), x, out, WIDTH=width, KIND=kind, **choice)

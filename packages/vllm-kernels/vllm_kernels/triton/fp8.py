@@ -91,7 +91,12 @@ def _work(rows: int, block: int, BLOCK_N: int, num_warps: int, num_stages: int) 
 def _classes(family: str) -> list[ShapeClass]:
     if family == "sm_80":
         return []
-    return [{"rows": rows, "block": block} for rows in (16, 32, 64, 128) for block in (0, BLOCK_K)]
+    return [
+        {"rows": rows, "block": block}
+        for rows in (16, 32, 64, 128)
+        for block in (0, BLOCK_K)
+        if block or rows > few_rows.MOST_ROWS
+    ]
 
 
 TILES = Tunable("fp8_product_kernel", ("rows", "block"), _rule, _candidates, _classes, _work)
@@ -288,6 +293,7 @@ def _shapes(family: str) -> list[Shape]:
         for out_features, in_features in _LAYERS
         for block in (None, BLOCK_K)
         for num_rows in (1, 32, 64, 1024)
+        if block or num_rows > few_rows.MOST_ROWS
     ]
     return list(dict.fromkeys(found)) if family != "sm_80" else []
 
