@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from vllm_kernels import tune
 from vllm_kernels.batch_invariance import use_batch_invariance
-from vllm_kernels.triton import attention, candidates, fp8, tuning
+from vllm_kernels.triton import attention, candidates, few_rows, fp8, tuning
 from vllm_kernels.triton.catalogue import KERNELS, TUNABLES
 from vllm_kernels.triton.device import FAMILIES, SHARED_MEMORY, interpreted
 from vllm_kernels.triton.tuning import Entry, Table, TableError, Tunable, Work, check, forced, read_table
@@ -275,6 +275,24 @@ def test_every_class_has_a_workload_that_computes_the_right_values():
             shape = next(iter(tunable.classes("sm_90")))
             case = workload(tunable.kernel, shape, torch.device("cpu"), tiny=True)
             assert relative_error(case.checked(case.run()), case.truth()) <= case.tolerance, tunable.kernel
+
+
+def test_the_workloads_of_few_rows_of_fp8_are_of_fp8():
+    from vllm_kernels.backend import use_face
+    from vllm_kernels.benchmarks.case import relative_error
+    from vllm_kernels.benchmarks.workloads import workload
+    from vllm_kernels.triton.kernel import recorded
+
+    with use_face("triton"):
+        for gated in (0, 1):
+            shape = {"out": 4096, "x_bits": 8, "gated": gated}
+            assert shape in few_rows.TILES.classes("sm_90")
+            case = workload("few_rows_kernel", shape, torch.device("cpu"), tiny=True)
+            with recorded() as launches:
+                result = case.run()
+            (used,) = (configuration for kernel, configuration in launches if kernel.name == "few_rows_kernel")
+            assert used.types["weight"] == "*fp8e4nv"
+            assert relative_error(case.checked(result), case.truth()) <= case.tolerance
 
 
 def test_a_forced_choice_ends_with_its_block():

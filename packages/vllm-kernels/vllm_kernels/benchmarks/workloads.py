@@ -88,7 +88,8 @@ def _projection(rows: int) -> Callable[..., Case]:
     def make(device: torch.device, dtype: torch.dtype, sizes: Sizes, **shape: Any) -> Case:
         made = gated if shape["gated"] else added
         wide = torch.float32 if shape["x_bits"] == 32 else dtype
-        return made(rows, sizes(shape["out"], 80), sizes(4096, 256), device, wide, group=shape.get("span"))
+        fp8 = shape["x_bits"] == 8
+        return made(rows, sizes(shape["out"], 80), sizes(4096, 256), device, wide, group=shape.get("span"), fp8=fp8)
 
     return make
 
